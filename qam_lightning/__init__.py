@@ -1,0 +1,3 @@
+"""Q-learning with Adjoint Matching: offline and offline-to-online RL with flow-matching policies."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""What happens around a training step: EMA targets, evaluation, logging, checkpoints."""

@@ -1,0 +1,1 @@
+"""The mathematics: pure functions of tensors; noise is an argument, never drawn inside."""

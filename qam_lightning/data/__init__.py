@@ -1,0 +1,1 @@
+"""OGBench files, chunk arithmetic, the DataModule and dataset generation."""

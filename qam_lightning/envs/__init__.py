@@ -1,0 +1,1 @@
+"""Environments and the action-chunk rollout that collection and evaluation share."""

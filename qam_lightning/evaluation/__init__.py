@@ -1,0 +1,1 @@
+"""Statistics, tables, plots and video of evaluation results."""

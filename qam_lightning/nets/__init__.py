@@ -1,0 +1,1 @@
+"""Networks: MLPs, velocity fields, the batched critic ensemble and policy heads."""
