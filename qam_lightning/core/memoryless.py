@@ -1,0 +1,70 @@
+"""The memoryless stochastic process that adjoint matching is trained on (Eq. 19, 24).
+
+With step h = 1/T, the drift's 1/u and the noise scale are shifted by h so that u = 0 stays finite.
+The last step is a deterministic Euler step of the behaviour flow alone.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qam_lightning.core.flow import Field, flow_times
+
+
+def noise_scale(u: Tensor, h: float) -> Tensor:
+    """Return σ(u) = sqrt(2 (1 - u + h) / (u + h)), Eq. 7 shifted by the step ``h``."""
+    return torch.sqrt(2.0 * (1.0 - u + h) / (u + h))
+
+
+class Path(NamedTuple):
+    """One simulated path per sample.
+
+    Attributes:
+        states: (T, B, D), the points a_0..a_{T-1}.
+        end: (B, D), the final point a_T.
+        times: (T,), u_i = i / T.
+        sigma: (T,), σ_i.
+    """
+
+    states: Tensor
+    end: Tensor
+    times: Tensor
+    sigma: Tensor
+
+
+def simulate(v: Field, behavior: Field, x_0: Tensor, z: Tensor) -> Path:
+    """Simulate the memoryless SDE of ``v`` (Eq. 24) and return its path.
+
+    Differentiable with respect to everything ``v`` and ``behavior`` depend on; wrap in
+    ``torch.no_grad`` where the path alone is wanted.
+
+    Args:
+        v: the combined velocity f_β + f_θ, used in the first T - 1 steps.
+        behavior: the behaviour velocity f_β, used in the last step.
+        x_0: (B, D) standard normal starting points.
+        z: (T - 1, B, D) standard normal increments; T is read from here.
+    """
+    steps = len(z) + 1
+    h = 1.0 / steps
+    times = flow_times(steps, x_0)
+    sigma = noise_scale(times, h)
+    states = [x_0]
+    for u, s, z_i in zip(times[:-1], sigma[:-1], z, strict=True):
+        a = states[-1]
+        drift = 2.0 * v(a, u) - a / (u + h)
+        states.append(a + h * drift + (h**0.5 * s) * z_i)
+    end = states[-1] + h * behavior(states[-1], times[-1])
+    return Path(torch.stack(states), end, times, sigma)
+
+
+def control_cost(control: Callable[[Tensor, Tensor], Tensor], path: Path) -> Tensor:
+    """Return Σ_{i<T-1} 2 ‖f_θ(a_i, u_i)‖² / σ_i² per sample, (B,): the running cost of Eq. 18.
+
+    Args:
+        control: the residual velocity f_θ.
+        path: a path simulated with gradients, so that they reach ``control`` through the states.
+    """
+    u, sigma = path.times[:-1, None, None], path.sigma[:-1, None]
+    return (2.0 * control(path.states[:-1], u).square().sum(-1) / sigma.square()).sum(0)

@@ -1,0 +1,255 @@
+"""The contract every method fulfils, and what all of them share.
+
+A training step is one pure function, :meth:`Method.losses`: a batch and pre-drawn noise in, named
+losses and metrics out. All randomness of a step is drawn in one place, as a function of
+(seed, step), so that any step can be recomputed and a resumed run draws what it would have drawn.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from qam_lightning.batch import Batch
+from qam_lightning.core.critic import pessimistic, td_loss, td_target
+from qam_lightning.core.draws import Draw, draw, mix
+from qam_lightning.errors import UserError, require
+from qam_lightning.nets.ensemble import CriticEnsemble
+from qam_lightning.nets.frozen import ema_copy
+
+Noise = Mapping[str, Tensor]
+Losses = dict[str, Tensor]
+
+
+class Method(L.LightningModule):
+    """Critic ensemble, optimisation and acting; a subclass adds its actor.
+
+    Args:
+        obs_dim: O, size of an observation (linked to the data).
+        action_dim: A, size of an action (linked to the data).
+        chunk: H >= 1, actions per chunk (linked to the data).
+        discount: γ in (0, 1] (linked to the data).
+        rho: pessimism ρ >= 0 of the backup, mean_K - ρ std_K.
+        ensemble: K >= 1 critics.
+        flow_steps: T >= 1 integration steps of the flow.
+        width: hidden width of every network.
+        depth: number of hidden layers of every network.
+        learning_rate: Adam's step size, > 0.
+        clip: bound on the gradient over all parameters jointly; 0 switches clipping off.
+        clip_mode: "norm" rescales to global norm ``clip``; "value" clips element-wise.
+        best_of_n: N >= 1 candidates when acting; the one with the largest mean Q is taken.
+        seed: seed of all training noise (linked to the run's seed).
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        chunk: int,
+        discount: float,
+        rho: float,
+        ensemble: int,
+        flow_steps: int,
+        width: int,
+        depth: int,
+        learning_rate: float,
+        clip: float,
+        clip_mode: Literal["norm", "value"],
+        best_of_n: int,
+        seed: int,
+    ) -> None:
+        """Check the ranges and build the critic."""
+        super().__init__()
+        for name, value, least in (
+            ("chunk", chunk, 1),
+            ("ensemble", ensemble, 1),
+            ("flow_steps", flow_steps, 1),
+            ("width", width, 1),
+            ("depth", depth, 1),
+            ("best_of_n", best_of_n, 1),
+            ("rho", rho, 0),
+            ("clip", clip, 0),
+        ):
+            require(value >= least, name, value, f"at least {least}")
+        require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
+        require(0 < discount <= 1, "discount", discount, "in (0, 1]")
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.obs_dim, self.action_dim, self.chunk = obs_dim, action_dim, chunk
+        self.dim = chunk * action_dim
+        self.discount, self.rho = discount, rho
+        self.flow_steps = flow_steps
+        self.sizes = (obs_dim, self.dim, width, depth)
+        self.learning_rate, self.clip, self.clip_mode = learning_rate, clip, clip_mode
+        self.best_of_n, self.seed = best_of_n, seed
+
+        self.critic = CriticEnsemble(obs_dim + self.dim, width, depth, ensemble)
+        self.critic_ema = ema_copy(self.critic)
+
+        self.gradient_step, self.env_step, self.phase = 0, 0, "offline"
+        self.metrics: dict[str, Tensor] = {}
+
+    # What a method defines ---------------------------------------------------------------------
+
+    @abstractmethod
+    def policy(self, s: Tensor, noise: Noise) -> Tensor:
+        """Return the policy's action chunks in [-1, 1], (B, D), at states ``s`` (B, O)."""
+
+    @abstractmethod
+    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
+        """Return the actor's named losses, to be summed, and further metrics, all scalars."""
+
+    def behavior_policy(self, s: Tensor, noise: Noise) -> Tensor:
+        """Return the cloned behaviour's action chunks, (B, D), where the method has such a flow."""
+        raise UserError(f"{type(self).__name__} has no separate behaviour policy to act with")
+
+    def policy_draws(self) -> dict[str, Draw]:
+        """Name the random quantities one call of the policy takes per state."""
+        return {"z": Draw((self.dim,))}
+
+    def actor_draws(self) -> dict[str, Draw]:
+        """Name the random quantities the actor's losses take per sample."""
+        return {}
+
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Return (network, its moving average): every module ``x_ema`` is the average of ``x``."""
+        modules = dict(self.named_modules())
+        return [
+            (modules[name.removesuffix("_ema")], target)
+            for name, target in modules.items()
+            if name.endswith("_ema")
+        ]
+
+    # A training step ---------------------------------------------------------------------------
+
+    def losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
+        """Return all losses of one step and further metrics; pure in batch, noise and weights.
+
+        Args:
+            batch: B chunks.
+            noise: every quantity of :meth:`step_draws`, leading dimension B.
+        """
+        critic, metrics = self.critic_loss(batch, noise)
+        actor, more = self.actor_losses(batch, noise)
+        return {"critic/loss": critic, **actor}, {**metrics, **more}
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the TD loss with pessimistic backup (Eq. 26) and the critic's metrics."""
+        with torch.no_grad():
+            backup = {name: noise[f"next/{name}"] for name in self.policy_draws()}
+            next_actions = self.policy(batch.next_observations, backup)
+            next_q = self.critic_ema(batch.next_observations, next_actions)
+            target = td_target(
+                batch.rewards,
+                batch.masks,
+                pessimistic(next_q, self.rho),
+                self.discount**self.chunk,
+            )
+        q = self.critic(batch.observations, batch.actions)
+        detached = q.detach()
+        metrics = {
+            "critic/q_mean": detached.mean(),
+            "critic/q_max": detached.max(),
+            "critic/q_min": detached.min(),
+            "critic/q_spread": detached.std(0, correction=0).mean(),
+            "critic/target_mean": target.mean(),
+        }
+        return td_loss(q, target, batch.valid), metrics
+
+    def step_draws(self) -> dict[str, Draw]:
+        """Name all random quantities of a training step: the backup's policy's and the actor's."""
+        backup = {f"next/{name}": d for name, d in self.policy_draws().items()}
+        return {**backup, **self.actor_draws()}
+
+    def step_noise(self, size: int) -> dict[str, Tensor]:
+        """Draw this step's noise for ``size`` samples, a function of seed, step and rank's share.
+
+        All ranks draw for the global batch and keep their rows, so that R ranks with batches of
+        B / R train as one rank with B.
+        """
+        alone = self._trainer is None
+        ranks, rank = (1, 0) if alone else (self.trainer.world_size, self.trainer.global_rank)
+        generator = torch.Generator(self.device).manual_seed(mix(self.seed, self.gradient_step))
+        noise = draw(self.step_draws(), (size * ranks,), generator)
+        return {name: x[rank * size : (rank + 1) * size] for name, x in noise.items()}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Sum the losses, differentiate once, clip jointly, and take one Adam step."""
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        losses, metrics = self.losses(batch, self.step_noise(len(batch.rewards)))
+        loss = torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        norm = self._clip_gradients()
+        optimizer.step()
+        self.gradient_step += 1
+        named = {name: value.detach() for name, value in losses.items()}
+        self.metrics = {"loss": loss.detach(), **named, **metrics, "grad_norm": norm}
+
+    def _clip_gradients(self) -> Tensor:
+        """Clip as configured; return the global norm before clipping."""
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        if self.clip > 0 and self.clip_mode == "norm":
+            return nn.utils.clip_grad_norm_(parameters, self.clip)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.clip > 0:
+            nn.utils.clip_grad_value_(parameters, self.clip)
+        return norm
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the one Adam over everything that is trained."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.Adam(trained, lr=self.learning_rate, fused=True)
+
+    # Acting ------------------------------------------------------------------------------------
+
+    def policy_noise(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw what :meth:`act` takes at n states: tensors of leading shape (n, best_of_n)."""
+        return draw(self.policy_draws(), (n, self.best_of_n), generator)
+
+    @torch.no_grad()
+    def act(self, s: Tensor, noise: Noise) -> Tensor:
+        """Return action chunks in [-1, 1], (n, H, A), at states ``s`` (n, O): the best of N."""
+        candidates = self._candidates(self.policy, s, noise)
+        if self.best_of_n == 1:
+            best = candidates[:, 0]
+        else:
+            best = candidates[torch.arange(len(s)), self.ranking(s, candidates).argmax(1)]
+        return best.unflatten(-1, (self.chunk, self.action_dim))
+
+    @torch.no_grad()
+    def behavior_act(self, s: Tensor, noise: Noise) -> Tensor:
+        """Return action chunks of the cloned behaviour, (n, H, A), the first candidate of each."""
+        first = {name: x[:, :1] for name, x in noise.items()}
+        chunks = self._candidates(self.behavior_policy, s, first)[:, 0]
+        return chunks.unflatten(-1, (self.chunk, self.action_dim))
+
+    def ranking(self, s: Tensor, candidates: Tensor) -> Tensor:
+        """Return what best-of-N maximises, (n, N), for candidates (n, N, D): mean_K Q."""
+        n, count, _ = candidates.shape
+        q = self.critic(s.repeat_interleave(count, 0), candidates.flatten(0, 1))
+        return q.mean(0).view(n, count)
+
+    def _candidates(self, policy: Any, s: Tensor, noise: Noise) -> Tensor:
+        count = next(iter(noise.values())).shape[1]
+        flat = {name: x.flatten(0, 1) for name, x in noise.items()}
+        return policy(s.repeat_interleave(count, 0), flat).unflatten(0, (len(s), count))
+
+    # Counters ----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store our own counters; nothing depends on how Lightning counts."""
+        checkpoint["counters"] = {
+            "gradient_step": self.gradient_step,
+            "env_step": self.env_step,
+            "phase": self.phase,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the counters."""
+        for name, value in checkpoint["counters"].items():
+            setattr(self, name, value)

@@ -1,0 +1,74 @@
+"""The critic ensemble as one batched module: K members in every matrix product, no loop."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qam_lightning.nets.mlp import gelu
+
+LAYER_NORM_EPS = 1e-6
+
+
+class BatchedLinear(nn.Module):
+    """K independent linear layers: (K, B, m) -> (K, B, n). Weights are stored (K, m, n)."""
+
+    def __init__(self, members: int, m: int, n: int) -> None:
+        """Xavier-uniform weights per member, zero biases."""
+        super().__init__()
+        bound = (6.0 / (m + n)) ** 0.5
+        self.weight = nn.Parameter(torch.empty(members, m, n).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(members, 1, n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply member k to x[k]."""
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class BatchedLayerNorm(nn.Module):
+    """K independent layer normalisations of (K, B, n), each with its own scale and bias."""
+
+    def __init__(self, members: int, n: int) -> None:
+        """Unit scale, zero bias."""
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(members, 1, n))
+        self.bias = nn.Parameter(torch.zeros(members, 1, n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+        return torch.addcmul(self.bias, normed, self.scale)
+
+
+class CriticEnsemble(nn.Module):
+    """K critics Q_k(s, a): hidden layers with GELU followed by LayerNorm, one output each.
+
+    Args:
+        in_dim: total size of the inputs.
+        width: hidden width.
+        depth: number of hidden layers.
+        members: K.
+    """
+
+    def __init__(self, in_dim: int, width: int, depth: int, members: int) -> None:
+        """Build the layers."""
+        super().__init__()
+        sizes = [in_dim, *[width] * depth]
+        self.members = members
+        self.hidden = nn.ModuleList(
+            BatchedLinear(members, m, n) for m, n in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.norms = nn.ModuleList(BatchedLayerNorm(members, n) for n in sizes[1:])
+        self.out = BatchedLinear(members, width, 1)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the values (K, B) of concat(inputs), each input (B, .)."""
+        x = _join(inputs).expand(self.members, -1, -1)
+        for linear, norm in zip(self.hidden, self.norms, strict=True):
+            x = norm(gelu(linear(x)))
+        return self.out(x).squeeze(-1)
+
+
+def _join(inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=-1)

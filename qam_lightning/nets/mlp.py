@@ -1,0 +1,118 @@
+"""The multilayer perceptron every policy network is built from."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh approximation, as everywhere in the paper's networks."""
+    return F.gelu(x, approximate="tanh")
+
+
+class MLP(nn.Module):
+    """Linear layers with GELU between them; Xavier-uniform weights, zero biases.
+
+    Args:
+        sizes: layer widths from input to output.
+        activate_last: whether GELU follows the last layer too.
+    """
+
+    def __init__(self, sizes: Sequence[int], activate_last: bool = False) -> None:
+        """Build and initialise the layers."""
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(m, n) for m, n in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.activate_last = activate_last
+        for layer in self.linears:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @property
+    def linears(self) -> Sequence[nn.Linear]:
+        """The layers, from input to output."""
+        return cast(Sequence[nn.Linear], self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., sizes[0]) to (..., sizes[-1])."""
+        return self.finish(self.linears[0](x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Continue from the first layer's pre-activation (..., sizes[1])."""
+        for layer in self.linears[1:]:
+            x = layer(gelu(x))
+        return gelu(x) if self.activate_last else x
+
+    def pre_activations(self, x: Tensor) -> list[Tensor]:
+        """Return the pre-activations of all hidden layers, given the first one's."""
+        out = [x]
+        for layer in self.linears[1:-1]:
+            out.append(layer(gelu(out[-1])))
+        return out
+
+    def pull_back(self, pre: Sequence[Tensor], g: Tensor) -> Tensor:
+        """Return the vector-Jacobian product of ``finish`` at ``pre`` with ``g`` (B, sizes[-1])."""
+        for layer, x in zip(reversed(self.linears[1:]), reversed(pre), strict=True):
+            g = torch.ops.aten.gelu_backward(g @ layer.weight, x, approximate="tanh")
+        return g
+
+
+class VelocityField(nn.Module):
+    """A velocity field f(s, x, u): an MLP on concat(s, x, u) with the raw flow time u.
+
+    Args:
+        obs_dim: O.
+        dim: D, the size of a flattened action chunk.
+        width: hidden width.
+        depth: number of hidden layers.
+    """
+
+    def __init__(self, obs_dim: int, dim: int, width: int, depth: int) -> None:
+        """Build the network."""
+        super().__init__()
+        self.obs_dim, self.dim = obs_dim, dim
+        self.mlp = MLP([obs_dim + dim + 1, *[width] * depth, dim])
+
+    def forward(self, s: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        """Return f(s, x, u), (B, D)."""
+        return self.given(s)(x, u)
+
+    def given(self, s: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the field f(s, ., .) of points (..., B, D) and times that broadcast against them.
+
+        The state's share of the first layer is computed once for all the points it is asked about.
+        """
+        enter = self._first_layer(s)
+        return lambda x, u: self.mlp.finish(enter(x, u))
+
+    def linearized(
+        self, s: Tensor, states: Tensor, times: Tensor
+    ) -> Callable[[int, Tensor], Tensor]:
+        """Return ``vjp(i, g)``, the product of g (B, D) with ∂f/∂x at (s, states[i], times[i]).
+
+        One batched forward pass serves all T points; each product is then a few matrix products.
+
+        Args:
+            s: (B, O).
+            states: (T, B, D).
+            times: (T,).
+        """
+        with torch.no_grad():
+            pre = self.mlp.pre_activations(self._first_layer(s)(states, times[:, None, None]))
+        weight = self.mlp.linears[0].weight[:, self.obs_dim : -1]
+
+        @torch.no_grad()
+        def vjp(i: int, g: Tensor) -> Tensor:
+            return self.mlp.pull_back([layer[i] for layer in pre], g) @ weight
+
+        return vjp
+
+    def _first_layer(self, s: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        first = self.mlp.linears[0]
+        w_s, w_x, w_u = first.weight.split([self.obs_dim, self.dim, 1], dim=1)
+        from_s = F.linear(s, w_s, first.bias)
+        return lambda x, u: F.linear(x, w_x) + (from_s + u * w_u[:, 0])

@@ -1,0 +1,53 @@
+"""Fixtures and builders that several rooms' tests share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from qam_lightning.batch import Batch
+from qam_lightning.methods.base import Method
+
+SMALL: dict[str, Any] = {
+    "obs_dim": 7,
+    "action_dim": 3,
+    "chunk": 2,
+    "discount": 0.97,
+    "rho": 0.5,
+    "ensemble": 3,
+    "flow_steps": 4,
+    "width": 32,
+    "depth": 2,
+    "learning_rate": 3e-4,
+    "clip": 1.0,
+    "clip_mode": "norm",
+    "best_of_n": 1,
+    "seed": 0,
+}
+
+
+@pytest.fixture
+def build() -> Callable[..., Method]:
+    """Return a builder of small methods: ``build(QAM, tau=1.0, width=16)``."""
+
+    def builder(method: type[Method], **changes: Any) -> Method:
+        torch.manual_seed(0)
+        return method(**{**SMALL, **changes})
+
+    return builder
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Return 16 random chunks that fit the small methods, some cut short, some terminal."""
+    g = torch.Generator().manual_seed(1)
+    size, dim = 16, SMALL["chunk"] * SMALL["action_dim"]
+    return Batch(
+        observations=torch.randn(size, SMALL["obs_dim"], generator=g),
+        actions=torch.rand(size, dim, generator=g) * 1.8 - 0.9,
+        rewards=-torch.rand(size, generator=g),
+        next_observations=torch.randn(size, SMALL["obs_dim"], generator=g),
+        masks=(torch.rand(size, generator=g) > 0.2).float(),
+        valid=(torch.rand(size, generator=g) > 0.2).float(),
+    )
