@@ -1,0 +1,164 @@
+"""Single-task OGBench environments by name, with seeds that decide everything and optional frames.
+
+OGBench registers one gymnasium id per (environment, task). What is added here: names are checked
+and mistakes answered with the valid ones, the sparse reward of the paper's "sparse" domains, and
+episodes that depend on their seed alone (some of OGBench's environments draw from numpy's global
+generator or from their unseeded action space).
+"""
+
+import difflib
+import functools
+import os
+import re
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+import ogbench  # noqa: F401  (registers the environments)
+
+from qam_lightning.errors import UserError
+
+TASKS = range(1, 6)
+_TASK_ID = re.compile(r"(?P<env>.+)-singletask-task(?P<task>\d+)-v0")
+_PROBE = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
+
+
+@functools.cache
+def env_names() -> tuple[str, ...]:
+    """Names of all state-based OGBench environments that have single-task variants, sorted."""
+    matches = (_TASK_ID.fullmatch(name) for name in gymnasium.registry)
+    names = {match["env"] for match in matches if match}
+    # Pixel environments have no state observations, which every network here expects.
+    return tuple(sorted(name for name in names if not name.startswith("visual-")))
+
+
+def env_id(env: str, task: int) -> str:
+    """The gymnasium id of one task, e.g. ``("scene", 1) -> "scene-singletask-task1-v0"``.
+
+    Args:
+        env: environment name as in `env_names`, e.g. ``cube-triple`` or ``antmaze-large``.
+        task: 1 to 5.
+
+    Raises:
+        UserError: the environment or the task does not exist; the message lists the valid ones.
+    """
+    if env not in env_names():
+        close = difflib.get_close_matches(str(env), env_names(), n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise UserError(f"env: unknown environment '{env}'; {hint}valid: {', '.join(env_names())}")
+    name = f"{env}-singletask-task{task}-v0"
+    if name not in gymnasium.registry:
+        tasks = [str(k) for k in TASKS if f"{env}-singletask-task{k}-v0" in gymnasium.registry]
+        raise UserError(f"task: '{env}' has no task {task!r}; valid: {', '.join(tasks)}")
+    return name
+
+
+def episode_steps(env: str, task: int) -> int:
+    """The environment's own limit on the steps of an episode."""
+    return int(gymnasium.spec(env_id(env, task)).max_episode_steps or 0)
+
+
+def make_env(
+    env: str, task: int, sparse: bool = False, render_size: tuple[int, int] | None = None
+) -> gymnasium.Env:
+    """Make one single-task environment.
+
+    Args:
+        env: environment name, e.g. ``scene``.
+        task: 1 to 5.
+        sparse: map every reward r to -1 if r != 0, else 0.
+        render_size: (width, height) in pixels of the frames that ``render()`` gives; None when no
+            frames are wanted. Call `headless_gl` before mujoco's first import to get any.
+
+    Returns:
+        An environment with float64 observations (O,), actions (A,) in [-1, 1], OGBench's time limit
+        and ``info["success"]`` at every step.
+
+    Raises:
+        UserError: unknown environment or task.
+    """
+    name = env_id(env, task)
+    size = {} if render_size is None else {"width": render_size[0], "height": render_size[1]}
+    with warnings.catch_warnings():
+        # mujoco's viewer, imported by OGBench, complains about a missing display that nobody needs.
+        warnings.filterwarnings("ignore", message=".*DISPLAY.*")
+        warnings.filterwarnings("ignore", message=".*precision lowered.*")
+        made = Reproducible(gymnasium.make(name, disable_env_checker=True, **size))
+    return SparseReward(made) if sparse else made
+
+
+class SparseReward(gymnasium.RewardWrapper):
+    """Reward 0 where the environment gives 0 (the goal is reached) and -1 everywhere else."""
+
+    def reward(self, reward: Any) -> float:
+        """Map one reward."""
+        return -1.0 if reward != 0 else 0.0
+
+
+class Reproducible(gymnasium.Wrapper):
+    """Makes an episode a function of its reset seed and its actions, in any process and order.
+
+    While the environment runs, numpy's global generator is replaced by one of its own, so that
+    neither it nor whoever else uses the global generator disturbs the other. ``reset`` without a
+    seed continues the current random streams.
+    """
+
+    def __init__(self, env: gymnasium.Env):
+        """Wrap ``env``."""
+        super().__init__(env)
+        # Some environments build this space anew at every access; the others draw from it.
+        self._action_space = env.action_space
+        self._bits = np.random.MT19937()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset; with a seed (0 to 2^32 - 1), reseed every source of randomness."""
+        if seed is not None:
+            self._bits = np.random.MT19937(seed)
+            self._action_space.seed(seed)
+        return self._run(self.env.reset, seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take one step."""
+        return self._run(self.env.step, action)
+
+    def close(self) -> None:
+        """Close the environment and its renderer, which OGBench leaves to the interpreter's exit."""
+        for name in ("_renderer", "custom_renderer"):
+            renderer = getattr(self.env.unwrapped, name, None)
+            if renderer is not None:
+                renderer.close()
+        super().close()
+
+    def _run(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        others = np.random.get_bit_generator()
+        np.random.set_bit_generator(self._bits)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            np.random.set_bit_generator(others)
+
+
+@functools.cache
+def headless_gl() -> str | None:
+    """Find a way to render frames and set ``MUJOCO_GL`` to it; must precede mujoco's first import.
+
+    A value the user has set is the only one tried. Each candidate is tried in a process of its own,
+    because a backend that does not work makes the import of mujoco fail.
+
+    Returns:
+        The backend (``glfw``, ``egl`` or ``osmesa``), or None if none works here.
+    """
+    chosen = os.environ.get("MUJOCO_GL")
+    display = os.environ.get("DISPLAY") or sys.platform == "darwin"
+    for backend in [chosen] if chosen else (["glfw"] if display else []) + ["egl", "osmesa"]:
+        trial = {**os.environ, "MUJOCO_GL": backend}
+        run = subprocess.run([sys.executable, "-c", _PROBE], env=trial, capture_output=True)
+        if run.returncode == 0:
+            os.environ["MUJOCO_GL"] = backend
+            return backend
+    return None
