@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qam_lightning.nets.mlp import gelu
+from qam_lightning.nets.gelu import gelu
 
 LAYER_NORM_EPS = 1e-6
 

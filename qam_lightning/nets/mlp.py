@@ -7,10 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh approximation, as everywhere in the paper's networks."""
-    return F.gelu(x, approximate="tanh")
+from qam_lightning.nets.gelu import gelu, gelu_and_slope
 
 
 class MLP(nn.Module):
@@ -47,17 +44,21 @@ class MLP(nn.Module):
             x = layer(gelu(x))
         return gelu(x) if self.activate_last else x
 
-    def pre_activations(self, x: Tensor) -> list[Tensor]:
-        """Return the pre-activations of all hidden layers, given the first one's."""
-        out = [x]
+    @torch.no_grad()
+    def slopes(self, x: Tensor) -> list[Tensor]:
+        """Return the activations' slopes in all hidden layers, given the first pre-activation."""
+        y, slope = gelu_and_slope(x)
+        slopes = [slope]
         for layer in self.linears[1:-1]:
-            out.append(layer(gelu(out[-1])))
-        return out
+            y, slope = gelu_and_slope(layer(y))
+            slopes.append(slope)
+        return slopes
 
-    def pull_back(self, pre: Sequence[Tensor], g: Tensor) -> Tensor:
-        """Return the vector-Jacobian product of ``finish`` at ``pre`` with ``g`` (B, sizes[-1])."""
-        for layer, x in zip(reversed(self.linears[1:]), reversed(pre), strict=True):
-            g = torch.ops.aten.gelu_backward(g @ layer.weight, x, approximate="tanh")
+    @torch.no_grad()
+    def pull_back(self, slopes: Sequence[Tensor], g: Tensor) -> Tensor:
+        """Return the vector-Jacobian product of ``finish`` with g (B, sizes[-1])."""
+        for layer, slope in zip(reversed(self.linears[1:]), reversed(slopes), strict=True):
+            g = (g @ layer.weight).mul_(slope)
         return g
 
 
@@ -102,14 +103,9 @@ class VelocityField(nn.Module):
             times: (T,).
         """
         with torch.no_grad():
-            pre = self.mlp.pre_activations(self._first_layer(s)(states, times[:, None, None]))
-        weight = self.mlp.linears[0].weight[:, self.obs_dim : -1]
-
-        @torch.no_grad()
-        def vjp(i: int, g: Tensor) -> Tensor:
-            return self.mlp.pull_back([layer[i] for layer in pre], g) @ weight
-
-        return vjp
+            slopes = self.mlp.slopes(self._first_layer(s)(states, times[:, None, None]))
+            weight = self.mlp.linears[0].weight[:, self.obs_dim : -1]
+        return lambda i, g: self.mlp.pull_back([layer[i] for layer in slopes], g) @ weight
 
     def _first_layer(self, s: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         first = self.mlp.linears[0]
