@@ -383,8 +383,13 @@ def _start_worker(name: str, dataset: str, episode_steps: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         # A worker whose parent was killed would wait for its next episode for ever.
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _collector = Collector(name, dataset, episode_steps)
+
+
+def _end_with(process: Any) -> None:
+    process.join()
+    os._exit(1)
 
 
 def _collect_part(parts: Path, seed: int, index: int) -> None:
