@@ -109,9 +109,14 @@ class Reproducible(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env):
         """Wrap ``env``."""
         super().__init__(env)
-        # Some environments build this space anew at every access; the others draw from it.
         self._action_space = env.action_space
         self._bits = np.random.MT19937()
+        kind = type(env.unwrapped)
+        if isinstance(getattr(kind, "action_space", None), property):
+            # Manipulation resets draw a few actions from a space that this property builds anew at
+            # every access, seeded by the system. Give them one space that can be seeded.
+            fixed = {"action_space": self._action_space}
+            env.unwrapped.__class__ = type(kind.__name__, (kind,), fixed)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -249,7 +249,7 @@ class RolloutPool:
         task: int,
         sparse: bool = False,
         workers: int | None = None,
-        slots: int = 25,
+        slots: int = 16,
         render_size: tuple[int, int] = (320, 240),
     ):
         """Describe the pool.
