@@ -1,0 +1,38 @@
+"""Target networks: exponential moving averages that follow the trained networks."""
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from qam_lightning.errors import UserError
+
+
+class EmaTargets(pl.Callback):
+    """Moves every target network a little towards its online network after each gradient step.
+
+    ``target <- (1 - rate) * target + rate * online`` for the pairs that the method names in
+    ``ema_pairs()``. Averaging the whole module, as ready-made EMA callbacks do, would be wrong here:
+    the targets take part in the losses and are part of the method's state.
+
+    Args:
+        rate: λ in (0, 1]; 1 copies the online networks.
+    """
+
+    def __init__(self, rate: float = 0.005) -> None:
+        if not 0.0 < rate <= 1.0:
+            raise UserError(f"ema.rate: must lie in (0, 1], found {rate}")
+        self.rate = rate
+        self._online: list[Tensor] = []
+        self._target: list[Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Collects the tensors once, now that they are on their device."""
+        pairs = pl_module.ema_pairs()  # type: ignore[operator]
+        self._online = [p for online, _ in pairs for p in online.parameters()]
+        self._target = [p for _, target in pairs for p in target.parameters()]
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
+        """Applies the update; first of all callbacks, so that whatever follows sees a whole step."""
+        if self._target:
+            torch._foreach_lerp_(self._target, self._online, self.rate)

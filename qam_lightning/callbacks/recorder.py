@@ -1,0 +1,253 @@
+"""Metrics of a run: CSV files always, Weights & Biases when asked for.
+
+``metrics/train.csv`` has a row every so many gradient steps, ``metrics/eval.csv`` one per
+evaluation. A resumed run continues both as if it had never stopped: rows beyond the checkpoint are
+dropped first, since they will come again.
+"""
+
+import csv
+import math
+import netrc
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+import lightning.pytorch as pl
+import torch
+import yaml
+
+from qam_lightning.callbacks.checkpoints import config_text
+from qam_lightning.errors import UserError
+from qam_lightning.provenance import versions
+
+Row = dict[str, Any]
+
+
+class Recorder(pl.Callback):
+    """Writes the method's metrics and the evaluations' results.
+
+    Besides the method's own metrics a row carries ``gradient_step``, ``env_step``, ``phase`` and
+    ``steps_per_second`` (gradient steps, evaluations not counted).
+
+    Args:
+        run_dir: Folder of the run; files go to its ``metrics`` folder.
+        every: Gradient steps between two rows; each costs one synchronisation with the device.
+        wandb: Whether to report to Weights & Biases too; ``online`` without an API key becomes
+            ``offline`` (to be uploaded later with ``wandb sync``).
+        project: Weights & Biases project.
+        name: Name of the run there; by default that of the run folder.
+
+    Attributes:
+        latest: The latest row of training metrics, empty before the first.
+        success: The latest evaluated success rate in [0, 1], None before the first.
+    """
+
+    def __init__(
+        self,
+        run_dir: str,
+        every: int = 100,
+        wandb: Literal["disabled", "offline", "online"] = "disabled",
+        project: str = "qam_lightning",
+        name: str | None = None,
+    ) -> None:
+        if every < 1:
+            raise UserError(f"log.every: must be at least 1 gradient step, found {every}")
+        self.run_dir = Path(run_dir)
+        self.every = every
+        self.wandb = wandb
+        self.project = project
+        self.name = name
+        self.latest: Row = {}
+        self.success: float | None = None
+        self._run: Any = None
+        self._clock = (0, 0.0)
+
+    @property
+    def train_csv(self) -> Path:
+        """Where training metrics go."""
+        return self.run_dir / "metrics" / "train.csv"
+
+    @property
+    def eval_csv(self) -> Path:
+        """Where evaluation results go."""
+        return self.run_dir / "metrics" / "eval.csv"
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drops rows that the resumed run will write again, and opens the W&B run."""
+        if not trainer.is_global_zero:
+            return
+        for path in (self.train_csv, self.eval_csv):
+            rewind(path, pl_module.gradient_step)  # type: ignore[arg-type]
+        if self.wandb != "disabled":
+            self._run = _open_wandb(self)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock of the training speed."""
+        self._restart_clock(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
+    ) -> None:
+        """Writes a row when it is due; the only place where training waits for the device.
+
+        Raises:
+            UserError: The loss is not finite.
+        """
+        if pl_module.gradient_step % self.every != 0:  # type: ignore[operator]
+            return
+        metrics = host_values(pl_module.metrics)  # type: ignore[arg-type]
+        if not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"training diverged: the loss is {metrics['loss']} at gradient step "
+                f"{pl_module.gradient_step}; lower model.learning_rate or clip gradients"
+            )
+        step, then = self._clock
+        elapsed = max(time.perf_counter() - then, 1e-9)
+        speed = (pl_module.gradient_step - step) / elapsed  # type: ignore[operator]
+        self.latest = {**_counters(pl_module), "steps_per_second": round(speed, 3), **metrics}
+        self._restart_clock(pl_module)
+        if trainer.is_global_zero:
+            append(self.train_csv, self.latest)
+            if self._run is not None:
+                self._run.log(self.latest)
+
+    def on_evaluation(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, result: Mapping[str, Any]
+    ) -> None:
+        """Writes the numbers of an evaluation; its time does not count as training time."""
+        self.success = float(result["success"])
+        if trainer.is_global_zero:
+            numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
+            counters = _counters(pl_module)
+            append(self.eval_csv, counters | numbers)
+            if self._run is not None:
+                self._run.log(counters | {f"evaluation/{k}": v for k, v in numbers.items()})
+        self._restart_clock(pl_module)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Marks the W&B run as failed."""
+        self._close(exit_code=1)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Finishes the W&B run."""
+        self._close(exit_code=0)
+
+    def _close(self, exit_code: int) -> None:
+        if self._run is not None:
+            self._run.finish(exit_code=exit_code)
+            self._run = None
+
+    def _restart_clock(self, pl_module: pl.LightningModule) -> None:
+        self._clock = (pl_module.gradient_step, time.perf_counter())  # type: ignore[assignment]
+
+
+def host_values(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Brings 0-dim tensors to the host with a single synchronisation, as floats of 6 digits."""
+    if not metrics:
+        return {}
+    values = torch.stack([value.float() for value in metrics.values()]).tolist()
+    return {name: float(f"{value:.6g}") for name, value in zip(metrics, values, strict=True)}
+
+
+def _counters(pl_module: pl.LightningModule) -> Row:
+    return {name: getattr(pl_module, name) for name in ("gradient_step", "env_step", "phase")}
+
+
+# -- CSV -----------------------------------------------------------------------------------------
+
+
+def append(path: Path, row: Row) -> None:
+    """Appends a row; where it brings new columns, earlier rows are left empty in them."""
+    columns, rows = _read(path) if path.exists() else ([], [])
+    if not set(row) <= set(columns):
+        columns += [name for name in row if name not in columns]
+        _replace(path, columns, [*rows, row])
+        return
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.DictWriter(file, columns).writerow(row)
+
+
+def rewind(path: Path, gradient_step: int) -> None:
+    """Drops the rows after ``gradient_step``, all of them if that is 0."""
+    if not path.exists():
+        return
+    columns, rows = _read(path)
+    kept = [row for row in rows if 0 < gradient_step >= int(row["gradient_step"])]
+    if kept:
+        _replace(path, columns, kept)
+    else:
+        path.unlink()
+
+
+def _read(path: Path) -> tuple[list[str], list[Row]]:
+    """Columns and rows; a last line cut short by a crash is left out."""
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    reader = csv.DictReader(whole.splitlines())
+    rows = list(reader)
+    return list(reader.fieldnames or []), rows
+
+
+def _replace(path: Path, columns: list[str], rows: list[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+# -- Weights & Biases ----------------------------------------------------------------------------
+
+
+def _open_wandb(recorder: Recorder) -> Any:
+    import wandb  # slow to import, and few runs want it
+
+    mode = recorder.wandb
+    if mode == "online" and not _has_wandb_key():
+        print("wandb: no API key found, recording offline; upload later with `wandb sync`")
+        mode = "offline"
+    identity = recorder.run_dir / "wandb_run_id"
+    if not identity.exists():
+        recorder.run_dir.mkdir(parents=True, exist_ok=True)
+        identity.write_text(secrets.token_hex(4), encoding="utf-8")
+    config = yaml.safe_load(config_text(recorder.run_dir)) or {}
+    try:
+        run = wandb.init(
+            project=recorder.project,
+            name=recorder.name or recorder.run_dir.name,
+            id=identity.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            mode=mode,
+            dir=str(recorder.run_dir),
+            config=config | {"versions": versions()},
+            settings=wandb.Settings(silent=True),
+        )
+    except (wandb.errors.Error, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"log.wandb: cannot start a run: {reason}; try offline") from error
+    run.define_metric("gradient_step")
+    run.define_metric("env_step")
+    run.define_metric("*", step_metric="gradient_step")
+    return run
+
+
+def _has_wandb_key() -> bool:
+    """Whether wandb would find credentials; asking wandb itself may open a prompt."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        try:
+            if path and netrc.netrc(os.path.expanduser(path)).authenticators(host or ""):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
