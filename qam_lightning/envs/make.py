@@ -18,6 +18,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import ogbench  # noqa: F401  (registers the environments)
+from numpy.random import mtrand
 
 from qam_lightning.errors import UserError
 
@@ -109,13 +110,14 @@ class Reproducible(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env):
         """Wrap ``env``."""
         super().__init__(env)
-        self._action_space = env.action_space
+        space: gymnasium.Space = env.action_space
+        self._action_space = space
         self._bits = np.random.MT19937()
         kind = type(env.unwrapped)
         if isinstance(getattr(kind, "action_space", None), property):
             # Manipulation resets draw a few actions from a space that this property builds anew at
             # every access, seeded by the system. Give them one space that can be seeded.
-            fixed = {"action_space": self._action_space}
+            fixed = {"action_space": space}
             env.unwrapped.__class__ = type(kind.__name__, (kind,), fixed)
 
     def reset(
@@ -124,7 +126,7 @@ class Reproducible(gymnasium.Wrapper):
         """Reset; with a seed (0 to 2^32 - 1), reseed every source of randomness."""
         if seed is not None:
             self._bits = np.random.MT19937(seed)
-            self._action_space.seed(seed)
+            self.action_space.seed(seed)
         return self._run(self.env.reset, seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -132,7 +134,7 @@ class Reproducible(gymnasium.Wrapper):
         return self._run(self.env.step, action)
 
     def close(self) -> None:
-        """Close the environment and its renderer, which OGBench leaves to the interpreter's exit."""
+        """Close the environment and its renderer, which OGBench would leave open."""
         for name in ("_renderer", "custom_renderer"):
             renderer = getattr(self.env.unwrapped, name, None)
             if renderer is not None:
@@ -140,12 +142,12 @@ class Reproducible(gymnasium.Wrapper):
         super().close()
 
     def _run(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        others = np.random.get_bit_generator()
-        np.random.set_bit_generator(self._bits)
+        others = mtrand.get_bit_generator()
+        mtrand.set_bit_generator(self._bits)
         try:
             return function(*args, **kwargs)
         finally:
-            np.random.set_bit_generator(others)
+            mtrand.set_bit_generator(others)
 
 
 @functools.cache

@@ -56,7 +56,7 @@ class Episode(NamedTuple):
     """One finished episode.
 
     Attributes:
-        index: its number i in the evaluation.
+        number: i, counted from 0.
         seed: what the environment was reset with, see `episode_seed`.
         success: the last step's success, 0 or 1.
         episode_return: undiscounted sum of rewards.
@@ -64,7 +64,7 @@ class Episode(NamedTuple):
         frames: recorded pictures, empty unless asked for.
     """
 
-    index: int
+    number: int
     seed: int
     success: float
     episode_return: float
@@ -105,11 +105,12 @@ class ChunkedEnv:
         """
         observation, _ = self.env.reset(seed=seed)
         self._every, self._steps = frame_every, 0
-        return np.asarray(observation, np.float32), [self.env.render()] if frame_every else []
+        return np.asarray(observation, np.float32), [self._frame()] if frame_every else []
 
     def execute(self, actions: np.ndarray) -> Chunk:
         """Execute up to H ``actions`` (H, A), stopping where the episode ends."""
-        observations, rewards, frames = [], [], []
+        observations, rewards = [], []
+        frames: list[np.ndarray] = []
         for action in actions:
             observation, reward, terminated, truncated, info = self.env.step(action)
             observations.append(np.asarray(observation, np.float32))
@@ -117,7 +118,7 @@ class ChunkedEnv:
             self._steps += 1
             done = bool(terminated or truncated)
             if self._every and (done or self._steps % self._every == 0):
-                frames.append(self.env.render())
+                frames.append(self._frame())
             if done:
                 break
         return Chunk(
@@ -128,6 +129,9 @@ class ChunkedEnv:
             float(info["success"]),
             frames,
         )
+
+    def _frame(self) -> np.ndarray:
+        return np.asarray(self.env.render())
 
     def close(self) -> None:
         """Close the environment."""
@@ -280,17 +284,17 @@ class RolloutPool:
         frames: int = 0,
         frame_every: int = 1,
     ) -> list[Episode]:
-        """Run ``episodes`` episodes to their end, in order of their index.
+        """Run ``episodes`` episodes to their end, in order of their number.
 
         Args:
             policy: see `Policy`.
             episodes: how many, at least 1.
-            seed: with the index, it decides everything in an episode but the policy.
+            seed: with an episode's number, it decides everything in an episode but the policy.
             frames: record the first so many episodes (call `headless_gl` before).
             frame_every: record every so many steps.
 
         Returns:
-            The episodes, sorted by index.
+            The episodes, in order of their number.
 
         Raises:
             RuntimeError: an environment failed or a worker died.
@@ -330,7 +334,7 @@ class RolloutPool:
                     running[slot] = Progress(index, episode_seed(seed, index))
                     restarted.append(slot)
             self._reset(running, restarted, every)
-        return sorted(finished, key=lambda episode: episode.index)
+        return sorted(finished, key=lambda episode: episode.number)
 
     def _reset(self, running: list["Progress"], slots: Sequence[int], every: list[int]) -> None:
         requests = [(s, running[s].seed, every[running[s].index]) for s in slots]

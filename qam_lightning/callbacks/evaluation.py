@@ -1,0 +1,167 @@
+"""Periodic evaluation during training, and the policy that rolls a method out."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import nn
+
+from qam_lightning.envs.rollout import RolloutPool
+from qam_lightning.errors import UserError
+from qam_lightning.evaluation.statistics import summarize
+from qam_lightning.methods.base import Method
+
+
+class EpisodePolicy:
+    """A method as a rollout policy whose noise depends on (seed, episode, chunk) alone.
+
+    Every episode has a random stream of its own on the CPU, so an episode goes the same way
+    whatever runs beside it, and torch's global generators are left alone.
+
+    """
+
+    def __init__(self, method: Method, seed: int, behavior: bool = False) -> None:
+        """Take up a method.
+
+        Args:
+            method: the method, on any device.
+            seed: seed of the policy's noise.
+            behavior: act with the cloned behaviour instead of the learned policy.
+        """
+        self._method, self._seed = method, seed
+        self._act = method.behavior_act if behavior else method.act
+        self._streams: dict[int, torch.Generator] = {}
+
+    @torch.no_grad()
+    def __call__(self, observations: np.ndarray, episodes: list[int]) -> np.ndarray:
+        """Return action chunks (N, H, A) for ``observations`` (N, O) of these episodes."""
+        drawn = [self._method.policy_noise(1, self._stream(episode)) for episode in episodes]
+        device = self._method.device
+        noise = {name: torch.cat([d[name] for d in drawn]).to(device) for name in drawn[0]}
+        with evaluating(self._method):
+            actions = self._act(torch.from_numpy(observations).to(device), noise)
+        return actions.float().cpu().numpy()
+
+    def _stream(self, episode: int) -> torch.Generator:
+        if episode not in self._streams:
+            state = np.random.SeedSequence((self._seed, episode)).generate_state(1, np.uint64)
+            self._streams[episode] = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+        return self._streams[episode]
+
+
+class Evaluate(pl.Callback):
+    """Rolls the policy out every so many gradient steps and tells the other callbacks.
+
+    Results are ``success`` (last step, in [0, 1]), ``return``, ``length`` (means over episodes) and
+    ``seconds``. They are kept in ``latest``, set as the method's attribute ``evaluation``, and
+    given to every callback that has a method ``on_evaluation(trainer, pl_module, results)``, in the
+    order of the callbacks. Also evaluates at the end of training, unless it was interrupted.
+
+    The same episodes are run every time, so that differences come from the policy. On several
+    devices the first rank evaluates while the others wait; all receive the results.
+    """
+
+    def __init__(
+        self,
+        every: int = 50_000,
+        episodes: int = 50,
+        workers: int | None = None,
+        seed: int = 0,
+        at_start: bool = False,
+    ) -> None:
+        """Note the settings.
+
+        Args:
+            every: gradient steps between evaluations.
+            episodes: episodes per evaluation.
+            workers: processes that simulate; 0 simulates in this one; None uses all cores. The
+                results do not depend on it.
+            seed: seed of the episodes and of the policy's noise.
+            at_start: evaluate before the first step too.
+
+        Raises:
+            UserError: a number out of range.
+        """
+        for name, value, least in (
+            ("every", every, 1),
+            ("episodes", episodes, 1),
+            ("workers", workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"evaluation.{name}: must be at least {least}, found {value}")
+        self.every, self.episodes, self.workers = every, episodes, workers
+        self.seed, self.at_start = seed, at_start
+        self.latest: dict[str, float] = {}
+        self._evaluated: int | None = None
+        self._pool: RolloutPool | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate the untrained policy if asked to."""
+        method = cast(Method, pl_module)
+        if self.at_start and method.gradient_step == 0:
+            self._evaluate(trainer, method)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
+    ) -> None:
+        """Evaluate when due."""
+        method = cast(Method, pl_module)
+        if method.gradient_step % self.every == 0:
+            self._evaluate(trainer, method)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate the final policy, unless somebody asked training to stop."""
+        if not trainer.should_stop:
+            self._evaluate(trainer, cast(Method, pl_module))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """End the worker processes."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the last evaluation found, and when."""
+        return {"latest": dict(self.latest), "evaluated": self._evaluated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue after the last evaluation."""
+        self.latest, self._evaluated = state_dict["latest"], state_dict["evaluated"]
+
+    def _evaluate(self, trainer: pl.Trainer, method: Method) -> None:
+        if self._evaluated == method.gradient_step:
+            return  # Online, several environment steps may pass without a gradient step.
+        self._evaluated = method.gradient_step
+        found = self._roll_out(trainer, method) if trainer.is_global_zero else None
+        self.latest = cast(dict[str, float], trainer.strategy.broadcast(found))
+        method.evaluation = self.latest  # type: ignore[assignment]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            listener = getattr(callback, "on_evaluation", None)
+            if listener is not None:
+                listener(trainer, method, self.latest)
+
+    def _roll_out(self, trainer: pl.Trainer, method: Method) -> dict[str, float]:
+        start = time.perf_counter()
+        if self._pool is None:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            self._pool = RolloutPool(data.env, data.task, data.sparse, self.workers)
+        policy = EpisodePolicy(method, self.seed)
+        found = summarize(self._pool.run(policy, self.episodes, self.seed))
+        return {**found, "seconds": time.perf_counter() - start}
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module and its parts in evaluation mode, and each back in its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
