@@ -18,7 +18,7 @@ class EmaTargets(pl.Callback):
         rate: λ in (0, 1]; 1 copies the online networks.
     """
 
-    def __init__(self, rate: float = 0.005) -> None:
+    def __init__(self, rate: float) -> None:
         if not 0.0 < rate <= 1.0:
             raise UserError(f"ema.rate: must lie in (0, 1], found {rate}")
         self.rate = rate

@@ -64,7 +64,8 @@ class Recorder(pl.Callback):
         self.latest: Row = {}
         self.success: float | None = None
         self._run: Any = None
-        self._clock = (0, 0.0)
+        self._step: Any = 0
+        self._since = 0.0
 
     @property
     def train_csv(self) -> Path:
@@ -87,7 +88,7 @@ class Recorder(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock of the training speed."""
-        self._restart_clock(pl_module)
+        self._step, self._since = pl_module.gradient_step, time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
@@ -105,11 +106,11 @@ class Recorder(pl.Callback):
                 f"training diverged: the loss is {metrics['loss']} at gradient step "
                 f"{pl_module.gradient_step}; lower model.learning_rate or clip gradients"
             )
-        step, then = self._clock
-        elapsed = max(time.perf_counter() - then, 1e-9)
-        speed = (pl_module.gradient_step - step) / elapsed  # type: ignore[operator]
-        self.latest = {**_counters(pl_module), "steps_per_second": round(speed, 3), **metrics}
-        self._restart_clock(pl_module)
+        self.latest = {
+            **_counters(pl_module),
+            "steps_per_second": self._speed(pl_module.gradient_step),  # type: ignore[arg-type]
+            **metrics,
+        }
         if trainer.is_global_zero:
             append(self.train_csv, self.latest)
             if self._run is not None:
@@ -126,7 +127,7 @@ class Recorder(pl.Callback):
             append(self.eval_csv, counters | numbers)
             if self._run is not None:
                 self._run.log(counters | {f"evaluation/{k}": v for k, v in numbers.items()})
-        self._restart_clock(pl_module)
+        self._since += result.get("seconds", 0.0)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -143,8 +144,12 @@ class Recorder(pl.Callback):
             self._run.finish(exit_code=exit_code)
             self._run = None
 
-    def _restart_clock(self, pl_module: pl.LightningModule) -> None:
-        self._clock = (pl_module.gradient_step, time.perf_counter())  # type: ignore[assignment]
+    def _speed(self, step: int) -> float:
+        """Gradient steps per second since the last row."""
+        now = time.perf_counter()
+        speed = (step - self._step) / max(now - self._since, 1e-9)
+        self._step, self._since = step, now
+        return round(speed, 3)
 
 
 def host_values(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:

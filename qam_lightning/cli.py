@@ -1,0 +1,560 @@
+"""The command line: configuration files and flags in, a training run or a dataset out."""
+
+import difflib
+import logging
+import re
+import signal
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf.errors import OmegaConfBaseException
+
+from qam_lightning.callbacks.checkpoints import (
+    ENTRY,
+    Checkpoints,
+    checkpoint_path,
+    config_text,
+    read_checkpoint,
+)
+from qam_lightning.callbacks.ema import EmaTargets
+from qam_lightning.callbacks.evaluation import Evaluate
+from qam_lightning.callbacks.progress import Progress
+from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.data.datamodule import OGBenchData
+from qam_lightning.data.generate import generate
+from qam_lightning.errors import UserError
+from qam_lightning.methods.base import Method
+from qam_lightning.provenance import mismatches
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT_METHOD = "qam"
+
+USAGE = """usage: python train.py <command> [options]
+
+commands:
+  fit       train a method on a domain
+  generate  collect a dataset with OGBench's scripted oracles
+
+examples:
+  python train.py fit --config cube_triple.yaml
+  python train.py fit --domain scene --task 3 --method qam_fql --seed 1
+  python train.py fit --config cube_triple.yaml --ckpt_path last
+  python train.py generate --env scene --episodes 100 --directory datasets
+
+`python train.py <command> --help` lists a command's options; `fit --print_config` shows the
+configuration that a command line results in."""
+
+FIT_HELP = """Train a method on a domain.
+
+Settings come from configs/base.yaml, then the method's file, then every --config file in order
+(looked up here, then in configs/), then the flags. Shorthands: --domain NAME for --config
+NAME.yaml, --method NAME for --config methods/NAME.yaml, --task N for --data.task N; --model.KEY
+sets model.init_args.KEY, and --model.help CLASS lists a method's settings."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``train.py``.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0, 2 for a mistake of the user's, 128 + n after signal n.
+    """
+    # Denormal numbers in Adam's moments slow a CPU many times over. Threads inherit the setting
+    # from the thread that starts them, so it comes before the first parallel operation.
+    torch.set_flush_denormal(True)
+    _quiet()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], int]] = {"fit": fit, "generate": collect}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in commands:
+            raise UserError(f"unknown command '{arguments[0]}'; expected {' or '.join(commands)}")
+        return commands[arguments[0]](arguments[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def fit(argv: list[str]) -> int:
+    """Trains a method as the arguments say; returns the exit status."""
+    cli = FitCLI(argv)
+    return cli.fit()
+
+
+def collect(argv: list[str]) -> int:
+    """Collects a dataset as the arguments say; returns the exit status."""
+    parser = ArgumentParser(prog="train.py generate", exit_on_error=False)
+    parser.add_function_arguments(generate)
+    try:
+        settings = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise UserError(explain(error, parser, argv)) from error
+    for path in generate(**settings.as_dict()):
+        print(path)
+    return 0
+
+
+# -- fit -----------------------------------------------------------------------------------------
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer with the settings that make sense here.
+
+    Logging, checkpoints, evaluation and progress are the callbacks' business; the data have no
+    sampler that Lightning could replace.
+    """
+
+    def __init__(
+        self,
+        max_steps: int,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = 1,
+        strategy: str = "auto",
+        precision: str = "32-true",
+        deterministic: bool = False,
+        callbacks: list[pl.Callback] | None = None,
+    ) -> None:
+        """Sets up Lightning's trainer.
+
+        Args:
+            max_steps: Gradient steps at which training ends.
+            accelerator: Where to train: auto, cpu, gpu, ...
+            devices: How many devices, or which.
+            strategy: How several devices work together.
+            precision: Number format, e.g. 32-true or bf16-mixed.
+            deterministic: Use deterministic kernels only.
+            callbacks: Further callbacks.
+        """
+        super().__init__(
+            max_steps=max_steps,
+            max_epochs=-1,
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]
+            deterministic=deterministic,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+
+
+class FitCLI(LightningCLI):
+    """Parses a configuration into method, data, callbacks and trainer, and trains.
+
+    Args:
+        argv: Arguments of ``train.py fit``.
+
+    Raises:
+        UserError: Whatever is wrong with them.
+    """
+
+    def __init__(self, argv: list[str]) -> None:
+        arguments, defaults = expand(argv)
+        super().__init__(
+            Method,
+            OGBenchData,
+            trainer_class=Trainer,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            run=False,
+            parser_kwargs={
+                "prog": "train.py fit",
+                "description": FIT_HELP,
+                # The plus resolves ${...} after all files and flags; without it a value that a
+                # later file changes would leave stale results behind.
+                "parser_mode": "omegaconf+",
+                "exit_on_error": False,
+                "default_config_files": [str(path) for path in defaults],
+                "dump_header": [],
+            },
+            args=arguments,
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the settings that belong to no class."""
+        add = parser.add_argument
+        add("--seed", type=int, default=0, help="Seed of everything random in a run.")
+        add("--domain", type=str, help="Name of the domain; selects the tuned values.")
+        add("--method", type=str, help="Name of the method, used for the run folder.")
+        add("--run_dir", type=str, help="Folder of the run.")
+        add("--ckpt_path", type=str, help="Checkpoint to resume: last, best or a file.")
+        add("--threads", type=int, help="CPU threads of torch; its own choice if not given.")
+        precision = Literal["highest", "high", "medium"]
+        add(
+            "--matmul_precision",
+            type=precision,
+            default="highest",
+            help="Precision of float32 matrix products; less than highest is faster on some GPUs.",
+        )
+        add("--tuned", type=dict[str, dict[str, Any]], help="The method's values, by domain.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the callbacks, in the order in which they act, and what follows from what."""
+        parser.add_lightning_class_args(EmaTargets, "ema")
+        parser.add_lightning_class_args(Evaluate, "evaluation")
+        parser.add_lightning_class_args(Recorder, "log")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(Progress, "progress")
+        for key in ("log", "checkpoints"):
+            parser.link_arguments("run_dir", f"{key}.run_dir")
+        for key in ("data", "model.init_args"):
+            parser.link_arguments("seed", f"{key}.seed")
+        for key in ("chunk", "discount"):
+            parser.link_arguments(f"data.{key}", f"model.init_args.{key}")
+        for key in ("obs_dim", "action_dim"):
+            parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, turning parser errors into one line."""
+        try:
+            self.config = parser.parse_args(args)
+        except (ArgumentError, OmegaConfBaseException) as error:
+            raise UserError(explain(error, parser, args)) from error
+        if self.config.domain is None:
+            raise UserError(f"no domain chosen: add one of {', '.join(_shipped_domains())}")
+
+    def _set_seed(self) -> None:
+        pl.seed_everything(self.config.seed, workers=True, verbose=False)
+
+    def before_instantiate_classes(self) -> None:
+        """Checks the run folder first: it is quick, and the most common mistake."""
+        self.run_dir = Path(self.config.run_dir)
+        self.checkpoint = resume_path(self.config.ckpt_path, self.run_dir)
+        torch.set_float32_matmul_precision(self.config.matmul_precision)
+        if self.config.threads is not None:
+            if self.config.threads < 1:
+                raise UserError(f"threads is {self.config.threads}, expected at least 1")
+            torch.set_num_threads(self.config.threads)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Builds the trainer, turning Lightning's complaints into one line."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"trainer: {_first_sentence(str(error))}") from error
+
+    def settings(self) -> str:
+        """The resolved configuration as YAML, without the checkpoint it resumes from."""
+        config = self.config.clone()
+        config.ckpt_path = None
+        return self.parser.dump(config, skip_none=False)
+
+    def fit(self) -> int:
+        """Trains; returns the exit status."""
+        settings = self.settings()
+        if self.checkpoint is not None:
+            check_resume(self.checkpoint, self.model, settings)
+        save_text(self.run_dir / "config.yaml", settings)
+        self.trainer.fit(
+            self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True
+        )
+        received = next(
+            callback.received_signal
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoints)
+        )
+        if received is None:
+            return 0
+        print(
+            f"stopped at gradient step {self.model.gradient_step}; the same command with "
+            "--ckpt_path last continues",
+            file=sys.stderr,
+        )
+        return 128 + received
+
+
+# -- arguments -----------------------------------------------------------------------------------
+
+
+def expand(argv: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Resolves shorthands and configuration names.
+
+    Args:
+        argv: Arguments of ``train.py fit`` as the user wrote them.
+
+    Returns:
+        Arguments for the parser, in which every ``--config`` is an absolute path, and the
+        configuration files to load before them. Choosing a method loads its file there, so that
+        nothing of another method's file is left over and the user's own files have the last word.
+
+    Raises:
+        UserError: A name that no configuration file has.
+    """
+    arguments: list[str] = []
+    method: Path | None = None
+    settled = False
+    rest = iter(argv)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-c", "--domain", "--method", "--task"):
+            arguments.append(argument)
+            settled = settled or flag in ("--model", "--model.class_path")
+            continue
+        value = value if equals else next(rest, "")
+        if flag == "--task":
+            arguments.append(f"--data.task={value}")
+        elif flag == "--method":
+            method = find_config(value, "method", CONFIGS / "methods")
+        else:
+            kind = "domain" if flag == "--domain" else "config"
+            path = find_config(value, kind, CONFIGS)
+            settled = settled or _names_method(path)
+            arguments.append(f"--config={path}")
+    if method is None and not settled:
+        method = CONFIGS / "methods" / f"{DEFAULT_METHOD}.yaml"
+    return arguments, [CONFIGS / "base.yaml", *([method] if method else [])]
+
+
+def find_config(name: str, kind: str, folder: Path) -> Path:
+    """Finds a configuration file.
+
+    Args:
+        name: What the user wrote: a path, or a name in ``folder`` with or without ``.yaml``.
+        kind: ``"config"``, which the working directory may hold too, ``"domain"`` or ``"method"``.
+        folder: Where the shipped files of this kind are.
+
+    Raises:
+        UserError: There is no such file; names the closest ones.
+    """
+    names = [name, f"{name}.yaml"]
+    if kind != "config":
+        names = [f"{name.replace('-', '_')}.yaml"]
+    for candidate in [*map(Path, names if kind == "config" else []), *(folder / n for n in names)]:
+        if name and candidate.is_file():
+            return candidate.resolve()
+    shipped = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
+    if kind != "config":
+        shipped = [Path(s).stem for s in shipped if "/" not in s and s != "base.yaml"]
+    close = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(shipped)}"
+    where = f" (searched {Path.cwd()} and {folder})" if kind == "config" else ""
+    raise UserError(f"no {kind} named '{name}'{where}; {hint}")
+
+
+def _names_method(path: Path) -> bool:
+    """Whether a configuration file chooses the method's class."""
+    try:
+        model = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("model")
+    except (yaml.YAMLError, AttributeError, OSError, UnicodeDecodeError):
+        return False  # the parser will say what is wrong with it
+    return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
+
+
+def _shipped_domains() -> list[str]:
+    paths = sorted(CONFIGS.glob("*.yaml"))
+    return [f"--config {path.name}" for path in paths if path.stem != "base"]
+
+
+# -- run folder ----------------------------------------------------------------------------------
+
+
+def resume_path(wanted: str | None, run_dir: Path) -> Path | None:
+    """Decides what to resume from, protecting the checkpoints of other runs.
+
+    Args:
+        wanted: ``"last"``, ``"best"``, a path, or None for a new run.
+        run_dir: Folder of the run.
+
+    Raises:
+        UserError: The checkpoint does not exist, or the folder holds another run's checkpoints.
+    """
+    held = [path for name in ("last", "best") if (path := checkpoint_path(run_dir, name)).exists()]
+    if wanted is None:
+        if held and rank_zero_only.rank == 0:
+            raise UserError(
+                f"{run_dir} already holds a run; continue it with --ckpt_path last, or choose "
+                "another --run_dir"
+            )
+        return None
+    if wanted in ("last", "best"):
+        path = checkpoint_path(run_dir, wanted)
+        if not path.is_file():
+            raise UserError(f"--ckpt_path {wanted}: there is no {path}; leave it out to start anew")
+        return path
+    path = Path(wanted)
+    if not path.is_file():
+        raise UserError(f"--ckpt_path {wanted}: no such file; expected last, best or a checkpoint")
+    if held and run_dir.resolve() not in path.resolve().parents:
+        raise UserError(
+            f"{run_dir} already holds a run, and {path} is not part of it; choose another --run_dir"
+        )
+    return path
+
+
+def check_resume(path: Path, model: torch.nn.Module, settings: str) -> None:
+    """Checks that a checkpoint fits, and says which settings and versions changed since.
+
+    Raises:
+        UserError: The checkpoint is of another method or of other network sizes.
+    """
+    checkpoint = read_checkpoint(path)
+    entry = checkpoint[ENTRY]
+    method = f"{type(model).__module__}.{type(model).__qualname__}"
+    if entry["method"] != method:
+        raise UserError(f"{path} holds {entry['method']}, but the configuration asks for {method}")
+    stored = {name: tuple(x.shape) for name, x in checkpoint["state_dict"].items()}
+    built = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    changes = changed(yaml.safe_load(entry["config"]) or {}, yaml.safe_load(settings))
+    if stored != built:
+        name = next(n for n in sorted({*stored, *built}) if stored.get(n) != built.get(n))
+        because = "; ".join(c for c in changes if c.startswith(("model.", "data."))) or name
+        raise UserError(f"{path} holds networks of other sizes ({because}); undo that to resume")
+    for line in [f"changed since the checkpoint: {c}" for c in changes] + [
+        f"{path}: {difference}" for difference in mismatches(entry["versions"])
+    ]:
+        rank_zero_only(print)(line)
+
+
+def changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lists the settings that differ, as ``key: old -> new``."""
+    lines: list[str] = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += changed(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+@rank_zero_only
+def save_text(path: Path, text: str) -> None:
+    """Writes a small file, with its folders.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}") from error
+
+
+# -- errors --------------------------------------------------------------------------------------
+
+_UNKNOWN = (
+    re.compile(r"Option '(?P<key>[^']+)' is not accepted"),
+    re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'"),
+    re.compile(r"unrecognized arguments: -*(?P<key>[\w.]+)"),
+)
+_NOISE = re.compile(
+    r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>"
+    r"|Problem with given class_path|Expected a path but"
+)
+
+
+def explain(error: Exception, parser: ArgumentParser, argv: Sequence[str]) -> str:
+    """Says in one line what is wrong with the arguments.
+
+    Args:
+        error: What the parser or the interpolation raised.
+        parser: The parser, for the keys that it knows.
+        argv: The arguments, for the file in which a key stands.
+    """
+    text = str(error)
+    if isinstance(error, OmegaConfBaseException):
+        return _explain_interpolation(text)
+    for pattern in _UNKNOWN:
+        if match := pattern.search(text):
+            return _explain_unknown(match.groupdict(), text, parser, argv)
+    lines = [line.strip(" -:") for line in text.splitlines()]
+    lines = [line for line in lines if line and not _NOISE.search(line)]
+    message = ": ".join(lines).replace("Parser key ", "")
+    message = re.sub(r"<class '([\w.]+)'>", r"\1", message).replace('"', "'")
+    key = re.match(r"'([\w.]+)'", message)
+    return message + (_where(key[1].rpartition(".")[2], argv) if key else "")
+
+
+def _explain_interpolation(text: str) -> str:
+    lines = text.splitlines()
+    key = next((line.split(":", 1)[1].strip() for line in lines if "full_key" in line), "config")
+    if "${domain}" in lines[0] or "'None'" in lines[0] or "tuned.None" in lines[0]:
+        return f"no domain chosen: add one of {', '.join(_shipped_domains())}"
+    if missing := re.search(r"'(tuned\.[^']+)'", lines[0]):
+        return f"{key}: the method has no {missing[1]}; set --{key.replace('init_args.', '')}"
+    return f"{key}: {lines[0]}"
+
+
+def _explain_unknown(
+    found: dict[str, str], text: str, parser: ArgumentParser, argv: Sequence[str]
+) -> str:
+    leaf = found["key"]
+    key = f"{found['group']}.{leaf}" if found.get("group") else leaf
+    known = {k for k in parser.get_defaults(skip_validation=True) if not k.startswith("_")}
+    if class_path := re.search(r"given class_path '([\w.]+)'", text):
+        key = f"model.init_args.{leaf}"
+        known |= {f"model.init_args.{name}" for name in _constructor_keys(class_path[1])}
+    if key.startswith("model.") and "init_args" not in key:
+        key = key.replace("model.", "model.init_args.", 1)
+    close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+    # The user thinks of the last part; suggest by it when the whole path is too different.
+    leaves = {k.rpartition(".")[2]: k for k in sorted(known, reverse=True)}
+    close = close or [leaves[m] for m in difflib.get_close_matches(leaf, sorted(leaves), n=1)]
+    hint = f"; did you mean {close[0]}?" if close else "; --help lists all keys"
+    return f"unknown key '{key}'{_where(leaf.rpartition('.')[2], argv)}{hint}"
+
+
+def _constructor_keys(class_path: str) -> set[str]:
+    from jsonargparse.util import import_object  # only needed to word an error
+
+    names = (base.__init__.__annotations__ for base in import_object(class_path).__mro__)
+    return {name for annotations in names for name in annotations} - {"return", "shared"}
+
+
+def _where(leaf: str, argv: Sequence[str]) -> str:
+    """Names the configuration file that a key stands in, unless it was given as a flag."""
+    flags = [argument.partition("=")[0] for argument in argv]
+    if any(flag.startswith("-") and re.split(r"[.-]", flag)[-1] == leaf for flag in flags):
+        return ""
+    for argument in reversed(argv):
+        flag, _, value = argument.partition("=")
+        if flag == "--config" and value:
+            path = Path(value)
+            if path.is_file() and re.search(rf"\b{re.escape(leaf)}\b\s*:", path.read_text()):
+                return f" in {value}"
+    return ""
+
+
+def _first_sentence(text: str) -> str:
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "failed")
+    return line.split(". ")[0].rstrip(".")
+
+
+def _quiet() -> None:
+    """Keeps Lightning to what a user can act on."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*ended before the epoch ended.*",  # batches follow from the gradient step
+        ".*does not have many workers.*",  # a batch is a look-up in memory
+        ".*GPU available but not used.*",
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning's own
+        ".*precision lowered by casting.*",  # OGBench's spaces
+        ".*DISPLAY environment variable.*",  # nothing is shown in a window
+    ):
+        warnings.filterwarnings("ignore", message=message)
