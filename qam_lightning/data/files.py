@@ -99,6 +99,9 @@ def load_arrays(path: Path, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     for key, columns in sizes.items():
         _check_array(path, key, arrays[key], len(terminals), columns)
     arrays["terminals"] = _check_terminals(path, terminals)
+    for key in sizes:
+        dtype = np.int64 if key == "button_states" else np.float32
+        arrays[key] = arrays[key].astype(dtype, copy=False)
     worst = np.abs(arrays["actions"]).max(axis=1)
     if worst.max() > 1.0 + ACTION_TOLERANCE:
         raise UserError(

@@ -1,0 +1,157 @@
+"""Chunk arithmetic against a plain loop over a dataset written out transition by transition."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from qam_lightning.data.chunks import ACTION_LIMIT, ChunkStorage, sample_indices
+
+
+def make_arrays(lengths, goal_rate=0.2, seed=0):
+    """Trajectories with the given numbers of rows; one transition fewer each."""
+    rng = np.random.default_rng(seed)
+    rows, transitions = sum(lengths), sum(lengths) - len(lengths)
+    terminals = np.zeros(rows, bool)
+    terminals[np.cumsum(lengths) - 1] = True
+    return {
+        "observations": rng.normal(size=(rows, 3)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
+        "terminals": terminals,
+        "rewards": rng.integers(-5, 1, transitions).astype(np.float32),
+        "masks": (rng.random(transitions) > goal_rate).astype(np.float32),
+    }
+
+
+def write_out(arrays):
+    """The dataset as a list of transitions, each knowing its successor and its trajectory's end."""
+    transitions = []
+    for row, last in enumerate(arrays["terminals"]):
+        if not last:
+            number = len(transitions)
+            transitions.append(
+                {
+                    "s": arrays["observations"][row],
+                    "a": arrays["actions"][row],
+                    "next": arrays["observations"][row + 1],
+                    "r": float(arrays["rewards"][number]),
+                    "mask": float(arrays["masks"][number]),
+                    "ends": bool(arrays["terminals"][row + 1]),
+                }
+            )
+    return transitions
+
+
+def expected_chunk(transitions, start, chunk, discount):
+    """One chunk, step by step, as the definition says."""
+    reward, mask, valid, after = 0.0, 1.0, 1.0, None
+    running = True
+    for i in range(chunk):
+        step = transitions[start + i]
+        if not running:
+            valid = 0.0
+            continue
+        reward += discount**i * step["r"]
+        mask = min(mask, step["mask"])
+        after = step["next"]
+        running = not step["ends"]
+    actions = np.concatenate([transitions[start + i]["a"] for i in range(chunk)])
+    return transitions[start]["s"], actions, reward, after, mask, valid
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 11])
+@pytest.mark.parametrize("lengths", [[12], [7, 3, 2, 9, 2, 2, 4]])
+def test_every_chunk_equals_a_plain_loop(chunk, lengths):
+    arrays = make_arrays(lengths)
+    storage = ChunkStorage(**arrays, chunk=chunk, discount=0.9)
+    transitions = write_out(arrays)
+    assert storage.num_transitions == len(transitions)
+    assert storage.num_chunks == len(transitions) - chunk + 1
+
+    batch = storage.gather(np.arange(storage.num_chunks))
+    assert all(field.dtype == torch.float32 and field.is_contiguous() for field in batch)
+    for start in range(storage.num_chunks):
+        s, a, reward, after, mask, valid = expected_chunk(transitions, start, chunk, 0.9)
+        np.testing.assert_array_equal(batch.observations[start], s)
+        np.testing.assert_array_equal(batch.actions[start], np.clip(a, -ACTION_LIMIT, ACTION_LIMIT))
+        np.testing.assert_allclose(batch.rewards[start], reward, rtol=1e-6)
+        np.testing.assert_array_equal(batch.next_observations[start], after)
+        assert batch.masks[start] == mask
+        assert batch.valid[start] == valid
+
+
+def test_a_goal_before_the_end_stops_the_bootstrap_but_not_the_chunk():
+    arrays = make_arrays([6], goal_rate=0.0)
+    arrays["masks"][1] = 0.0
+    arrays["rewards"][:] = [-1, 0, -1, -1, -1]
+    batch = ChunkStorage(**arrays, chunk=3, discount=0.5).gather(np.array([0, 1, 2]))
+    assert batch.masks.tolist() == [0, 0, 1]
+    assert batch.valid.tolist() == [1, 1, 1]
+    assert batch.rewards.tolist() == [-1.25, -0.75, -1.75]
+    np.testing.assert_array_equal(batch.next_observations[0], arrays["observations"][3])
+
+
+def test_a_goal_in_the_next_trajectory_is_not_seen():
+    arrays = make_arrays([3, 4], goal_rate=0.0)
+    arrays["masks"][2] = 0.0  # the second trajectory's first transition
+    batch = ChunkStorage(**arrays, chunk=2, discount=1.0).gather(np.array([1, 2]))
+    assert batch.masks.tolist() == [1, 0]
+    assert batch.valid.tolist() == [0, 1]
+    np.testing.assert_array_equal(batch.next_observations[0], arrays["observations"][2])
+
+
+def test_actions_are_kept_inside_the_open_box():
+    arrays = make_arrays([5])
+    arrays["actions"][0] = [1.0, -1.0]
+    actions = ChunkStorage(**arrays, chunk=1, discount=1.0).gather(np.array([0])).actions
+    assert actions.abs().max() < 1.0
+    assert torch.atanh(actions).isfinite().all()
+
+
+def test_batches_do_not_share_memory_with_the_storage():
+    storage = ChunkStorage(**make_arrays([9]), chunk=2, discount=1.0)
+    for field in storage.gather(np.array([3, 4])):
+        field.fill_(77.0)
+    assert not any((field == 77.0).any() for field in storage.gather(np.array([3, 4])))
+
+
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_a_chunk_that_does_not_fit_is_refused(chunk):
+    with pytest.raises(ValueError, match="4 transitions"):
+        ChunkStorage(**make_arrays([5]), chunk=chunk, discount=1.0)
+
+
+def test_sampling_is_uniform():
+    bins, draws = 100, 200_000
+    drawn = np.concatenate([sample_indices(3, 0, step, 1000, bins) for step in range(200)])
+    counts = np.bincount(drawn, minlength=bins)
+    assert len(counts) == bins
+    statistic = ((counts - draws / bins) ** 2 / (draws / bins)).sum()
+    # Chi-square with 99 degrees of freedom: mean 99, standard deviation 14.
+    assert 99 - 4 * 14 < statistic < 99 + 4 * 14
+
+
+def test_sampling_depends_on_nothing_but_its_arguments():
+    wanted = sample_indices(1, 0, 10, 64, 10**6)
+    for step in (3, 99, 11):
+        sample_indices(1, 0, step, 64, 10**6)
+    np.testing.assert_array_equal(sample_indices(1, 0, 10, 64, 10**6), wanted)
+    for other in [(2, 0, 10), (1, 1, 10), (1, 0, 11)]:
+        assert len(np.intersect1d(sample_indices(*other, 64, 10**6), wanted)) < 5
+
+
+def test_gathering_a_batch_takes_well_under_a_millisecond():
+    lengths = [1001] * 100
+    rows = sum(lengths)
+    arrays = make_arrays(lengths) | {
+        "observations": np.zeros((rows, 46), np.float32),
+        "actions": np.zeros((rows, 5), np.float32),
+    }
+    storage = ChunkStorage(**arrays, chunk=5, discount=0.99)
+    times = []
+    for step in range(200):
+        start = time.process_time()
+        storage.gather(sample_indices(0, 0, step, 256, storage.num_chunks))
+        times.append(time.process_time() - start)
+    assert np.median(times) < 1e-3

@@ -1,0 +1,194 @@
+"""The DataModule against OGBench's own loader, and its batches under a Trainer."""
+
+import lightning as L
+import numpy as np
+import ogbench
+import pytest
+import torch
+
+from qam_lightning.batch import Batch
+from qam_lightning.data.chunks import ACTION_LIMIT
+from qam_lightning.data.datamodule import OGBenchData
+from qam_lightning.data.generate import generate
+from qam_lightning.errors import UserError
+
+
+def load(env, folder, **settings):
+    data = OGBenchData(env=env, directory=str(folder), **settings)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def put_goal(path, env, task):
+    """Patches some rows of a collected file into the task's goal, which play rarely reaches."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    task_env = ogbench.make_env_and_datasets(
+        f"{env}-play-singletask-task{task}-v0", env_only=True
+    ).unwrapped
+    goal = task_env.task_infos[task - 1]
+    rows = slice(5, None, 9)
+    if env == "scene":
+        goal = goal["goal"]
+        arrays["qpos"][rows, 14:17] = goal["block_xyzs"][0]
+        arrays["qpos"][rows, 23:25] = goal["drawer_pos"], goal["window_pos"]
+        arrays["button_states"][rows] = goal["button_states"]
+    else:
+        arrays["button_states"][rows] = goal["goal_button_states"]
+    np.savez_compressed(path, **arrays)
+
+
+def assert_equals_ogbench(env, task, folder):
+    for name in (f"{env}-play-v0.npz", f"{env}-play-v0-val.npz"):
+        put_goal(folder / name, env, task)
+    _, *references = ogbench.make_env_and_datasets(
+        f"{env}-play-singletask-task{task}-v0", dataset_dir=str(folder)
+    )
+    data = load(env, folder, task=task, chunk=1)
+    for storage, reference in zip((data.train, data.validation), references, strict=True):
+        count = len(reference["rewards"])
+        assert storage.num_chunks == storage.num_transitions == count
+        batch = storage.gather(np.arange(count))
+        assert len(set(reference["rewards"])) > 1
+        assert 0 < reference["masks"].mean() < 1
+        np.testing.assert_array_equal(batch.rewards, reference["rewards"])
+        np.testing.assert_array_equal(batch.masks, reference["masks"])
+        np.testing.assert_array_equal(batch.observations, reference["observations"])
+        np.testing.assert_array_equal(batch.next_observations, reference["next_observations"])
+        np.testing.assert_array_equal(
+            batch.actions, np.clip(reference["actions"], -ACTION_LIMIT, ACTION_LIMIT)
+        )
+    dense = data.train.gather(np.arange(data.num_transitions))
+    sparse = load(env, folder, task=task, chunk=1, sparse=True).train.gather(
+        np.arange(data.num_transitions)
+    )
+    assert set(sparse.rewards.tolist()) == {-1.0, 0.0}
+    np.testing.assert_array_equal(sparse.rewards == 0, dense.rewards == 0)
+    np.testing.assert_array_equal(sparse.masks, dense.masks)
+
+
+@pytest.fixture
+def scene(collected, tmp_path):
+    for path in collected.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("task", [1, 4])
+def test_scene_equals_what_ogbench_loads(scene, task):
+    assert_equals_ogbench("scene", task, scene)
+
+
+@pytest.mark.slow
+def test_puzzle_equals_what_ogbench_loads(tmp_path):
+    generate("puzzle-3x3", "play", str(tmp_path), episodes=2, workers=2, episode_steps=60)
+    assert_equals_ogbench("puzzle-3x3", 3, tmp_path)
+
+
+def test_sizes_come_from_the_environment():
+    data = OGBenchData("cube-triple")
+    assert (data.obs_dim, data.action_dim) == (46, 5)
+
+
+class Recorder(L.LightningModule):
+    """Notes the batches it is given, and counts steps the way a method does."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.register_buffer("steps", torch.tensor(0))
+        self.seen = []
+
+    @property
+    def gradient_step(self):
+        return int(self.steps)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.weight * batch.rewards.mean())
+        optimizer.step()
+        self.seen.append(batch)
+        self.steps += 1
+
+
+def fit(data, steps, folder, checkpoint=None):
+    model = Recorder()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    trainer.save_checkpoint(folder / "a.ckpt")
+    return model.seen
+
+
+def assert_same(batch, other):
+    assert isinstance(batch, Batch)
+    for field, expected in zip(batch, other, strict=True):
+        assert torch.equal(field, expected)
+
+
+def test_a_resumed_run_gets_the_batches_it_would_have_got(collected, tmp_path):
+    settings = {"chunk": 5, "batch_size": 8, "seed": 2}
+    seen = fit(load("scene", collected, **settings), 3, tmp_path)
+    seen += fit(OGBenchData("scene", directory=str(collected), **settings), 7, tmp_path,
+                tmp_path / "a.ckpt")  # fmt: skip
+    data = load("scene", collected, **settings)
+    assert len(seen) == 7
+    for step, batch in enumerate(seen):
+        assert_same(batch, data.batch_at(step))
+    assert batch.observations.shape == (8, 40)
+    assert batch.actions.shape == (8, 25)
+
+
+def test_processes_share_a_batch(collected):
+    data = load("scene", collected, batch_size=8)
+    shares = [data.batch_at(3, rank, 2) for rank in range(2)]
+    assert [len(share.rewards) for share in shares] == [4, 4]
+    assert not torch.equal(shares[0].observations, shares[1].observations)
+    with pytest.raises(UserError, match="batch_size 8 cannot be shared evenly by 3"):
+        data.batch_at(3, 0, 3)
+
+
+def test_data_from_other_physics_warn(scene):
+    record = scene / "scene-play-v0.json"
+    record.write_text('{"versions": {"mujoco": "2.0"}}')
+    with pytest.warns(UserWarning, match="scene-play-v0.npz: made with mujoco 2.0"):
+        load("scene", scene)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"env": "scenery"}, "'scenery' is not a state-based .* scene"),
+        ({"env": "visual-scene"}, "'visual-scene' is not a state-based"),
+        ({"task": 6}, "task is 6, but scene has tasks 1 to 5"),
+        ({"task": 0}, "task is 0, expected at least 1"),
+        ({"chunk": 0}, "chunk is 0, expected at least 1"),
+        ({"chunk": 100}, "80 transitions, too few for data.chunk 100"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"discount": 1.5}, "discount is 1.5, expected a number from 0 to 1"),
+        ({"dataset": "play-100m"}, "play-100m.* not supported yet"),
+    ],
+)
+def test_impossible_settings_are_refused(collected, settings, words):
+    with pytest.raises(UserError, match=words) as caught:
+        load(**{"env": "scene", "folder": collected} | settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_environment_is_refused(scene):
+    for suffix in ("", "-val"):
+        (scene / f"scene-play-v0{suffix}.npz").rename(scene / f"cube-double-play-v0{suffix}.npz")
+    with pytest.raises(UserError, match="observations has 40 columns, .* 37; is this the file of"):
+        load("cube-double", scene)

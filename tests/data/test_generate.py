@@ -1,0 +1,237 @@
+"""Collection: right rows, the same bits whatever happens, nothing overwritten."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qam_lightning.data.files import load_arrays
+from qam_lightning.data.generate import DATASETS, ENVIRONMENTS, Collector, generate, is_healthy
+from qam_lightning.errors import UserError
+from qam_lightning.provenance import versions
+
+ROOT = Path(__file__).parents[2]
+
+
+def read(path):
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def test_the_files_have_the_official_layout(collected):
+    assert sorted(path.name for path in collected.iterdir()) == [
+        "scene-play-v0-val.npz",
+        "scene-play-v0.json",
+        "scene-play-v0.npz",
+    ]
+    for name, episodes in (("scene-play-v0.npz", 3), ("scene-play-v0-val.npz", 1)):
+        arrays = read(collected / name)
+        layout = {key: (array.dtype.name, array.shape[1:]) for key, array in arrays.items()}
+        assert layout == {
+            "observations": ("float32", (40,)),
+            "actions": ("float32", (5,)),
+            "terminals": ("bool", ()),
+            "qpos": ("float32", (25,)),
+            "qvel": ("float32", (24,)),
+            "button_states": ("int64", (2,)),
+        }
+        ends = np.flatnonzero(arrays["terminals"])
+        np.testing.assert_array_equal(ends, 81 * np.arange(1, episodes + 1) - 1)
+
+
+def test_every_row_holds_the_state_before_its_step(collected):
+    arrays = read(collected / "scene-play-v0.npz")
+    # The environment's observation starts with the arm's joint positions and velocities ...
+    np.testing.assert_array_equal(arrays["observations"][:, :6], arrays["qpos"][:, :6])
+    np.testing.assert_array_equal(arrays["observations"][:, 6:12], arrays["qvel"][:, :6])
+    # ... and holds two one-hot button states with position and velocity after the cube.
+    seen = arrays["observations"][:, [29, 33]]
+    np.testing.assert_array_equal(seen, arrays["button_states"])
+    assert np.abs(arrays["actions"]).max() <= 1.0
+    # Consecutive rows of an episode are one control step apart.
+    moved = np.abs(np.diff(arrays["qpos"][:80, :6], axis=0)).max(axis=1)
+    assert moved.max() < 0.5
+    assert np.median(moved) > 1e-3
+
+
+def test_provenance_is_written_beside_the_data(collected):
+    record = json.loads((collected / "scene-play-v0.json").read_text())
+    assert record == {
+        "env": "scene",
+        "dataset": "play",
+        "seed": 5,
+        "episode_steps": 81,
+        "episodes": 3,
+        "validation_episodes": 1,
+        "versions": versions(),
+    }
+
+
+def test_an_episode_is_the_same_in_any_process_and_order(collected):
+    arrays = read(collected / "scene-play-v0.npz")
+    collector = Collector("scene", "play", episode_steps=81)
+    for index in (2, 0, 2):
+        episode = collector.episode(5, index)
+        for key, array in episode.items():
+            np.testing.assert_array_equal(array, arrays[key][81 * index : 81 * (index + 1)])
+    assert not np.array_equal(collector.episode(6, 2)["actions"], episode["actions"])
+
+
+COMMAND = """
+import sys
+from qam_lightning.data.generate import generate
+from qam_lightning.errors import UserError
+if __name__ == "__main__":
+    try:
+        generate("scene", "play", sys.argv[1], 3, 5, 1, 81)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+"""
+
+
+def start(folder, script):
+    script.write_text(COMMAND)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, str(script), str(folder)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def children(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_killed_and_interrupted_collection_continues_to_the_same_bits(collected, tmp_path):
+    folder = tmp_path / "sets"
+    parts = folder / "scene-play-v0.parts"
+    done = lambda: len(list(parts.glob("*.npz")))  # noqa: E731
+
+    killed = start(folder, tmp_path / "collect.py")
+    wait_until(lambda: done() >= 1)
+    workers = children(killed.pid)
+    killed.kill()
+    killed.communicate()
+    assert workers
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+    first = done()
+    interrupted = start(folder, tmp_path / "collect.py")
+    wait_until(lambda: done() > first)
+    interrupted.send_signal(signal.SIGINT)
+    _, message = interrupted.communicate(timeout=60)
+    if interrupted.returncode:  # unless it was quicker than the signal
+        assert message.startswith("error: interrupted")
+        assert "the same command continues" in message
+        assert "Traceback" not in message
+        generate("scene", "play", str(folder), episodes=3, seed=5, workers=1, episode_steps=81)
+
+    for path in collected.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+    assert not parts.exists()
+
+
+def refused(words, **settings):
+    with pytest.raises(UserError) as caught:
+        generate(**{"env": "scene", "workers": 1, "episode_steps": 10} | settings)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"env": "antmaze-large"}, ["antmaze-large", "manipulation", "cube-triple", "experts"]),
+        ({"env": "pointmaze-large"}, ["pointmaze-large", "manipulation"]),
+        ({"dataset": "navigate"}, ["navigate", "play, noisy"]),
+        ({"episodes": 0}, ["episodes is 0", "at least 1"]),
+        ({"seed": -1}, ["seed is -1"]),
+        ({"workers": 0}, ["workers is 0"]),
+        ({"episode_steps": 1}, ["episode_steps is 1", "at least 2"]),
+    ],
+)
+def test_impossible_wishes_are_refused(tmp_path, settings, words):
+    refused(words, directory=str(tmp_path), **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["scene-play-v0.npz", "scene-play-v0-val.npz"])
+def test_finished_files_are_never_overwritten(tmp_path, name):
+    (tmp_path / name).write_bytes(b"precious")
+    refused([name, "exists already"], directory=str(tmp_path))
+    assert (tmp_path / name).read_bytes() == b"precious"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_parts_of_another_collection_are_not_mixed_in(tmp_path):
+    parts = tmp_path / "scene-play-v0.parts"
+    parts.mkdir()
+    settings = {"env": "scene", "dataset": "play", "seed": 0, "episode_steps": 10} | versions()
+    (parts / "settings.json").write_text(json.dumps(settings))
+    refused(["seed 0", "1", str(parts)], directory=str(tmp_path), seed=1)
+    (parts / "settings.json").write_text(json.dumps(settings | {"mujoco": "2.0"}))
+    refused(["mujoco '2.0'", str(parts)], directory=str(tmp_path))
+    (parts / "settings.json").write_text("{")
+    refused(["settings.json", "JSON"], directory=str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(["cannot write"], directory=str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("y", "z", "healthy"),
+    [
+        (0.0, 0.02, True),
+        (0.28, 0.02, True),
+        (0.29, 0.02, False),
+        (-0.29, 0.02, True),
+        (-0.35, 0.066, True),
+        (-0.35, 0.02, False),
+        (-0.35, 0.09, False),
+    ],
+)
+def test_an_ejected_cube_is_noticed(y, z, healthy):
+    qpos = np.zeros((5, 25))
+    qpos[:, 16] = 0.02
+    qpos[3, 15:17] = y, z
+    assert is_healthy(qpos) is healthy
+
+
+def test_an_unhealthy_episode_is_collected_again(monkeypatch):
+    verdicts = iter([False, True, True])
+    monkeypatch.setattr("qam_lightning.data.generate.is_healthy", lambda _: next(verdicts))
+    collector = Collector("scene", "noisy", episode_steps=10)
+    retried = collector.episode(0, 0)
+    assert not np.array_equal(retried["actions"], collector.episode(0, 0)["actions"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_every_environment_can_be_collected(env, dataset, tmp_path):
+    paths = generate(env, dataset, str(tmp_path), episodes=1, workers=2, episode_steps=150)
+    sizes = {key: array.shape[1] for key, array in read(paths[0]).items() if array.ndim == 2}
+    for path in paths:
+        arrays = load_arrays(path, sizes)
+        assert len(arrays["terminals"]) == 150
+        assert np.ptp(arrays["observations"], axis=0).max() > 0.1
+    assert ("button_states" in sizes) is not env.startswith("cube")
