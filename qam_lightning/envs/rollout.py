@@ -283,6 +283,7 @@ class RolloutPool:
         seed: int,
         frames: int = 0,
         frame_every: int = 1,
+        on_episode: Callable[[Episode], None] = lambda episode: None,
     ) -> list[Episode]:
         """Run ``episodes`` episodes to their end, in order of their number.
 
@@ -292,6 +293,7 @@ class RolloutPool:
             seed: with an episode's number, it decides everything in an episode but the policy.
             frames: record the first so many episodes (call `headless_gl` before).
             frame_every: record every so many steps.
+            on_episode: told about every episode when it ends.
 
         Returns:
             The episodes, in order of their number.
@@ -300,13 +302,19 @@ class RolloutPool:
             RuntimeError: an environment failed or a worker died.
         """
         try:
-            return self._run(policy, episodes, seed, frames, frame_every)
+            return self._run(policy, episodes, seed, frames, frame_every, on_episode)
         except BaseException:
             self.close()  # Workers may hold half-done work; the next run starts fresh ones.
             raise
 
     def _run(
-        self, policy: Policy, episodes: int, seed: int, frames: int, frame_every: int
+        self,
+        policy: Policy,
+        episodes: int,
+        seed: int,
+        frames: int,
+        frame_every: int,
+        on_episode: Callable[[Episode], None],
     ) -> list[Episode]:
         slots = min(episodes, self._slots)
         self._start(slots)
@@ -324,6 +332,7 @@ class RolloutPool:
                 running[slot].add(chunk)
                 if chunk.done:
                     finished.append(running[slot].episode(chunk.success))
+                    on_episode(finished[-1])
                     over.append(slot)
             restarted = []
             for slot in over:

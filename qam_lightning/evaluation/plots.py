@@ -1,0 +1,158 @@
+"""One picture of a run: how success grew with training, and what the policy does now."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from qam_lightning.errors import UserError
+from qam_lightning.evaluation.statistics import bootstrap_interval
+
+matplotlib.use("Agg")  # files only; needs no display
+
+_LINE, _FAINT, _INK = "#2a6fbb", "#9db8d6", "#333333"
+
+
+class Curve(NamedTuple):
+    """A learning curve.
+
+    Attributes:
+        steps: (n,) gradient steps, increasing.
+        success: (n,) success rates in [0, 1].
+        online_from: the step at which the online phase took over, None if there is none.
+    """
+
+    steps: np.ndarray
+    success: np.ndarray
+    online_from: int | None
+
+
+def read_curve(run: Path) -> Curve:
+    """Read a run's learning curve from its ``metrics/eval.csv``.
+
+    Raises:
+        UserError: the file is missing, empty or not such a file.
+    """
+    path = run / "metrics" / "eval.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        steps = np.array([int(row["gradient_step"]) for row in rows])
+        success = np.array([float(row["success"]) for row in rows])
+    except OSError:
+        raise UserError(f"{path}: no such file; the learning curve is read from it") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path}: expected a CSV file with numbers in 'gradient_step' and 'success'"
+        ) from None
+    if not rows:
+        raise UserError(f"{path}: holds no evaluation yet; train for longer")
+    offline = sum(row.get("phase") != "online" for row in rows)
+    return Curve(steps, success, int(steps[max(0, offline - 1)]) if offline < len(rows) else None)
+
+
+def draw_picture(
+    path: Path,
+    runs: Sequence[Path],
+    title: str,
+    frames: Sequence[np.ndarray] = (),
+    frame_steps: Sequence[int] = (),
+) -> Path:
+    """Draw success against gradient steps, above a strip of rollout frames, as a PNG file.
+
+    Several runs (seeds of one configuration) are drawn faintly, with their mean and its 95%
+    bootstrap band at the steps that all of them evaluated.
+
+    Args:
+        path: the file to write; its folder is made, an older file replaced.
+        runs: run folders, at least one.
+        title: heading.
+        frames: (height, width, 3) uint8 pictures, shown left to right; none for no strip.
+        frame_steps: the environment step of every frame.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: a run has no learning curve, or the runs share no step.
+    """
+    curves = [read_curve(run) for run in runs]
+    height = 3.4 + (1.75 if len(frames) else 0)
+    figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
+    grid = figure.add_gridspec(
+        2 if len(frames) else 1, max(1, len(frames)), height_ratios=[3, 1.3] if len(frames) else [1]
+    )
+    axes = figure.add_subplot(grid[0, :])
+    axes.set_title(title, loc="left", fontsize=12, color=_INK, fontweight="bold")
+    _draw_curves(axes, curves)
+    for column, (frame, step) in enumerate(zip(frames, frame_steps, strict=True)):
+        cell = figure.add_subplot(grid[1, column])
+        cell.imshow(frame, interpolation="antialiased")
+        cell.set_xlabel(f"step {step}", fontsize=8, color=_INK, labelpad=3)
+        cell.set(xticks=[], yticks=[])
+        cell.spines[:].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
+    if len(curves) == 1:
+        steps, success, _ = curves[0]
+        axes.plot(steps, success, "-o", color=_LINE, lw=2, ms=4, clip_on=False)
+    else:
+        steps, success = _draw_mean(axes, curves)
+    for start in {curve.online_from for curve in curves if curve.online_from is not None}:
+        axes.axvline(start, color=_INK, lw=0.8, ls=":")
+        axes.annotate(" online", (start, 1.0), color=_INK, fontsize=8, va="top")
+    axes.annotate(
+        f"{success[-1]:.0%}",
+        (steps[-1], success[-1]),
+        xytext=(8, 0),
+        textcoords="offset points",
+        color=_LINE,
+        fontsize=10,
+        va="center",
+        annotation_clip=False,
+    )
+    axes.set(xlabel="gradient steps", ylabel="success", ylim=(0, 1))
+    axes.set_xlim(left=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: _short(step)))
+    axes.grid(axis="y", color="#e6e6e6", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_INK, labelsize=9)
+
+
+def _draw_mean(axes: Axes, curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """Every run faintly; mean and band at common steps, which are returned with the mean."""
+    common = sorted(set.intersection(*(set(curve.steps.tolist()) for curve in curves)))
+    if not common:
+        raise UserError("picture: the runs were not evaluated at any common gradient step")
+    for curve in curves:
+        axes.plot(curve.steps, curve.success, color=_FAINT, lw=0.8)
+    at = [dict(zip(curve.steps.tolist(), curve.success, strict=True)) for curve in curves]
+    mean, low, high = np.array([bootstrap_interval([c[s] for c in at]) for s in common]).T
+    axes.fill_between(common, low, high, color=_LINE, alpha=0.2, lw=0)
+    axes.plot(common, mean, "-o", color=_LINE, lw=2, ms=4, clip_on=False)
+    axes.text(
+        0.01, 0.97, f"mean of {len(curves)} runs, 95% bootstrap band", transform=axes.transAxes,
+        fontsize=8, color=_INK, va="top",
+    )  # fmt: skip
+    return np.array(common), mean
+
+
+def _short(step: float) -> str:
+    """A step count in as few characters as it can be read with: 500, 20k, 1.5M."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(step) >= size:
+            return f"{step / size:g}{unit}"
+    return f"{step:g}"

@@ -1,0 +1,78 @@
+"""The record of one evaluation: what was evaluated, its numbers, and the file they go to."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qam_lightning.errors import UserError
+from qam_lightning.evaluation.statistics import wilson_interval
+
+
+def build_report(subject: Mapping[str, Any], episodes: Sequence[Any]) -> dict[str, Any]:
+    """Put together what is worth keeping of an evaluation.
+
+    Args:
+        subject: what was evaluated and how (method, environment, seed, versions and so on).
+        episodes: at least one `qam_lightning.envs.rollout.Episode`.
+
+    Returns:
+        ``subject`` followed by ``success`` (rate with its 95% Wilson interval), ``return`` and
+        ``length`` (mean and sample standard deviation over episodes), and every episode.
+    """
+    rate = wilson_interval(sum(e.success for e in episodes), len(episodes))
+    return {
+        **subject,
+        "episodes": len(episodes),
+        "success": {"mean": rate.mean, "low": rate.low, "high": rate.high, "interval": "wilson95"},
+        "return": _spread([e.episode_return for e in episodes]),
+        "length": _spread([e.length for e in episodes]),
+        "results": [
+            {
+                "episode": e.number,
+                "seed": e.seed,
+                "success": e.success,
+                "return": e.episode_return,
+                "length": e.length,
+            }
+            for e in episodes
+        ],
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "std": deviation}
+
+
+def write_report(report: Mapping[str, Any], path: Path, numbered: bool = True) -> Path:
+    """Write a report as JSON, never over a file that is there.
+
+    Args:
+        report: what to write.
+        path: where to.
+        numbered: where ``path`` is taken, add ``-2``, ``-3`` ... to its stem; else refuse.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UserError: ``path`` is taken and ``numbered`` is false, or it cannot be written.
+    """
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    target, count = path, 1
+    while True:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(target, "x", encoding="utf-8") as file:
+                file.write(text)
+            return target
+        except FileExistsError:
+            if not numbered:
+                raise UserError(f"{path}: exists already; delete it or name another file") from None
+            count += 1
+            target = path.with_name(f"{path.stem}-{count}{path.suffix}")
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,145 @@
+"""Chunked rollouts: where chunks end, what success is, and that workers do not change results."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from qam_lightning.envs.make import headless_gl, make_env
+from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool, episode_seed, run_episodes
+from qam_lightning.errors import UserError
+
+ENV, TASK = "pointmaze-medium", 3
+
+
+class Walker:
+    """Walks a point maze along the shortest path; a linear map of the state adds some wandering.
+
+    Keeps what it was shown, so that tests can compare whole rollouts bit for bit.
+    """
+
+    def __init__(self, horizon=5, wander=0.3):
+        self.maze = make_env(ENV, TASK)
+        self.maze.reset(seed=0)
+        self.goal = self.maze.unwrapped.cur_goal_xy
+        self.weights = np.random.default_rng(0).normal(size=(2, 2)).astype(np.float32)
+        self.horizon, self.wander = horizon, wander
+        self.shown, self.episodes = [], []
+
+    def __call__(self, observations, episodes):
+        self.shown.append(observations.copy())
+        self.episodes.append(list(episodes))
+        goals = [self.maze.unwrapped.get_oracle_subgoal(o, self.goal)[0] for o in observations]
+        towards = np.clip(np.stack(goals) - observations, -1, 1)
+        actions = towards + self.wander * np.sin(observations @ self.weights)
+        return np.repeat(actions[:, None], self.horizon, 1).astype(np.float32)
+
+
+def still(observations, episodes):
+    return np.zeros((len(observations), 7, 2), np.float32)
+
+
+def test_a_chunk_stops_where_the_episode_ends():
+    env = make_env(ENV, TASK)
+    chunked = ChunkedEnv(env)
+    chunked.reset(seed=0)
+    maze = env.unwrapped
+    maze.set_xy(maze.cur_goal_xy + np.array([1.1, 0.0]))  # the goal's radius is 1
+    chunk = chunked.execute(np.tile(np.array([-1.0, 0.0], np.float32), (5, 1)))
+    # Success is judged before the action is taken, so the second step finds the goal reached.
+    assert chunk.observations.shape == (2, 2)
+    np.testing.assert_array_equal(chunk.rewards, [-1.0, 0.0])
+    assert (chunk.terminated, chunk.truncated, chunk.success) == (True, False, 1.0)
+    assert chunk.observations.dtype == chunk.rewards.dtype == np.float32
+
+
+def test_a_chunk_stops_at_the_time_limit():
+    # 1000 steps are 142 chunks of 7 and one of 6.
+    (episode,) = run_episodes(ENV, TASK, False, still, episodes=1, seed=0, workers=0)
+    assert (episode.length, episode.success, episode.episode_return) == (1000, 0.0, -1000.0)
+
+
+def test_success_is_that_of_the_last_step():
+    episodes = run_episodes(ENV, TASK, False, Walker(), episodes=3, seed=0, workers=0)
+    for episode in episodes:
+        # -1 for every step but the last, which finds the goal reached and ends the episode.
+        assert episode.success == 1.0
+        assert episode.episode_return == 1 - episode.length
+        assert episode.length < 300
+
+
+def test_workers_do_not_change_results():
+    results = []
+    for workers in (0, 1, 2):
+        walker = Walker()
+        with RolloutPool(ENV, TASK, workers=workers, slots=3) as pool:
+            found = [pool.run(walker, episodes=5, seed=1) for _ in range(2)]
+        assert found[0] == found[1]
+        results.append((found[0], np.concatenate(walker.shown), walker.episodes))
+    for episodes, shown, order in results[1:]:
+        assert episodes == results[0][0]
+        assert order == results[0][2]
+        np.testing.assert_array_equal(shown, results[0][1])
+    # The batch keeps its size while environments finish.
+    assert {len(rows) for rows in results[0][2]} == {3}
+
+
+def test_an_episode_does_not_depend_on_how_many_there_are():
+    walker = Walker()
+    with RolloutPool(ENV, TASK, workers=0, slots=2) as pool:
+        few, many = pool.run(walker, 2, seed=4), pool.run(walker, 4, seed=4)
+        other = pool.run(walker, 2, seed=5)
+    assert many[:2] == few
+    assert [e.number for e in many] == [0, 1, 2, 3]
+    assert [e.seed for e in many] == [episode_seed(4, i) for i in range(4)]
+    assert not {e.seed for e in many} & {e.seed for e in other}
+    assert [e.length for e in few] != [e.length for e in other]
+
+
+def test_a_dead_worker_is_reported_and_replaced():
+    with RolloutPool(ENV, TASK, workers=1) as pool:
+
+        def murder(observations, episodes):
+            os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
+            return still(observations, episodes)
+
+        with pytest.raises(RuntimeError, match="rollout worker .* ended unexpectedly by signal 9"):
+            pool.run(murder, 1, seed=0)
+        assert len(pool.run(still, 1, seed=0)) == 1
+
+
+def test_a_failing_environment_is_reported():
+    def misshapen(observations, episodes):
+        return np.zeros((len(observations), 1, 3), np.float32)
+
+    with RolloutPool(ENV, TASK, workers=1) as pool:
+        with pytest.raises(RuntimeError, match="environment failed in a rollout worker"):
+            pool.run(misshapen, 1, seed=0)
+
+
+def test_processes_end_with_the_pool():
+    pool = RolloutPool(ENV, TASK, workers=2)
+    assert pool._workers == []  # nothing starts before it is needed
+    pool.run(Walker(), 2, seed=0)
+    processes = [worker._process for worker in pool._workers]
+    assert [process.poll() for process in processes] == [None, None]
+    pool.close()
+    assert [process.poll() for process in processes] == [0, 0]
+
+
+def test_unknown_environments_are_refused_before_anything_starts():
+    with pytest.raises(UserError, match="unknown environment"):
+        RolloutPool("pointmaze-tiny", 1)
+
+
+def test_frames_of_the_first_episodes():
+    if headless_gl() is None:
+        pytest.skip("no OpenGL here")
+    with RolloutPool(ENV, TASK, workers=1, render_size=(64, 48)) as pool:
+        filmed, unfilmed = pool.run(Walker(), 2, seed=0, frames=1, frame_every=20)
+    # One at reset, one every 20 steps, one at the end.
+    assert len(filmed.frames) == 1 + filmed.length // 20 + (filmed.length % 20 > 0)
+    assert {frame.shape for frame in filmed.frames} == {(48, 64, 3)}
+    assert not np.array_equal(filmed.frames[0], filmed.frames[-1])
+    assert unfilmed.frames == []
