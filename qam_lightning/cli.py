@@ -1,8 +1,6 @@
 """The command line: configuration files and flags in, a training run or a dataset out."""
 
-import difflib
 import logging
-import re
 import signal
 import sys
 import warnings
@@ -14,7 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,7 +22,6 @@ from qam_lightning.callbacks.checkpoints import (
     ENTRY,
     Checkpoints,
     checkpoint_path,
-    config_text,
     read_checkpoint,
 )
 from qam_lightning.callbacks.ema import EmaTargets
@@ -34,6 +31,7 @@ from qam_lightning.callbacks.recorder import Recorder
 from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate
 from qam_lightning.errors import UserError
+from qam_lightning.explain import closest, explain, first_sentence, user_error_in
 from qam_lightning.methods.base import Method
 from qam_lightning.provenance import mismatches
 
@@ -86,6 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown command '{arguments[0]}'; expected {' or '.join(commands)}")
         return commands[arguments[0]](arguments[1:])
     except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print("error: out of device memory; lower data.batch_size or model.width", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder without permission
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -143,6 +147,8 @@ class Trainer(pl.Trainer):
             deterministic: Use deterministic kernels only.
             callbacks: Further callbacks.
         """
+        if max_steps < 1:
+            raise UserError(f"trainer.max_steps is {max_steps}, expected at least 1")
         super().__init__(
             max_steps=max_steps,
             max_epochs=-1,
@@ -161,16 +167,17 @@ class Trainer(pl.Trainer):
 
 
 class FitCLI(LightningCLI):
-    """Parses a configuration into method, data, callbacks and trainer, and trains.
-
-    Args:
-        argv: Arguments of ``train.py fit``.
-
-    Raises:
-        UserError: Whatever is wrong with them.
-    """
+    """Parses a configuration into method, data, callbacks and trainer, and trains."""
 
     def __init__(self, argv: list[str]) -> None:
+        """Parses and builds everything; `fit` then trains.
+
+        Args:
+            argv: Arguments of ``train.py fit``.
+
+        Raises:
+            UserError: Whatever is wrong with them.
+        """
         arguments, defaults = expand(argv)
         super().__init__(
             Method,
@@ -233,11 +240,14 @@ class FitCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, OmegaConfBaseException) as error:
-            raise UserError(explain(error, parser, args)) from error
-        if self.config.domain is None:
-            raise UserError(f"no domain chosen: add one of {', '.join(_shipped_domains())}")
+            message = explain(error, parser, args)
+            if message == "no domain chosen":
+                message += f": add --config NAME.yaml with NAME from {', '.join(_domains())}"
+            raise UserError(message) from error
 
     def _set_seed(self) -> None:
+        if not 0 <= self.config.seed < 2**32:
+            raise UserError(f"seed is {self.config.seed}, expected 0 to 4294967295")
         pl.seed_everything(self.config.seed, workers=True, verbose=False)
 
     def before_instantiate_classes(self) -> None:
@@ -250,12 +260,24 @@ class FitCLI(LightningCLI):
                 raise UserError(f"threads is {self.config.threads}, expected at least 1")
             torch.set_num_threads(self.config.threads)
 
+    def instantiate_classes(self) -> None:
+        """Builds everything; a setting that a class refuses is reported in one line."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            # The parser wraps what constructors raise.
+            raise (user_error_in(error) or error) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Builds the trainer, turning Lightning's complaints into one line."""
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"trainer: {_first_sentence(str(error))}") from error
+            given = self.config.trainer
+            raise UserError(
+                f"trainer: {first_sentence(str(error))} (accelerator {given.accelerator}, "
+                f"devices {given.devices}, strategy {given.strategy}, precision {given.precision})"
+            ) from error
 
     def settings(self) -> str:
         """The resolved configuration as YAML, without the checkpoint it resumes from."""
@@ -269,9 +291,14 @@ class FitCLI(LightningCLI):
         if self.checkpoint is not None:
             check_resume(self.checkpoint, self.model, settings)
         save_text(self.run_dir / "config.yaml", settings)
-        self.trainer.fit(
-            self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True
-        )
+        try:
+            self.trainer.fit(
+                self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True
+            )
+        except MisconfigurationException as error:
+            raise UserError(f"trainer: {first_sentence(str(error))}") from error
+        except SystemExit as error:  # Lightning's answer to an interrupt that could not wait
+            raise KeyboardInterrupt from error
         received = next(
             callback.received_signal
             for callback in self.trainer.callbacks  # type: ignore[attr-defined]
@@ -315,6 +342,8 @@ def expand(argv: Sequence[str]) -> tuple[list[str], list[Path]]:
             settled = settled or flag in ("--model", "--model.class_path")
             continue
         value = value if equals else next(rest, "")
+        if not value or value.startswith("-"):
+            raise UserError(f"{flag} needs a value; see --help")
         if flag == "--task":
             arguments.append(f"--data.task={value}")
         elif flag == "--method":
@@ -322,7 +351,7 @@ def expand(argv: Sequence[str]) -> tuple[list[str], list[Path]]:
         else:
             kind = "domain" if flag == "--domain" else "config"
             path = find_config(value, kind, CONFIGS)
-            settled = settled or _names_method(path)
+            settled = settled or _names_method(read_config(path))
             arguments.append(f"--config={path}")
     if method is None and not settled:
         method = CONFIGS / "methods" / f"{DEFAULT_METHOD}.yaml"
@@ -343,30 +372,43 @@ def find_config(name: str, kind: str, folder: Path) -> Path:
     names = [name, f"{name}.yaml"]
     if kind != "config":
         names = [f"{name.replace('-', '_')}.yaml"]
-    for candidate in [*map(Path, names if kind == "config" else []), *(folder / n for n in names)]:
-        if name and candidate.is_file():
+    here = [Path(n) for n in names if kind == "config"]
+    for candidate in [*here, *(folder / n for n in names)]:
+        if candidate.is_file():
             return candidate.resolve()
     shipped = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
+    where = f" (searched {Path.cwd()} and {folder})"
     if kind != "config":
-        shipped = [Path(s).stem for s in shipped if "/" not in s and s != "base.yaml"]
-    close = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(shipped)}"
-    where = f" (searched {Path.cwd()} and {folder})" if kind == "config" else ""
-    raise UserError(f"no {kind} named '{name}'{where}; {hint}")
+        shipped, where = [Path(p).stem for p in shipped if p != "base.yaml" and "/" not in p], ""
+    raise UserError(f"no {kind} named '{name}'{where}; {closest(name, shipped, 3)}")
 
 
-def _names_method(path: Path) -> bool:
-    """Whether a configuration file chooses the method's class."""
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a configuration file, without interpreting it.
+
+    Raises:
+        UserError: It is not YAML, or does not hold keys and values.
+    """
     try:
-        model = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("model")
-    except (yaml.YAMLError, AttributeError, OSError, UnicodeDecodeError):
-        return False  # the parser will say what is wrong with it
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{path}, line {line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML text file") from error
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys with values, found {type(content).__name__}")
+    return content or {}
+
+
+def _names_method(config: dict[str, Any]) -> bool:
+    """Whether a configuration chooses the method's class."""
+    model = config.get("model")
     return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
 
 
-def _shipped_domains() -> list[str]:
-    paths = sorted(CONFIGS.glob("*.yaml"))
-    return [f"--config {path.name}" for path in paths if path.stem != "base"]
+def _domains() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
 
 
 # -- run folder ----------------------------------------------------------------------------------
@@ -384,7 +426,7 @@ def resume_path(wanted: str | None, run_dir: Path) -> Path | None:
     """
     held = [path for name in ("last", "best") if (path := checkpoint_path(run_dir, name)).exists()]
     if wanted is None:
-        if held and rank_zero_only.rank == 0:
+        if held and getattr(rank_zero_only, "rank", 0) == 0:
             raise UserError(
                 f"{run_dir} already holds a run; continue it with --ckpt_path last, or choose "
                 "another --run_dir"
@@ -453,96 +495,6 @@ def save_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot write: {error.strerror}") from error
-
-
-# -- errors --------------------------------------------------------------------------------------
-
-_UNKNOWN = (
-    re.compile(r"Option '(?P<key>[^']+)' is not accepted"),
-    re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'"),
-    re.compile(r"unrecognized arguments: -*(?P<key>[\w.]+)"),
-)
-_NOISE = re.compile(
-    r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>"
-    r"|Problem with given class_path|Expected a path but"
-)
-
-
-def explain(error: Exception, parser: ArgumentParser, argv: Sequence[str]) -> str:
-    """Says in one line what is wrong with the arguments.
-
-    Args:
-        error: What the parser or the interpolation raised.
-        parser: The parser, for the keys that it knows.
-        argv: The arguments, for the file in which a key stands.
-    """
-    text = str(error)
-    if isinstance(error, OmegaConfBaseException):
-        return _explain_interpolation(text)
-    for pattern in _UNKNOWN:
-        if match := pattern.search(text):
-            return _explain_unknown(match.groupdict(), text, parser, argv)
-    lines = [line.strip(" -:") for line in text.splitlines()]
-    lines = [line for line in lines if line and not _NOISE.search(line)]
-    message = ": ".join(lines).replace("Parser key ", "")
-    message = re.sub(r"<class '([\w.]+)'>", r"\1", message).replace('"', "'")
-    key = re.match(r"'([\w.]+)'", message)
-    return message + (_where(key[1].rpartition(".")[2], argv) if key else "")
-
-
-def _explain_interpolation(text: str) -> str:
-    lines = text.splitlines()
-    key = next((line.split(":", 1)[1].strip() for line in lines if "full_key" in line), "config")
-    if "${domain}" in lines[0] or "'None'" in lines[0] or "tuned.None" in lines[0]:
-        return f"no domain chosen: add one of {', '.join(_shipped_domains())}"
-    if missing := re.search(r"'(tuned\.[^']+)'", lines[0]):
-        return f"{key}: the method has no {missing[1]}; set --{key.replace('init_args.', '')}"
-    return f"{key}: {lines[0]}"
-
-
-def _explain_unknown(
-    found: dict[str, str], text: str, parser: ArgumentParser, argv: Sequence[str]
-) -> str:
-    leaf = found["key"]
-    key = f"{found['group']}.{leaf}" if found.get("group") else leaf
-    known = {k for k in parser.get_defaults(skip_validation=True) if not k.startswith("_")}
-    if class_path := re.search(r"given class_path '([\w.]+)'", text):
-        key = f"model.init_args.{leaf}"
-        known |= {f"model.init_args.{name}" for name in _constructor_keys(class_path[1])}
-    if key.startswith("model.") and "init_args" not in key:
-        key = key.replace("model.", "model.init_args.", 1)
-    close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
-    # The user thinks of the last part; suggest by it when the whole path is too different.
-    leaves = {k.rpartition(".")[2]: k for k in sorted(known, reverse=True)}
-    close = close or [leaves[m] for m in difflib.get_close_matches(leaf, sorted(leaves), n=1)]
-    hint = f"; did you mean {close[0]}?" if close else "; --help lists all keys"
-    return f"unknown key '{key}'{_where(leaf.rpartition('.')[2], argv)}{hint}"
-
-
-def _constructor_keys(class_path: str) -> set[str]:
-    from jsonargparse.util import import_object  # only needed to word an error
-
-    names = (base.__init__.__annotations__ for base in import_object(class_path).__mro__)
-    return {name for annotations in names for name in annotations} - {"return", "shared"}
-
-
-def _where(leaf: str, argv: Sequence[str]) -> str:
-    """Names the configuration file that a key stands in, unless it was given as a flag."""
-    flags = [argument.partition("=")[0] for argument in argv]
-    if any(flag.startswith("-") and re.split(r"[.-]", flag)[-1] == leaf for flag in flags):
-        return ""
-    for argument in reversed(argv):
-        flag, _, value = argument.partition("=")
-        if flag == "--config" and value:
-            path = Path(value)
-            if path.is_file() and re.search(rf"\b{re.escape(leaf)}\b\s*:", path.read_text()):
-                return f" in {value}"
-    return ""
-
-
-def _first_sentence(text: str) -> str:
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "failed")
-    return line.split(". ")[0].rstrip(".")
 
 
 def _quiet() -> None:

@@ -1,4 +1,4 @@
-"""Which software made a file: physics and kernels differ between releases, so outputs carry this."""
+"""Which software made a file: results differ between releases, so every output carries this."""
 
 import platform
 from collections.abc import Mapping

@@ -15,18 +15,21 @@ import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 
 from qam_lightning.errors import UserError
+from qam_lightning.methods.base import Method
 from qam_lightning.provenance import versions
 
 ENTRY = "qam_lightning"
 _ENTRY_KEYS = frozenset(
-    "method model environment config config_hash versions run_dir gradient_step env_step phase".split()
+    ("method", "model", "environment", "config", "config_hash", "versions", "run_dir")
+    + ("gradient_step", "env_step", "phase")
 )
+_UNREADABLE = (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 class Checkpoints(pl.Callback):
@@ -37,12 +40,20 @@ class Checkpoints(pl.Callback):
     come in the middle of a step. ``best.ckpt`` follows the evaluated success rate; of equal rates
     the newer wins. Weights that are not finite are never written over good ones.
 
-    Args:
-        run_dir: Folder of the run; checkpoints go to its ``checkpoints`` folder.
-        every: Gradient steps between two writes of ``last.ckpt``.
+    Attributes:
+        received_signal: Number of the signal that stopped training, if one did.
     """
 
     def __init__(self, run_dir: str, every: int = 50_000) -> None:
+        """Notes the settings.
+
+        Args:
+            run_dir: Folder of the run; checkpoints go to its ``checkpoints`` folder.
+            every: Gradient steps between two writes of ``last.ckpt``.
+
+        Raises:
+            UserError: ``every`` is below 1.
+        """
         if every < 1:
             raise UserError(f"checkpoints.every: must be at least 1 gradient step, found {every}")
         self.run_dir = run_dir
@@ -61,7 +72,7 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Notes where training starts and turns the first interrupt into an orderly stop."""
-        self._boundary = pl_module.gradient_step  # type: ignore[assignment]
+        self._boundary = cast(Method, pl_module).gradient_step
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._on_signal)
@@ -70,7 +81,7 @@ class Checkpoints(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
     ) -> None:
         """Writes ``last.ckpt`` when it is due, and stops here after an interrupt."""
-        step: int = pl_module.gradient_step  # type: ignore[assignment]
+        step = cast(Method, pl_module).gradient_step
         self._boundary = step
         if self._stop_wanted(trainer, step):
             trainer.should_stop = True
@@ -135,19 +146,19 @@ class Checkpoints(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds the entry that says how to rebuild the method."""
-        kind = type(pl_module)
+        method, kind = cast(Method, pl_module), type(pl_module)
         config = config_text(self.run_dir)
         checkpoint[ENTRY] = {
             "method": f"{kind.__module__}.{kind.__qualname__}",
-            "model": dict(pl_module.hparams),
+            "model": dict(method.hparams),
             "environment": _environment(trainer),
             "config": config,
             "config_hash": hashlib.sha256(config.encode()).hexdigest()[:16],
             "versions": versions(),
             "run_dir": str(self.run_dir),
-            "gradient_step": pl_module.gradient_step,
-            "env_step": pl_module.env_step,
-            "phase": pl_module.phase,
+            "gradient_step": method.gradient_step,
+            "env_step": method.env_step,
+            "phase": method.phase,
         }
 
     def _write_last(self, trainer: pl.Trainer, step: int | None) -> None:
@@ -216,7 +227,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint file")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"{path}: not a readable checkpoint; it is damaged, cut short or another kind of file"
         ) from error
@@ -234,9 +245,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_method(
-    path: str | Path, **overrides: Any
-) -> tuple[pl.LightningModule, dict[str, Any]]:
+def load_method(path: str | Path, **overrides: Any) -> tuple[Method, dict[str, Any]]:
     """Rebuilds a trained method from a checkpoint.
 
     Args:
@@ -269,13 +278,13 @@ def load_method(
     return method.eval(), entry
 
 
-def _method_class(name: str, path: Path) -> Any:
+def _method_class(name: str, path: Path) -> type[Method]:
     module, _, attribute = name.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: its method {name} cannot be imported: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, pl.LightningModule)):
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UserError(f"{path}: {name} is not a method")
     return kind
 

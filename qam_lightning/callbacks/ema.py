@@ -1,24 +1,32 @@
 """Target networks: exponential moving averages that follow the trained networks."""
 
+from typing import cast
+
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from qam_lightning.errors import UserError
+from qam_lightning.methods.base import Method
 
 
 class EmaTargets(pl.Callback):
     """Moves every target network a little towards its online network after each gradient step.
 
     ``target <- (1 - rate) * target + rate * online`` for the pairs that the method names in
-    ``ema_pairs()``. Averaging the whole module, as ready-made EMA callbacks do, would be wrong here:
+    ``ema_pairs()``. Averaging the whole module, as ready-made EMA callbacks do, would be wrong:
     the targets take part in the losses and are part of the method's state.
-
-    Args:
-        rate: λ in (0, 1]; 1 copies the online networks.
     """
 
     def __init__(self, rate: float) -> None:
+        """Notes the rate.
+
+        Args:
+            rate: λ in (0, 1]; 1 copies the online networks.
+
+        Raises:
+            UserError: The rate is out of range.
+        """
         if not 0.0 < rate <= 1.0:
             raise UserError(f"ema.rate: must lie in (0, 1], found {rate}")
         self.rate = rate
@@ -27,12 +35,12 @@ class EmaTargets(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collects the tensors once, now that they are on their device."""
-        pairs = pl_module.ema_pairs()  # type: ignore[operator]
+        pairs = cast(Method, pl_module).ema_pairs()
         self._online = [p for online, _ in pairs for p in online.parameters()]
         self._target = [p for _, target in pairs for p in target.parameters()]
 
     @torch.no_grad()
     def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
-        """Applies the update; first of all callbacks, so that whatever follows sees a whole step."""
+        """Applies the update, before all other callbacks: they see a whole step."""
         if self._target:
             torch._foreach_lerp_(self._target, self._online, self.rate)

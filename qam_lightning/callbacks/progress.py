@@ -2,7 +2,7 @@
 
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.methods.base import Method
 
 # What the status shows of a training row: column -> label.
 _SHOWN = {"loss": "loss", "critic/q_mean": "mean Q"}
@@ -21,12 +22,14 @@ class Progress(ProgressBar):
 
     Metrics come from the recorder's latest row, so showing them costs no synchronisation. Being a
     Lightning progress bar, it takes the place of Lightning's own.
-
-    Args:
-        every: Seconds between two lines where the output is not a terminal.
     """
 
     def __init__(self, every: float = 30.0) -> None:
+        """Notes the settings.
+
+        Args:
+            every: Seconds between two lines where the output is not a terminal.
+        """
         super().__init__()
         self.every = every
         self._enabled = True
@@ -82,19 +85,20 @@ class Progress(ProgressBar):
 
     def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         recorder = next((c for c in trainer.callbacks if isinstance(c, Recorder)), None)  # type: ignore[attr-defined]
-        text = status(pl_module, trainer.max_steps, recorder)
+        method = cast(Method, pl_module)
+        text = status(method, trainer.max_steps, recorder)
         if self._live is not None:
-            self._live.update(self._task, completed=pl_module.gradient_step, status=text)
+            self._live.update(self._task, completed=method.gradient_step, status=text)
         else:
             self._console.print(text, highlight=False, soft_wrap=True)
             self._printed = time.monotonic()
 
 
-def status(pl_module: pl.LightningModule, total: int, recorder: Recorder | None) -> str:
+def status(method: Method, total: int, recorder: Recorder | None) -> str:
     """One line about a run.
 
     Args:
-        pl_module: The method, for its counters.
+        method: For its counters.
         total: Gradient steps at which training ends.
         recorder: Source of speed, metrics and success; parts not known yet are left out.
 
@@ -102,8 +106,8 @@ def status(pl_module: pl.LightningModule, total: int, recorder: Recorder | None)
         For example ``offline 4,000/20,000 · 61.2 steps/s · 0:04:21 left · loss 0.713 · mean Q -12.4
         · success 35%``.
     """
-    step: int = pl_module.gradient_step  # type: ignore[assignment]
-    parts = [f"{pl_module.phase} {step:,}/{total:,}"]
+    step = method.gradient_step
+    parts = [f"{method.phase} {step:,}/{total:,}"]
     latest = recorder.latest if recorder else {}
     speed = latest.get("steps_per_second", 0.0)
     if speed > 0:

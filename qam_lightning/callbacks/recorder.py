@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlparse
 
 import lightning.pytorch as pl
@@ -22,6 +22,7 @@ import yaml
 
 from qam_lightning.callbacks.checkpoints import config_text
 from qam_lightning.errors import UserError
+from qam_lightning.methods.base import Method
 from qam_lightning.provenance import versions
 
 Row = dict[str, Any]
@@ -32,14 +33,6 @@ class Recorder(pl.Callback):
 
     Besides the method's own metrics a row carries ``gradient_step``, ``env_step``, ``phase`` and
     ``steps_per_second`` (gradient steps, evaluations not counted).
-
-    Args:
-        run_dir: Folder of the run; files go to its ``metrics`` folder.
-        every: Gradient steps between two rows; each costs one synchronisation with the device.
-        wandb: Whether to report to Weights & Biases too; ``online`` without an API key becomes
-            ``offline`` (to be uploaded later with ``wandb sync``).
-        project: Weights & Biases project.
-        name: Name of the run there; by default that of the run folder.
 
     Attributes:
         latest: The latest row of training metrics, empty before the first.
@@ -54,6 +47,19 @@ class Recorder(pl.Callback):
         project: str = "qam_lightning",
         name: str | None = None,
     ) -> None:
+        """Notes the settings.
+
+        Args:
+            run_dir: Folder of the run; files go to its ``metrics`` folder.
+            every: Gradient steps between two rows; each costs one synchronisation with the device.
+            wandb: Whether to report to Weights & Biases too; ``online`` without an API key becomes
+                ``offline`` (to be uploaded later with ``wandb sync``).
+            project: Weights & Biases project.
+            name: Name of the run there; by default that of the run folder.
+
+        Raises:
+            UserError: ``every`` is below 1.
+        """
         if every < 1:
             raise UserError(f"log.every: must be at least 1 gradient step, found {every}")
         self.run_dir = Path(run_dir)
@@ -64,7 +70,7 @@ class Recorder(pl.Callback):
         self.latest: Row = {}
         self.success: float | None = None
         self._run: Any = None
-        self._step: Any = 0
+        self._step = 0
         self._since = 0.0
 
     @property
@@ -82,13 +88,13 @@ class Recorder(pl.Callback):
         if not trainer.is_global_zero:
             return
         for path in (self.train_csv, self.eval_csv):
-            rewind(path, pl_module.gradient_step)  # type: ignore[arg-type]
+            rewind(path, cast(Method, pl_module).gradient_step)
         if self.wandb != "disabled":
             self._run = _open_wandb(self)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock of the training speed."""
-        self._step, self._since = pl_module.gradient_step, time.perf_counter()
+        self._step, self._since = cast(Method, pl_module).gradient_step, time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
@@ -98,17 +104,18 @@ class Recorder(pl.Callback):
         Raises:
             UserError: The loss is not finite.
         """
-        if pl_module.gradient_step % self.every != 0:  # type: ignore[operator]
+        method = cast(Method, pl_module)
+        if method.gradient_step % self.every != 0:
             return
-        metrics = host_values(pl_module.metrics)  # type: ignore[arg-type]
+        metrics = host_values(method.metrics)
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"training diverged: the loss is {metrics['loss']} at gradient step "
-                f"{pl_module.gradient_step}; lower model.learning_rate or clip gradients"
+                f"{method.gradient_step}; lower model.learning_rate or clip gradients"
             )
         self.latest = {
-            **_counters(pl_module),
-            "steps_per_second": self._speed(pl_module.gradient_step),  # type: ignore[arg-type]
+            **_counters(method),
+            "steps_per_second": self._speed(method.gradient_step),
             **metrics,
         }
         if trainer.is_global_zero:
@@ -123,7 +130,7 @@ class Recorder(pl.Callback):
         self.success = float(result["success"])
         if trainer.is_global_zero:
             numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
-            counters = _counters(pl_module)
+            counters = _counters(cast(Method, pl_module))
             append(self.eval_csv, counters | numbers)
             if self._run is not None:
                 self._run.log(counters | {f"evaluation/{k}": v for k, v in numbers.items()})
@@ -160,8 +167,8 @@ def host_values(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
     return {name: float(f"{value:.6g}") for name, value in zip(metrics, values, strict=True)}
 
 
-def _counters(pl_module: pl.LightningModule) -> Row:
-    return {name: getattr(pl_module, name) for name in ("gradient_step", "env_step", "phase")}
+def _counters(method: Method) -> Row:
+    return {name: getattr(method, name) for name in ("gradient_step", "env_step", "phase")}
 
 
 # -- CSV -----------------------------------------------------------------------------------------
