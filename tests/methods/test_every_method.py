@@ -1,0 +1,210 @@
+"""What must hold for every method there is; methods are found by looking at the folder."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import qam_lightning.methods
+from qam_lightning.batch import Batch
+from qam_lightning.errors import UserError
+from qam_lightning.methods.base import Method
+
+FOLDER = Path(qam_lightning.methods.__file__).parent
+Build = Callable[..., Method]
+
+
+def discover() -> list[type[Method]]:
+    """Return the one Method of every file of the folder except the contract."""
+    found = []
+    for path in sorted(FOLDER.glob("*.py")):
+        if path.stem in ("__init__", "base"):
+            continue
+        module = importlib.import_module(f"qam_lightning.methods.{path.stem}")
+        here = [
+            c
+            for _, c in inspect.getmembers(module, inspect.isclass)
+            if issubclass(c, Method) and c.__module__ == module.__name__
+        ]
+        assert len(here) == 1, f"{path.name} holds {len(here)} methods"
+        found.append(here[0])
+    return found
+
+
+METHODS = discover()
+EXAMPLE: dict[str, Any] = {"tau": 1.5, "residual": True, "alpha": 10.0, "edit_scale": 0.2}
+"""A value for every hyperparameter that some method has beyond the shared ones."""
+
+
+@pytest.fixture(params=METHODS, ids=lambda m: m.__name__)
+def method(request: pytest.FixtureRequest, build: Build) -> Method:
+    return make(request.param, build)
+
+
+def make(kind: type[Method], build: Build, **changes: Any) -> Method:
+    own = {k: v for k, v in EXAMPLE.items() if k in inspect.signature(kind.__init__).parameters}
+    return build(kind, **{**own, **changes})
+
+
+def update(method: Method, batch: Batch) -> torch.Tensor:
+    """One gradient of the summed losses, without an optimizer."""
+    losses, _ = method.losses(batch, method.step_noise(len(batch.rewards)))
+    loss = torch.stack(list(losses.values())).sum()
+    method.zero_grad()
+    loss.backward()
+    return loss
+
+
+def test_each_loss_trains_its_own_networks_only(method: Method, batch: Batch) -> None:
+    noise = method.step_noise(len(batch.rewards))
+    trained: dict[str, set[str]] = {}
+    names = list(method.losses(batch, noise)[0])
+    for name in names:
+        method.zero_grad()
+        losses, _ = method.losses(batch, noise)
+        losses[name].backward()
+        touched = {n for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
+        trained[name] = touched
+        assert touched, f"{name} trains nothing"
+    critic = {n for n in trained["critic/loss"]}
+    assert critic and all(n.startswith("critic.") for n in critic)
+    for name, touched in trained.items():
+        if name != "critic/loss":
+            assert not touched & critic, f"{name} reaches the critic"
+    everything = {n for n, p in method.named_parameters() if p.requires_grad}
+    assert set().union(*trained.values()) == everything
+
+
+ROUTES = {
+    "actor/flow_loss": "flows.behavior.",
+    "actor/adjoint_loss": "flows.fine.",
+    "actor/control_cost": "flows.fine.",
+    "actor/value_loss": "flows.fine.",
+    "actor/q_loss": "one_step.",
+    "actor/distill_loss": "one_step.",
+    "actor/edit_q_loss": "edit.gaussian.",
+    "actor/edit_entropy_loss": "edit.gaussian.",
+    "actor/edit_coefficient_loss": "edit.entropy_coefficient.",
+}
+
+
+def test_each_actor_loss_reaches_the_network_it_is_named_for(method: Method, batch: Batch) -> None:
+    noise = method.step_noise(len(batch.rewards))
+    for name in list(method.losses(batch, noise)[0])[1:]:
+        method.zero_grad()
+        method.losses(batch, noise)[0][name].backward()
+        touched = {n for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
+        assert all(n.startswith(ROUTES[name]) for n in touched), name
+
+
+def test_targets_take_no_gradient_and_pair_with_their_networks(method: Method) -> None:
+    pairs = method.ema_pairs()
+    assert pairs
+    for online, target in pairs:
+        assert all(p.requires_grad for p in online.parameters())
+        assert not any(p.requires_grad for p in target.parameters())
+        for p, q in zip(online.parameters(), target.parameters(), strict=True):
+            torch.testing.assert_close(p.detach(), q)
+
+
+def test_a_step_is_a_function_of_seed_step_batch_and_weights(
+    method: Method, build: Build, batch: Batch
+) -> None:
+    twin = make(type(method), build)
+    assert torch.equal(update(method, batch), update(twin, batch))
+    for p, q in zip(method.parameters(), twin.parameters(), strict=True):
+        assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad)
+    twin.gradient_step = 1
+    assert not torch.equal(update(method, batch), update(twin, batch))
+
+
+def test_cut_chunks_carry_no_weight(method: Method, batch: Batch) -> None:
+    """Changing the actions of an invalid chunk changes neither critic nor cloning loss."""
+    noise = method.step_noise(len(batch.rewards))
+    cut = (batch.valid == 0)[:, None]
+    assert cut.any()
+    other = batch._replace(actions=torch.where(cut, -batch.actions, batch.actions))
+    before, after = method.losses(batch, noise)[0], method.losses(other, noise)[0]
+    for name in {"critic/loss", "actor/flow_loss"} & set(before):
+        assert torch.equal(before[name], after[name])
+
+
+def test_acting_is_bounded_shaped_and_repeatable(method: Method, batch: Batch) -> None:
+    s = 3 * batch.observations
+    noise = method.policy_noise(len(s), torch.Generator().manual_seed(3))
+    actions = method.act(s, noise)
+    assert actions.shape == (len(s), method.chunk, method.action_dim)
+    assert actions.abs().max() <= 1 and not actions.requires_grad
+    assert torch.equal(actions, method.act(s, noise))
+    cloned = method.behavior_act(s, noise)
+    assert cloned.shape == actions.shape and not torch.equal(cloned, actions)
+
+
+def test_best_of_n_takes_the_candidate_of_largest_mean_value(method: Method, batch: Batch) -> None:
+    s, n = batch.observations, 8
+    method.best_of_n = n
+    noise = method.policy_noise(len(s), torch.Generator().manual_seed(3))
+    best = method.act(s, noise).flatten(1)
+    for row in range(len(s)):
+        candidates = [
+            method.policy(s[row : row + 1], {k: v[row : row + 1, i] for k, v in noise.items()})
+            for i in range(n)
+        ]
+        values = [method.critic(s[row : row + 1], a).mean().item() for a in candidates]
+        winner = candidates[max(range(n), key=values.__getitem__)][0]
+        torch.testing.assert_close(best[row], winner, rtol=1e-5, atol=1e-6)
+
+
+def test_state_survives_saving(method: Method, build: Build, batch: Batch, tmp_path: Path) -> None:
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(0.01)
+    torch.save(method.state_dict(), tmp_path / "state.pt")
+    twin = make(type(method), build)
+    twin.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    noise = method.policy_noise(4, torch.Generator().manual_seed(0))
+    s = batch.observations[:4]
+    assert torch.equal(method.act(s, noise), twin.act(s, noise))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rho", -0.1),
+        ("ensemble", 0),
+        ("flow_steps", 0),
+        ("learning_rate", 0.0),
+        ("clip", -1.0),
+        ("discount", 0.0),
+        ("best_of_n", 0),
+        ("chunk", 0),
+        ("tau", -1.0),
+        ("alpha", -1.0),
+        ("edit_scale", -0.1),
+    ],
+)
+def test_values_out_of_range_are_named(
+    method: Method, build: Build, name: str, value: float
+) -> None:
+    if name in EXAMPLE and name not in inspect.signature(type(method).__init__).parameters:
+        pytest.skip(f"{type(method).__name__} has no {name}")
+    with pytest.raises(UserError, match=f"{name} is {value}, expected") as caught:
+        make(type(method), build, **{name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["norm", "value"])
+def test_clipping_bounds_the_joint_gradient(build: Build, batch: Batch, mode: str) -> None:
+    method = make(METHODS[0], build, clip=0.01, clip_mode=mode)
+    update(method, batch)
+    norm = method._clip_gradients()
+    gradients = torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None])
+    assert norm > 0.01
+    if mode == "norm":
+        assert gradients.norm().item() == pytest.approx(0.01, rel=1e-3)
+    else:
+        assert gradients.abs().max().item() == pytest.approx(0.01)
