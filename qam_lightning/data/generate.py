@@ -18,12 +18,21 @@ import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from qam_lightning.data.files import dataset_name
 from qam_lightning.errors import UserError
@@ -136,10 +145,6 @@ class Collector:
             max_episode_steps=episode_steps,
         )
         self.oracles = make_oracles(self.env, name, dataset)
-        # The first reset compiles the model and changes its gains after the simulation state was
-        # computed, later ones reset the finished model: only from the second on is a reset the
-        # same function of its seed.
-        self.env.reset()
 
     def episode(self, seed: int, index: int) -> Arrays:
         """Collects episode ``index``, retrying with a new seed while the simulation misbehaves.
@@ -311,11 +316,13 @@ def _collect(parts: Path, wanted: list[Path], settings: dict[str, Any], workers:
             for future in as_completed(futures):
                 future.result()
                 progress.advance(task, steps)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenProcessPool) as error:
             _abandon(pool)
+            broken = isinstance(error, BrokenProcessPool)
+            reason = "a worker process died (out of memory?)" if broken else "interrupted"
             kept = sum(path.exists() for path in wanted)
             raise UserError(
-                f"interrupted: {kept} of {len(wanted)} episodes are kept in {parts}; "
+                f"{reason}: {kept} of {len(wanted)} episodes are kept in {parts}; "
                 "the same command continues from there"
             ) from None
         except BaseException:
@@ -329,18 +336,17 @@ def _progress() -> Progress:
         BarColumn(),
         TextColumn("{task.percentage:.1f}%"),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-        _SpeedColumn(""),
+        _SpeedColumn(),
         TimeRemainingColumn(),
         speed_estimate_period=300,
     )
 
 
-class _SpeedColumn(TextColumn):
+class _SpeedColumn(ProgressColumn):
     """Steps per second."""
 
-    def render(self, task: Any) -> Any:
-        self.text_format = f"{task.speed:,.0f} steps/s" if task.speed else ""
-        return super().render(task)
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} steps/s" if task.speed else "")
 
 
 @contextlib.contextmanager

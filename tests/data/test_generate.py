@@ -147,6 +147,18 @@ def test_a_killed_and_interrupted_collection_continues_to_the_same_bits(collecte
     assert not parts.exists()
 
 
+def test_the_death_of_a_worker_is_explained(tmp_path):
+    process = start(tmp_path / "sets", tmp_path / "collect.py")
+    wait_until(lambda: list((tmp_path / "sets").glob("*.parts/*.npz")))
+    for pid in children(process.pid):
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert message.splitlines()[-1].startswith("error: a worker process died")
+    assert "the same command continues" in message
+
+
 def refused(words, **settings):
     with pytest.raises(UserError) as caught:
         generate(**{"env": "scene", "workers": 1, "episode_steps": 10} | settings)
@@ -235,3 +247,8 @@ def test_every_environment_can_be_collected(env, dataset, tmp_path):
         assert len(arrays["terminals"]) == 150
         assert np.ptp(arrays["observations"], axis=0).max() > 0.1
     assert ("button_states" in sizes) is not env.startswith("cube")
+    collector = Collector(env, dataset, episode_steps=150)
+    for index in (0, 1):
+        episode = collector.episode(0, index)
+    for key, array in read(paths[1]).items():
+        np.testing.assert_array_equal(array, episode[key])
