@@ -16,7 +16,6 @@ from torch import Tensor
 
 from qam_lightning.batch import Batch
 from qam_lightning.core.critic import pessimistic
-from qam_lightning.core.draws import Draw
 from qam_lightning.core.memoryless import control_cost
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.flow_pair import FlowPair
@@ -32,32 +31,22 @@ class BAM(Method):
         shared: what every method takes.
     """
 
+    actor: FlowPair
+
     def __init__(self, tau: float, residual: bool, **shared: Any) -> None:
         """Build the flows."""
         super().__init__(**shared)
-        self.flows = FlowPair(*self.sizes, self.flow_steps, tau, residual)
-
-    def actor_draws(self) -> dict[str, Draw]:
-        """Flow matching and the SDE."""
-        return self.flows.draws()
-
-    def policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip ODE(f_β + f_θ; s, z)."""
-        return self.flows.act(s, noise["z"])
-
-    def behavior_policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip ODE(f_β; s, z)."""
-        return self.flows.behavior_act(s, noise["z"])
+        self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
 
     def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
         """Flow matching for f_β, the control objective for f_θ."""
         s = batch.observations
-        path = self.flows.path(s, noise)
+        path = self.actor.path(s, noise)
         value = pessimistic(frozen(self.critic)(s, path.end), self.rho)
-        cost = control_cost(self.flows.control(s), path)
+        cost = control_cost(self.actor.control(s), path)
         losses = {
-            "actor/flow_loss": self.flows.cloning_loss(batch, noise),
+            "actor/flow_loss": self.actor.cloning_loss(batch, noise),
             "actor/control_cost": cost.mean(),
-            "actor/value_loss": -self.flows.tau * value.mean(),
+            "actor/value_loss": -self.actor.tau * value.mean(),
         }
         return losses, {}

@@ -7,7 +7,7 @@ losses and metrics out. All randomness of a step is drawn in one place, as a fun
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import lightning as L
 import torch
@@ -17,12 +17,28 @@ from torch import Tensor, nn
 from qam_lightning.batch import Batch
 from qam_lightning.core.critic import pessimistic, td_loss, td_target
 from qam_lightning.core.draws import Draw, draw, mix
-from qam_lightning.errors import UserError, require
+from qam_lightning.errors import require
 from qam_lightning.nets.ensemble import CriticEnsemble
 from qam_lightning.nets.frozen import ema_copy
 
 Noise = Mapping[str, Tensor]
 Losses = dict[str, Tensor]
+
+
+class Actor(Protocol):
+    """The component that holds a method's policy networks."""
+
+    def draws(self) -> dict[str, Draw]:
+        """Name what its losses take per sample."""
+        ...
+
+    def act(self, s: Tensor, z: Tensor) -> Tensor:
+        """Return actions in [-1, 1], (B, D), at states (B, O) from normal z (B, D)."""
+        ...
+
+    def behavior_act(self, s: Tensor, z: Tensor) -> Tensor:
+        """Return actions of the cloned behaviour, likewise."""
+        ...
 
 
 class Method(L.LightningModule):
@@ -95,25 +111,28 @@ class Method(L.LightningModule):
 
     # What a method defines ---------------------------------------------------------------------
 
-    @abstractmethod
-    def policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return the policy's action chunks in [-1, 1], (B, D), at states ``s`` (B, O)."""
+    actor: Actor
+    """Set by the method's constructor."""
 
     @abstractmethod
     def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
         """Return the actor's named losses, to be summed, and further metrics, all scalars."""
 
-    def behavior_policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return the cloned behaviour's action chunks, (B, D), where the method has such a flow."""
-        raise UserError(f"{type(self).__name__} has no separate behaviour policy to act with")
+    def actor_draws(self) -> dict[str, Draw]:
+        """Name the random quantities the actor's losses take per sample."""
+        return self.actor.draws()
+
+    def policy(self, s: Tensor, noise: Noise) -> Tensor:
+        """Return the policy's action chunks in [-1, 1], (B, D), at states ``s`` (B, O)."""
+        return self.actor.act(s, noise["z"])
 
     def policy_draws(self) -> dict[str, Draw]:
         """Name the random quantities one call of the policy takes per state."""
         return {"z": Draw((self.dim,))}
 
-    def actor_draws(self) -> dict[str, Draw]:
-        """Name the random quantities the actor's losses take per sample."""
-        return {}
+    def behavior_policy(self, s: Tensor, noise: Noise) -> Tensor:
+        """Return the cloned behaviour's action chunks in [-1, 1], (B, D)."""
+        return self.actor.behavior_act(s, noise["z"])
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Return (network, its moving average): every module ``x_ema`` is the average of ``x``."""

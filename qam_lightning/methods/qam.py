@@ -19,7 +19,6 @@ from typing import Any
 from torch import Tensor
 
 from qam_lightning.batch import Batch
-from qam_lightning.core.draws import Draw
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.flow_pair import FlowPair
 
@@ -33,23 +32,13 @@ class QAM(Method):
         shared: what every method takes.
     """
 
+    actor: FlowPair
+
     def __init__(self, tau: float, residual: bool, **shared: Any) -> None:
         """Build the flows."""
         super().__init__(**shared)
-        self.flows = FlowPair(*self.sizes, self.flow_steps, tau, residual)
-
-    def actor_draws(self) -> dict[str, Draw]:
-        """Flow matching and the SDE."""
-        return self.flows.draws()
-
-    def policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip ODE(f_β + f_θ; s, z)."""
-        return self.flows.act(s, noise["z"])
-
-    def behavior_policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip ODE(f_β; s, z)."""
-        return self.flows.behavior_act(s, noise["z"])
+        self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
 
     def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
         """Flow matching for f_β (Eq. 17), adjoint matching for f_θ (Eq. 21)."""
-        return self.flows.matching_losses(batch, noise, self.critic_ema)
+        return self.actor.matching_losses(batch, noise, self.critic_ema)

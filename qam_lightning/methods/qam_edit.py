@@ -33,11 +33,13 @@ class QAMEdit(Method):
         shared: what every method takes.
     """
 
+    actor: FlowPair
+
     def __init__(self, tau: float, edit_scale: float, residual: bool, **shared: Any) -> None:
         """Build the flows and, for σ_a > 0, the edit policy."""
         super().__init__(**shared)
         require(edit_scale >= 0, "edit_scale", edit_scale, "at least 0")
-        self.flows = FlowPair(*self.sizes, self.flow_steps, tau, residual)
+        self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
         self.edit = EditPolicy(*self.sizes, edit_scale) if edit_scale > 0 else None
 
     def policy_draws(self) -> dict[str, Draw]:
@@ -48,23 +50,19 @@ class QAMEdit(Method):
     def actor_draws(self) -> dict[str, Draw]:
         """The flows' draws and those of the edited actions."""
         edited = self.policy_draws() if self.edit else {}
-        return {**self.flows.draws(), **{f"edited/{name}": d for name, d in edited.items()}}
+        return {**super().actor_draws(), **{f"edited/{name}": d for name, d in edited.items()}}
 
     def policy(self, s: Tensor, noise: Noise) -> Tensor:
         """Return clip(ã + σ_a Δa) with ã = clip ODE(f_β + f_θ; s, z)."""
-        action = self.flows.act(s, noise["z"])
+        action = self.actor.act(s, noise["z"])
         return action if self.edit is None else self.edit(s, action, noise["edit"])[0]
-
-    def behavior_policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip ODE(f_β; s, z)."""
-        return self.flows.behavior_act(s, noise["z"])
 
     def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
         """QAM's losses and the edit policy's (Eq. 30)."""
-        losses, metrics = self.flows.matching_losses(batch, noise, self.critic_ema)
+        losses, metrics = self.actor.matching_losses(batch, noise, self.critic_ema)
         if self.edit is not None:
             s = batch.observations
-            action = self.flows.act(s, noise["edited/z"])
+            action = self.actor.act(s, noise["edited/z"])
             losses |= self.edit.losses(self.critic, s, action, noise["edited/edit"])
             metrics["actor/entropy_coefficient"] = self.edit.entropy_coefficient().detach()
         return losses, metrics

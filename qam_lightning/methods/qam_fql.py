@@ -32,36 +32,32 @@ class QAMFQL(Method):
         shared: what every method takes.
     """
 
+    actor: FlowPair
+
     def __init__(self, tau: float, alpha: float, residual: bool, **shared: Any) -> None:
         """Build the flows and, for finite α, the one-step policy."""
         super().__init__(**shared)
         require(alpha >= 0, "alpha", alpha, "at least 0, or inf for plain QAM")
         self.alpha = alpha
-        self.flows = FlowPair(*self.sizes, self.flow_steps, tau, residual)
+        self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
         self.one_step = None if math.isinf(alpha) else OneStepPolicy(*self.sizes)
 
     def actor_draws(self) -> dict[str, Draw]:
         """The flows' draws and the one-step policy's z."""
-        return {
-            **self.flows.draws(),
-            **({"one_step/z": Draw((self.dim,))} if self.one_step else {}),
-        }
+        own = {} if self.one_step is None else {"one_step/z": Draw((self.dim,))}
+        return {**super().actor_draws(), **own}
 
     def policy(self, s: Tensor, noise: Noise) -> Tensor:
         """Return clip μ_ω(s, z)."""
         if self.one_step is None:
-            return self.flows.act(s, noise["z"])
+            return super().policy(s, noise)
         return self.one_step(s, noise["z"]).clamp(-1.0, 1.0)
-
-    def behavior_policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip ODE(f_β; s, z)."""
-        return self.flows.behavior_act(s, noise["z"])
 
     def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
         """QAM's losses and the one-step policy's (Eq. 29)."""
-        losses, metrics = self.flows.matching_losses(batch, noise, self.critic_ema)
+        losses, metrics = self.actor.matching_losses(batch, noise, self.critic_ema)
         if self.one_step is not None:
             s, z = batch.observations, noise["one_step/z"]
-            teacher = self.flows.act(s, z)
+            teacher = self.actor.act(s, z)
             losses |= self.one_step.losses(self.critic, s, z, teacher, self.alpha)
         return losses, metrics

@@ -80,10 +80,10 @@ def test_each_loss_trains_its_own_networks_only(method: Method, batch: Batch) ->
 
 
 ROUTES = {
-    "actor/flow_loss": "flows.behavior.",
-    "actor/adjoint_loss": "flows.fine.",
-    "actor/control_cost": "flows.fine.",
-    "actor/value_loss": "flows.fine.",
+    "actor/flow_loss": "actor.behavior.",
+    "actor/adjoint_loss": "actor.fine.",
+    "actor/control_cost": "actor.fine.",
+    "actor/value_loss": "actor.fine.",
     "actor/q_loss": "one_step.",
     "actor/distill_loss": "one_step.",
     "actor/edit_q_loss": "edit.gaussian.",

@@ -65,9 +65,9 @@ def translate(tree: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def translate_module(module: str, tree: dict[str, Tensor]) -> dict[str, Tensor]:
     flows = {
-        "actor_slow": "flows.behavior.mlp.",
-        "target_actor_slow": "flows.behavior_ema.mlp.",
-        "actor_fast": "flows.fine.mlp.",
+        "actor_slow": "actor.behavior.mlp.",
+        "target_actor_slow": "actor.behavior_ema.mlp.",
+        "actor_fast": "actor.fine.mlp.",
         "one_step_actor": "one_step.mlp.",
     }
     critics = {"critic": "critic.", "target_critic": "critic_ema."}

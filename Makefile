@@ -1,0 +1,45 @@
+# Everything runs in its own environment, .venv, made on first use.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+DATA := datasets/quickstart
+QUICK := runs/quickstart
+
+.PHONY: help install test test-slow check quickstart bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## make the environment
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -e '.[dev]'
+	touch $@
+
+test: install  ## run the tests, under 8 minutes on two cores
+	$(RUN) -m pytest
+
+test-slow: install  ## run the long tests too
+	$(RUN) -m pytest -m ''
+
+check: install  ## lint and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+quickstart: $(DATA)/scene-play-v0.npz  ## collect data, train QAM, score it: 15 minutes on two cores
+	$(RUN) train.py fit --config quickstart.yaml \
+		$$(test -e $(QUICK)/checkpoints/last.ckpt && echo --ckpt_path last)
+	$(RUN) eval.py $(QUICK) --policy behavior
+	$(RUN) eval.py $(QUICK) --video --picture
+
+$(DATA)/scene-play-v0.npz: | install
+	$(RUN) train.py generate --env scene --dataset play --episodes 100 --directory $(DATA)
+
+bench: install  ## where the time of an update goes
+	$(RUN) benchmarks/update.py
+
+clean:  ## remove the environment; runs and datasets stay
+	rm -rf $(VENV)
