@@ -54,15 +54,17 @@ def test_sparse_rewards_are_zero_at_the_goal_and_minus_one_elsewhere():
 
 
 def play(env, seed, steps=25):
-    """All observations of an episode with actions that depend on the seed alone."""
+    """Goal and observations of an episode with actions that depend on the seed alone."""
     rng = np.random.default_rng(seed)
-    seen = [env.reset(seed=seed)[0]]
+    first, info = env.reset(seed=seed)
+    seen = [info["goal"], first]
     for _ in range(steps):
         seen.append(env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))[0])
     return np.stack(seen)
 
 
-# Scene's resets draw from an unseeded space, the mazes' from numpy's global generator.
+# Resets settle the goal state with actions drawn from an unseeded space (in scene, a new one every
+# time) and the mazes place the agent with numpy's global generator.
 @pytest.mark.parametrize("name", ["scene", "antmaze-medium", "pointmaze-medium"])
 def test_an_episode_depends_on_its_seed_alone(name):
     env = make_env(name, 1)

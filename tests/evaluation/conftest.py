@@ -1,0 +1,64 @@
+"""A real, tiny training run to evaluate: QAM on a point maze for a few steps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from qam_lightning.batch import Batch
+from qam_lightning.callbacks.checkpoints import Checkpoints
+from qam_lightning.callbacks.evaluation import Evaluate
+from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.methods.qam import QAM
+
+
+class Stream(IterableDataset):
+    """Endless random chunks of a point maze: O = 2, A = 2, H = 2."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        g = torch.Generator().manual_seed(0)
+        one = torch.ones(8)
+        while True:
+            s, after = torch.randn(2, 8, 2, generator=g)
+            yield Batch(s, torch.rand(8, 4, generator=g) - 0.5, -one, after, one, one)
+
+
+class MazeData(pl.LightningDataModule):
+    """Random data under the name of an environment."""
+
+    env, dataset, task, sparse = "pointmaze-medium", "navigate", 1, False
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Stream(), batch_size=None)
+
+
+def tiny_qam() -> QAM:
+    """Return a QAM too small to learn anything."""
+    torch.manual_seed(0)
+    return QAM(
+        tau=1.0, residual=True, obs_dim=2, action_dim=2, chunk=2, discount=0.99, rho=0.5,
+        ensemble=2, flow_steps=2, width=8, depth=1, learning_rate=1e-3, clip=1.0,
+        clip_mode="norm", best_of_n=1, seed=0,
+    )  # fmt: skip
+
+
+def fit(method: QAM, steps: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Train on random data."""
+    trainer = pl.Trainer(
+        max_steps=steps, callbacks=callbacks, logger=False, enable_checkpointing=False,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(method, MazeData())
+    return trainer
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run of four steps with an evaluation every two."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    evaluate = Evaluate(every=2, episodes=2, workers=0)
+    fit(tiny_qam(), 4, [evaluate, Recorder(str(folder)), Checkpoints(str(folder))])
+    return folder

@@ -1,0 +1,138 @@
+"""``python eval.py``: what it writes, and one line for every mistake."""
+
+import json
+import subprocess
+import sys
+
+import imageio.v3 as iio
+import pytest
+import torch
+
+import eval as command
+from qam_lightning.envs.make import headless_gl
+
+FAST = ["--episodes", "2", "--workers", "0"]
+
+
+@pytest.fixture(autouse=True)
+def torch_settings():
+    """Put back the settings that the command makes for its process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+def reports(run):
+    return sorted((run / "eval").glob("*.json"))
+
+
+def test_a_run_is_evaluated_from_its_checkpoint(run, capsys):
+    assert command.main([str(run), *FAST, "--seed", "3"]) == 0
+    out = capsys.readouterr().out
+    path = run / "eval" / "last-step4-learned-task1-seed3.json"
+    assert "QAM on pointmaze-medium, task 1" in out and str(path) in out
+    report = json.loads(path.read_text())
+    assert report["method"] == "qam_lightning.methods.qam.QAM"
+    assert (report["env"], report["task"], report["gradient_step"]) == ("pointmaze-medium", 1, 4)
+    assert report["episodes"] == len(report["results"]) == 2
+    assert report["success"]["low"] <= report["success"]["mean"] <= report["success"]["high"]
+    assert report["versions"]["torch"] == report["trained_versions"]["torch"]
+
+    # The same again gives the same numbers, in another file, whoever simulates.
+    assert command.main([str(run), "--episodes", "2", "--workers", "2", "--seed", "3"]) == 0
+    again = json.loads(path.with_name(f"{path.stem}-2.json").read_text())
+    assert again["results"] == report["results"]
+
+
+def test_policy_task_and_best_of_n_can_be_chosen(run, tmp_path, capsys):
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    output = tmp_path / "x" / "report.json"
+    options = ["--policy", "behavior", "--task", "2", "--best_of_n", "3", "--output", str(output)]
+    assert command.main([str(checkpoint), *FAST, *options]) == 0
+    report = json.loads(output.read_text())
+    assert (report["policy"], report["task"], report["trained_task"]) == ("behavior", 2, 1)
+    assert report["best_of_n"] == 3
+
+    # The file is there now, and is left alone.
+    assert command.main([str(checkpoint), *FAST, "--output", str(output)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert json.loads(output.read_text()) == report
+
+
+def test_video_and_picture(run, capsys, monkeypatch):
+    monkeypatch.setattr(command, "FRAMES_IN_VIDEO", 10)  # software rendering is slow
+    frames = headless_gl() is not None
+    options = ["--episodes", "1", "--workers", "1", "--video", "--picture"]
+    assert command.main([str(run), *options]) == 0
+    assert iio.imread(run / "picture.png").shape[0] > (600 if frames else 400)
+    videos = list((run / "videos").glob("*.mp4"))
+    if frames:
+        # A frame every 100 of the 1000 steps, the first and the last included.
+        assert iio.imread(videos[0], plugin="FFMPEG").shape == (11, 240, 320, 3)
+    else:
+        assert videos == [] and "without frames" in capsys.readouterr().err
+
+
+def test_other_software_is_warned_about_in_one_line(run, tmp_path, capsys):
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["qam_lightning"]["versions"] |= {"mujoco": "0.1", "torch": "0.2"}
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    assert command.main([str(tmp_path / "old.ckpt"), *FAST]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("warning: ") and err.count("\n") == 1
+    assert "mujoco 0.1" in err and "torch 0.2" in err
+    assert reports(tmp_path)  # a checkpoint outside a run folder: results go beside it
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "9"], "task: 'pointmaze-medium' has no task 9; valid: 1, 2, 3, 4, 5"),
+        (["--picture", "--runs", "elsewhere"], "eval.csv: no such file"),
+        (["--checkpoint", "worst"], "invalid choice: 'worst'"),
+        (["--episodes", "0"], "expected at least 1, found 0"),
+        (["--seed", "many"], "invalid integer value: 'many'"),
+        (["--vidoe"], "unrecognized arguments: --vidoe"),
+    ],
+)
+def test_mistakes_are_answered_with_one_line(run, capsys, options, message):
+    before = reports(run)
+    try:
+        code = command.main([str(run), *options])
+    except SystemExit as stop:
+        code = stop.code
+    err = capsys.readouterr().err
+    assert code == 2
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert reports(run) == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint"])
+def test_unusable_sources_are_answered_with_one_line(tmp_path, capsys, content):
+    path = tmp_path / "x.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    assert command.main([str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {path}: ") and err.count("\n") == 1
+
+
+def test_as_a_script(tmp_path):
+    script = [sys.executable, command.__file__, str(tmp_path / "none")]
+    result = subprocess.run(script, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    expected = f"error: {tmp_path / 'none'}: no such run folder or checkpoint file\n"
+    assert result.stderr == expected
+
+
+def test_an_empty_run_folder_is_answered_with_one_line(tmp_path, capsys):
+    assert command.main([str(tmp_path)]) == 2
+    assert "last.ckpt: no such checkpoint file" in capsys.readouterr().err
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--help"])
+    assert stop.value.code == 0
+    assert "--best_of_n" in capsys.readouterr().out

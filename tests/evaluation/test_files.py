@@ -1,0 +1,105 @@
+"""Videos, pictures and reports that evaluations leave behind."""
+
+import json
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from qam_lightning.envs.rollout import Episode
+from qam_lightning.errors import UserError
+from qam_lightning.evaluation.plots import draw_picture, read_curve
+from qam_lightning.evaluation.report import build_report, write_report
+from qam_lightning.evaluation.video import write_video
+
+HEADER = "gradient_step,env_step,phase,success,return,length,seconds\n"
+
+
+def write_curve(run, rows, header=HEADER):
+    (run / "metrics").mkdir(parents=True)
+    (run / "metrics" / "eval.csv").write_text(header + "".join(f"{row}\n" for row in rows))
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    first = ["100,0,offline,0.1,-9,9,1", "200,0,offline,0.3,-9,9,1", "300,100,online,0.5,-9,9,1"]
+    second = ["100,0,offline,0.2,-9,9,1", "300,100,online,0.9,-9,9,1"]
+    return [write_curve(tmp_path / "a", first), write_curve(tmp_path / "b", second)]
+
+
+def test_a_video_holds_the_frames(tmp_path):
+    frames = [np.full((48, 64, 3), value, np.uint8) for value in (30, 120, 220)]
+    path = write_video(tmp_path / "videos" / "x.mp4", frames, fps=10)
+    back = iio.imread(path, plugin="FFMPEG")
+    assert back.shape == (3, 48, 64, 3)
+    np.testing.assert_allclose(back.mean((1, 2, 3)), [30, 120, 220], atol=4)
+
+
+def test_read_curve(runs):
+    curve = read_curve(runs[0])
+    np.testing.assert_array_equal(curve.steps, [100, 200, 300])
+    np.testing.assert_array_equal(curve.success, [0.1, 0.3, 0.5])
+    assert curve.online_from == 200  # the last step evaluated offline
+    assert read_curve(runs[1]).online_from == 100
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        ([], HEADER, "holds no evaluation yet"),
+        (["1,2"], "step,loss\n", "expected a CSV file"),
+        (["100,0,offline,high,0,0,0"], HEADER, "expected a CSV file"),
+    ],
+)
+def test_unusable_curves_are_explained(tmp_path, rows, header, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_curve(write_curve(tmp_path / "run", rows, header))
+    assert "eval.csv" in str(error.value)
+
+
+def test_a_missing_curve_is_explained(tmp_path):
+    with pytest.raises(UserError, match=r"eval\.csv: no such file"):
+        draw_picture(tmp_path / "p.png", [tmp_path], "title")
+
+
+def test_a_picture_shows_curve_and_frames(tmp_path, runs):
+    frames = [np.full((48, 64, 3), (230, 20, 20), np.uint8)] * 3
+    plain = iio.imread(draw_picture(tmp_path / "1.png", runs[:1], "one"))
+    strip = iio.imread(draw_picture(tmp_path / "2.png", runs[:1], "one", frames, [0, 5, 10]))
+    mean = iio.imread(draw_picture(tmp_path / "3.png", runs, "both"))
+
+    def red(picture):
+        return ((picture[..., 0] > 200) & (picture[..., 1:3].max(-1) < 60)).mean()
+
+    assert plain.shape == mean.shape and strip.shape[0] > plain.shape[0]
+    assert red(plain) == 0.0 and red(strip) > 0.05
+    assert not np.array_equal(plain, mean)
+
+
+def test_runs_without_a_common_step_are_refused(tmp_path, runs):
+    other = write_curve(tmp_path / "c", ["150,0,offline,0.1,0,0,0"])
+    with pytest.raises(UserError, match="common gradient step"):
+        draw_picture(tmp_path / "p.png", [runs[0], other], "title")
+
+
+def test_a_report_carries_intervals_and_every_episode():
+    episodes = [Episode(i, 10 + i, float(i > 0), -10.0 * i, 10 + i, []) for i in range(4)]
+    report = build_report({"method": "m"}, episodes)
+    assert report["method"] == "m"
+    assert report["success"]["mean"] == 0.75
+    assert report["success"]["low"] == pytest.approx(0.3006, abs=1e-4)
+    assert report["return"] == {"mean": -15.0, "std": pytest.approx(12.9099, abs=1e-4)}
+    assert report["results"][1] == {
+        "episode": 1, "seed": 11, "success": 1.0, "return": -10.0, "length": 11,
+    }  # fmt: skip
+
+
+def test_reports_are_never_overwritten(tmp_path):
+    path = tmp_path / "eval" / "last.json"
+    assert write_report({"n": 1}, path) == path
+    second = write_report({"n": 2}, path)
+    assert second.name == "last-2.json"
+    assert [json.loads(p.read_text())["n"] for p in (path, second)] == [1, 2]
+    with pytest.raises(UserError, match="exists already"):
+        write_report({"n": 3}, path, numbered=False)
