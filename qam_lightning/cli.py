@@ -36,6 +36,7 @@ from qam_lightning.methods.base import Method
 from qam_lightning.provenance import mismatches
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+METHODS = CONFIGS / "methods"
 DEFAULT_METHOD = "qam"
 
 USAGE = """usage: python train.py <command> [options]
@@ -55,10 +56,10 @@ configuration that a command line results in."""
 
 FIT_HELP = """Train a method on a domain.
 
-Settings come from configs/base.yaml, then the method's file, then every --config file in order
-(looked up here, then in configs/), then the flags. Shorthands: --domain NAME for --config
-NAME.yaml, --method NAME for --config methods/NAME.yaml, --task N for --data.task N; --model.KEY
-sets model.init_args.KEY, and --model.help CLASS lists a method's settings."""
+Settings come from configs/base.yaml, then the method's file, then every other --config file in
+order (looked up here, then in configs/), then the flags. Shorthands: --domain NAME for --config
+NAME.yaml, --method NAME for --config methods/NAME.yaml, --task N for --data.task N, --model.KEY for
+--model.init_args.KEY. --model.help CLASS lists a method's settings."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -320,63 +321,67 @@ class FitCLI(LightningCLI):
 def expand(argv: Sequence[str]) -> tuple[list[str], list[Path]]:
     """Resolves shorthands and configuration names.
 
+    The chosen method's file is loaded right after the base, wherever it was named, so that nothing
+    of another method's file is left over and that domains, the user's files and flags can set the
+    method's own values. A file of the user's that names a class takes that place too.
+
     Args:
         argv: Arguments of ``train.py fit`` as the user wrote them.
 
     Returns:
-        Arguments for the parser, in which every ``--config`` is an absolute path, and the
-        configuration files to load before them. Choosing a method loads its file there, so that
-        nothing of another method's file is left over and the user's own files have the last word.
+        Arguments for the parser, in which every ``--config`` is an absolute path, and the files to
+        load before them.
 
     Raises:
-        UserError: A name that no configuration file has.
+        UserError: A name that no configuration file has, or a file that is not YAML.
     """
     arguments: list[str] = []
-    method: Path | None = None
-    settled = False
+    methods: list[Path] = []
+    own: list[Path] = []
     rest = iter(argv)
     for argument in rest:
         flag, equals, value = argument.partition("=")
         if flag not in ("--config", "-c", "--domain", "--method", "--task"):
             arguments.append(argument)
-            settled = settled or flag in ("--model", "--model.class_path")
             continue
         value = value if equals else next(rest, "")
         if not value or value.startswith("-"):
             raise UserError(f"{flag} needs a value; see --help")
         if flag == "--task":
             arguments.append(f"--data.task={value}")
-        elif flag == "--method":
-            method = find_config(value, "method", CONFIGS / "methods")
-        else:
-            kind = "domain" if flag == "--domain" else "config"
-            path = find_config(value, kind, CONFIGS)
-            settled = settled or _names_method(read_config(path))
-            arguments.append(f"--config={path}")
-    if method is None and not settled:
-        method = CONFIGS / "methods" / f"{DEFAULT_METHOD}.yaml"
-    return arguments, [CONFIGS / "base.yaml", *([method] if method else [])]
+            continue
+        kind = "config" if flag == "-c" else flag.removeprefix("--")
+        path = find_config(value, kind)
+        if path.parent == METHODS:
+            methods.append(path)
+            continue
+        arguments.append(f"--config={path}")
+        if _names_class(read_config(path)):
+            own.append(path)
+    method = methods[-1:] or own[:1] or [METHODS / f"{DEFAULT_METHOD}.yaml"]
+    return arguments, [CONFIGS / "base.yaml", *method]
 
 
-def find_config(name: str, kind: str, folder: Path) -> Path:
+def find_config(name: str, kind: str = "config") -> Path:
     """Finds a configuration file.
 
     Args:
-        name: What the user wrote: a path, or a name in ``folder`` with or without ``.yaml``.
-        kind: ``"config"``, which the working directory may hold too, ``"domain"`` or ``"method"``.
-        folder: Where the shipped files of this kind are.
+        name: What the user wrote: a path, or the name of a shipped file with or without ``.yaml``.
+        kind: ``"config"`` looks in the working directory first, then in ``configs``; ``"domain"``
+            and ``"method"`` only where the shipped files of that kind are.
 
     Raises:
         UserError: There is no such file; names the closest ones.
     """
-    names = [name, f"{name}.yaml"]
-    if kind != "config":
-        names = [f"{name.replace('-', '_')}.yaml"]
-    here = [Path(n) for n in names if kind == "config"]
-    for candidate in [*here, *(folder / n for n in names)]:
+    folder = METHODS if kind == "method" else CONFIGS
+    if kind == "config":
+        candidates = [base / n for base in (Path(), folder) for n in (name, f"{name}.yaml")]
+    else:
+        candidates = [folder / f"{name.replace('-', '_')}.yaml"]
+    for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    shipped = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
+    shipped = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml"))
     where = f" (searched {Path.cwd()} and {folder})"
     if kind != "config":
         shipped, where = [Path(p).stem for p in shipped if p != "base.yaml" and "/" not in p], ""
@@ -401,7 +406,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return content or {}
 
 
-def _names_method(config: dict[str, Any]) -> bool:
+def _names_class(config: dict[str, Any]) -> bool:
     """Whether a configuration chooses the method's class."""
     model = config.get("model")
     return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)

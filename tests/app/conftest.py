@@ -1,0 +1,75 @@
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qam_lightning.cli import main
+from qam_lightning.data.generate import generate
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real cube-single dataset of a few short episodes."""
+    folder = tmp_path_factory.mktemp("dataset")
+    generate("cube-single", "play", str(folder), episodes=3, workers=1, episode_steps=30)
+    return folder
+
+
+@pytest.fixture
+def small_run(dataset: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Arguments of a run of seconds: ``small_run(steps, *more, run_dir=...)``."""
+
+    def arguments(steps: int, *more: str, run_dir: Path = tmp_path / "run") -> list[str]:
+        settings = {
+            "config": "cube_single.yaml",
+            "run_dir": run_dir,
+            "data.directory": dataset,
+            "data.batch_size": 8,
+            "model.width": 8,
+            "model.depth": 1,
+            "model.ensemble": 2,
+            "model.flow_steps": 2,
+            "trainer.max_steps": steps,
+            "trainer.accelerator": "cpu",
+            "evaluation.every": 1000,
+            "evaluation.episodes": 1,
+            "evaluation.workers": 0,
+            "log.every": 1,
+        }
+        return ["fit", *(f"--{key}={value}" for key, value in settings.items()), *more]
+
+    return arguments
+
+
+@pytest.fixture
+def resolved(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict]:
+    """``resolved(*arguments)``: the configuration that ``fit`` with these arguments would use."""
+
+    def parse(*arguments: str) -> dict:
+        with pytest.raises(SystemExit) as exit_:
+            main(["fit", *arguments, "--print_config"])
+        assert exit_.value.code == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    return parse
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``refused(*arguments)``: the one line with which the command ends, with status 2."""
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main(list(arguments)) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        return lines[0]
+
+    return run
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,120 @@
+"""Mistakes end in one line and status 2; help and printing work."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qam_lightning.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SCENE = ("fit", "--config", "scene.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train",), "unknown command 'train'; expected fit or generate"),
+        (("fit",), "no domain chosen: add --config NAME.yaml with NAME from .*cube_triple"),
+        (("fit", "--config", "cube_tripel.yaml"), "did you mean cube_triple.yaml"),
+        (("fit", "--domain", "sceen"), "no domain named 'sceen'; did you mean scene"),
+        (("fit", "--method", "qam_fqll"), "no method named 'qam_fqll'; did you mean qam_fql"),
+        (("fit", "--config"), "--config needs a value"),
+        ((*SCENE, "--method", "--seed", "1"), "--method needs a value"),
+        ((*SCENE, "--data.tsk", "3"), "unknown key 'data.tsk'; did you mean data.task"),
+        ((*SCENE, "--widht", "3"), "unknown key 'widht'"),
+        ((*SCENE, "--model.tua", "3"), "unknown key 'model.tua'; did you mean model.tau"),
+        ((*SCENE, "stray"), "unexpected argument 'stray'"),
+        ((*SCENE, "--task", "two"), "data.task: expected int, found two"),
+        ((*SCENE, "--model.tau", "hot"), "model.tau: expected float, found hot"),
+        ((*SCENE, "--log.wandb", "on"), "log.wandb: expected one of .*'offline'.*, found on"),
+        ((*SCENE, "--model", "no.such.Method"), "model: No module named 'no'"),
+        ((*SCENE, "--model", "torch.nn.Linear"), "model: .*not .* a subclass of Method"),
+        ((*SCENE, "--seed", "-1"), "seed is -1, expected 0 to 4294967295"),
+        ((*SCENE, "--threads", "0"), "threads is 0, expected at least 1"),
+        ((*SCENE, "--model.depth", "0"), "model.init_args.depth is 0"),
+        ((*SCENE, "--task", "9"), "data.task is 9, but scene has tasks 1 to 5"),
+        ((*SCENE, "--data.env", "sceen"), "data.env 'sceen' is not"),
+        ((*SCENE, "--ema.rate", "2"), "ema.rate"),
+        ((*SCENE, "--log.every", "0"), "log.every"),
+        ((*SCENE, "--checkpoints.every", "0"), "checkpoints.every"),
+        ((*SCENE, "--evaluation.episodes", "0"), "evaluation.episodes"),
+        ((*SCENE, "--trainer.max_steps", "0"), "trainer.max_steps is 0"),
+        ((*SCENE, "--trainer.accelerator", "qpu"), "trainer: .*accelerator qpu"),
+        ((*SCENE, "--trainer.devices", "0"), "trainer: .*devices 0"),
+        ((*SCENE, "--trainer.precision", "7"), "trainer: .*precision 7"),
+        ((*SCENE, "--ckpt_path", "last"), "--ckpt_path last: there is no .*last.ckpt"),
+        ((*SCENE, "--ckpt_path", "nowhere.ckpt"), "--ckpt_path nowhere.ckpt: no such file"),
+        (("generate",), "required: env"),
+        (("generate", "--env", "sceen"), "'sceen'"),
+        (("generate", "--env", "scene", "--episodes", "few"), "episodes: expected int, found few"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
+    model_size = ("--model.width", "8") if "scene.yaml" in arguments else ()
+    folder = ("--run_dir", str(tmp_path / "run")) if arguments[0] == "fit" else ()
+    ends_open = arguments[-1] == "--config"
+    message = refused(*arguments, *(() if ends_open else (*model_size, *folder)))
+    assert re.search(says, message), message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("data: {tsk: 1}", "unknown key 'data.tsk' .in FILE.; did you mean data.task"),
+        ("model: {init_args: {widht: 1}}", "unknown key 'model.widht' .in FILE.; .*model.width"),
+        ("sead: 1", "unknown key 'sead' .in FILE.; did you mean seed"),
+        ("data:\n  task: two", "data.task: expected int, found two .in FILE."),
+        ("model: {init_args: {tau: hot}}", "model.tau: expected float, found hot .in FILE."),
+        ("a: 1\nb: [", "FILE, line 2: not valid YAML"),
+        ("- 1", "FILE: expected keys with values, found list"),
+        ("domain: moon", "the method has no tuned value for 'moon'; give one with --model.tau"),
+        ("run_dir: ${nothing}", "run_dir: .*'nothing' not found"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(text, says, refused, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    message = refused(*SCENE, "--config", str(path))
+    assert re.search(says.replace("FILE", re.escape(str(path))), message), message
+
+
+def test_a_file_that_is_no_text_is_refused(refused, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert f"{path}: not a YAML text file" in refused(*SCENE, "--config", str(path))
+
+
+def test_a_missing_dataset_is_answered_in_one_line(small_run, refused, tmp_path):
+    url = "http://127.0.0.1:9"  # nothing listens there
+    nowhere = [f"--data.directory={tmp_path / 'none'}", f"--data.base_url={url}"]
+    assert "generate" in refused(*small_run(1, *nowhere))
+
+
+def test_generate_collects_and_refuses_to_overwrite(refused, tmp_path, capsys):
+    size = ("--episodes=1", "--episode_steps=10", "--workers=1", f"--directory={tmp_path}")
+    assert main(["generate", "--env=cube-single", *size]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path / 'cube-single-play-v0-val.npz'}"
+    assert "exists already" in refused("generate", "--env=cube-single", *size)
+
+
+@pytest.mark.parametrize("arguments", [("fit", "--help"), ("generate", "--help")])
+def test_help_of_the_commands(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(list(arguments))
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert {"fit": "--evaluation.episodes", "generate": "--episodes"}[arguments[0]] in text
+
+
+def test_the_program_starts_quietly_and_shows_its_usage():
+    shown = subprocess.run(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "python train.py fit --config cube_triple.yaml" in shown.stdout
+    for command in ("validate", "test", "predict"):
+        assert f"  {command}  " not in shown.stdout

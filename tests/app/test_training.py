@@ -1,0 +1,239 @@
+"""Short real runs: what they leave behind, and how they stop, crash and go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from qam_lightning.callbacks.checkpoints import read_checkpoint
+from qam_lightning.cli import main
+from qam_lightning.errors import UserError
+from qam_lightning.methods.base import Method
+from tests.app.conftest import read_csv
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def steps(path: Path) -> list[int]:
+    return [int(row["gradient_step"]) for row in read_csv(path)]
+
+
+def last(run: Path) -> dict:
+    return read_checkpoint(run / "checkpoints" / "last.ckpt")
+
+
+def assert_same(a, b, where=""):
+    """Bitwise equality of nested state."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def test_a_run_leaves_everything_in_its_folder(small_run, run, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(small_run(4, "--evaluation.every=2", "--log.every=2")) == 0
+    found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    names = "checkpoints/best.ckpt checkpoints/last.ckpt config.yaml metrics/eval.csv"
+    assert found == [f"run/{name}" for name in [*names.split(), "metrics/train.csv"]]
+    assert steps(run / "metrics/train.csv") == steps(run / "metrics/eval.csv") == [2, 4]
+    row = read_csv(run / "metrics/train.csv")[-1]
+    assert (row["phase"], row["env_step"]) == ("offline", "0")
+    assert float(row["steps_per_second"]) > 0 and float(row["loss"]) > 0
+    assert 0 <= float(read_csv(run / "metrics/eval.csv")[-1]["success"]) <= 1
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert "offline 4/4" in output.out.splitlines()[-1]
+
+
+def test_checkpoints_say_how_to_rebuild_the_method(small_run, run):
+    assert main(small_run(2)) == 0
+    for name in ("last", "best"):
+        checkpoint = read_checkpoint(run / "checkpoints" / f"{name}.ckpt")
+        entry = checkpoint["qam_lightning"]
+        assert entry["method"] == "qam_lightning.methods.qam.QAM"
+        assert entry["model"]["width"] == 8 and entry["model"]["tau"] == 1.0
+        environment = {"env": "cube-single", "dataset": "play", "task": 2, "sparse": False}
+        assert entry["environment"] == environment
+        assert entry["config"] == (run / "config.yaml").read_text()
+        assert len(entry["config_hash"]) == 16
+        assert entry["versions"]["torch"] == torch.__version__
+        assert (entry["gradient_step"], entry["env_step"], entry["phase"]) == (2, 0, "offline")
+        assert entry["run_dir"] == str(run)
+
+
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(small_run, run, tmp_path):
+    whole = tmp_path / "whole"
+    assert main(small_run(6, run_dir=whole)) == 0
+    assert main(small_run(3)) == 0
+    half = last(run)
+    assert main(small_run(6, "--ckpt_path=last")) == 0
+    one, two = last(whole), last(run)
+    for key in ("state_dict", "optimizer_states", "counters", "global_step"):
+        assert_same(one[key], two[key], key)
+    targets = [k for k in one["state_dict"] if "_ema" in k or "ema" in k.split(".")[0]]
+    assert targets
+    for key in targets:  # and the targets did move, away from the online networks too
+        assert not torch.equal(one["state_dict"][key], half["state_dict"][key]), key
+    assert steps(run / "metrics/train.csv") == [1, 2, 3, 4, 5, 6]
+    losses = [[row["loss"] for row in read_csv(r / "metrics/train.csv")] for r in (whole, run)]
+    assert losses[0] == losses[1]
+
+
+def test_a_killed_run_goes_on_without_lost_or_repeated_rows(small_run, run):
+    arguments = small_run(100_000, "--checkpoints.every=5", "--log.every=1")
+    process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT)
+    checkpoint, table = run / "checkpoints/last.ckpt", run / "metrics/train.csv"
+    deadline = time.monotonic() + 120
+    while not (checkpoint.exists() and len(table.read_text().splitlines()) % 5 == 4):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    done = last(run)["qam_lightning"]["gradient_step"]
+    with table.open("a") as file:  # as a crash in the middle of a write would leave it
+        file.write("99999,0,off")
+    assert main(small_run(done + 3, "--ckpt_path=last")) == 0
+    assert steps(table) == list(range(1, done + 4))
+    assert last(run)["qam_lightning"]["gradient_step"] == done + 3
+    assert not list(run.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_at_the_step_boundary(number, small_run, run, capsys, monkeypatch):
+    step = Method.training_step
+
+    def interrupted_step(self, batch, batch_idx):
+        if self.gradient_step == 3:
+            os.kill(os.getpid(), number)
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Method, "training_step", interrupted_step)
+    assert main(small_run(1000, "--evaluation.every=2")) == 128 + number
+    assert "--ckpt_path last continues" in capsys.readouterr().err
+    assert last(run)["qam_lightning"]["gradient_step"] == 4
+    assert steps(run / "metrics/train.csv") == [1, 2, 3, 4]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_failure_between_steps_loses_nothing(small_run, run, refused, monkeypatch):
+    step = Method.training_step
+
+    def failing_step(self, batch, batch_idx):
+        if self.gradient_step == 3:
+            raise UserError("the power went")
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Method, "training_step", failing_step)
+    assert refused(*small_run(10)) == "error: the power went"
+    assert last(run)["qam_lightning"]["gradient_step"] == 3
+    monkeypatch.undo()
+    assert main(small_run(5, "--ckpt_path=last")) == 0
+    assert steps(run / "metrics/train.csv") == [1, 2, 3, 4, 5]
+
+
+def test_a_failure_within_a_step_does_not_replace_the_checkpoint(small_run, run, monkeypatch):
+    step = Method.training_step
+
+    def half_step(self, batch, batch_idx):
+        step(self, batch, batch_idx)
+        if self.gradient_step == 4:  # the targets have not moved yet
+            raise RuntimeError("half done")
+
+    monkeypatch.setattr(Method, "training_step", half_step)
+    with pytest.raises(RuntimeError, match="half done"):
+        main(small_run(10, "--checkpoints.every=2"))
+    assert last(run)["qam_lightning"]["gradient_step"] == 2
+
+
+def test_divergence_ends_training_and_keeps_the_good_checkpoint(
+    small_run, run, refused, monkeypatch
+):
+    step = Method.training_step
+
+    def diverging_step(self, batch, batch_idx):
+        step(self, batch, batch_idx)
+        if self.gradient_step == 3:
+            with torch.no_grad():
+                next(self.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(Method, "training_step", diverging_step)
+    arguments = small_run(10, "--checkpoints.every=2", "--log.every=100")
+    assert "weights are not finite at gradient step 4" in refused(*arguments)
+    assert last(run)["qam_lightning"]["gradient_step"] == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(Method, "training_step", diverging_step)
+    arguments = small_run(10, "--log.every=4", run_dir=run.parent / "other")
+    assert "the loss is nan at gradient step 4" in refused(*arguments)
+    assert not (run.parent / "other/checkpoints").exists()
+
+
+def test_a_run_is_never_overwritten(small_run, run, refused):
+    assert main(small_run(1)) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "--ckpt_path last, or choose another --run_dir" in refused(*small_run(2))
+    other = run.parent / "other"
+    assert main(small_run(1, run_dir=other)) == 0
+    foreign = f"--ckpt_path={other / 'checkpoints/last.ckpt'}"
+    assert "is not part of it" in refused(*small_run(2, foreign))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_can_branch_off_another_and_go_back_to_its_best(small_run, run, tmp_path):
+    assert main(small_run(2)) == 0
+    branch = tmp_path / "branch"
+    start = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
+    assert main(small_run(4, start, run_dir=branch)) == 0
+    assert steps(branch / "metrics/train.csv") == [3, 4]
+    os.replace(run / "checkpoints/last.ckpt", branch / "checkpoints/best.ckpt")
+    assert main(small_run(3, "--ckpt_path=best", run_dir=branch)) == 0
+    assert steps(branch / "metrics/train.csv") == [3]
+
+
+def test_changed_settings_are_told_on_resume(small_run, run, refused, capsys):
+    assert main(small_run(1)) == 0
+    capsys.readouterr()
+    assert main(small_run(2, "--ckpt_path=last", "--model.learning_rate=0.01")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith("changed since the checkpoint")]
+    assert told == [
+        "changed since the checkpoint: trainer.max_steps: 1 -> 2",
+        "changed since the checkpoint: model.init_args.learning_rate: 0.0003 -> 0.01",
+    ]
+    kept = (run / "config.yaml").read_text()
+    message = refused(*small_run(3, "--ckpt_path=last", "--model.width=9"))
+    assert "networks of other sizes" in message and "model.init_args.width: 8 -> 9" in message
+    message = refused(*small_run(3, "--ckpt_path=last", "--method=bam"))
+    assert "qam_lightning.methods.qam.QAM" in message and "qam_lightning.methods.bam.BAM" in message
+    assert (run / "config.yaml").read_text() == kept
+
+
+def test_the_saved_configuration_repeats_and_resumes_the_run(small_run, run, tmp_path):
+    assert main(small_run(2)) == 0
+    saved = f"--config={run / 'config.yaml'}"
+    assert main(["fit", saved, "--ckpt_path=last", "--trainer.max_steps=3"]) == 0
+    assert last(run)["qam_lightning"]["gradient_step"] == 3
+    again = tmp_path / "again"
+    assert main(["fit", saved, f"--run_dir={again}", "--trainer.max_steps=2"]) == 0
+    assert [r["loss"] for r in read_csv(again / "metrics/train.csv")] == [
+        r["loss"] for r in read_csv(run / "metrics/train.csv")
+    ][:2]
