@@ -48,6 +48,7 @@ class Case:
             "clip": 1.0,
             "clip_mode": "norm",
             "best_of_n": c["best_of_n"],
+            "compile": False,
             "seed": 0,
         }
 
