@@ -13,6 +13,7 @@ from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.recorder import Recorder
 from qam_lightning.methods.qam import QAM
+from tests.conftest import SMALL
 
 
 class Stream(IterableDataset):
@@ -38,11 +39,8 @@ class MazeData(pl.LightningDataModule):
 def tiny_qam() -> QAM:
     """Return a QAM too small to learn anything."""
     torch.manual_seed(0)
-    return QAM(
-        tau=1.0, residual=True, obs_dim=2, action_dim=2, chunk=2, discount=0.99, rho=0.5,
-        ensemble=2, flow_steps=2, width=8, depth=1, learning_rate=1e-3, clip=1.0,
-        clip_mode="norm", best_of_n=1, seed=0,
-    )  # fmt: skip
+    sizes = {"obs_dim": 2, "action_dim": 2, "chunk": 2, "width": 8, "depth": 1}
+    return QAM(tau=1.0, residual=True, **{**SMALL, **sizes})
 
 
 def fit(method: QAM, steps: int, callbacks: list[pl.Callback]) -> pl.Trainer:
