@@ -105,7 +105,7 @@ def draw_picture(
 def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     if len(curves) == 1:
         steps, success, _ = curves[0]
-        axes.plot(steps, success, "-o", color=_LINE, lw=2, ms=4, clip_on=False)
+        axes.plot(steps, success, "-o", color=_LINE, lw=2, ms=4, zorder=3, clip_on=False)
     else:
         steps, success = _draw_mean(axes, curves)
     for start in {curve.online_from for curve in curves if curve.online_from is not None}:
@@ -114,7 +114,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.annotate(
         f"{success[-1]:.0%}",
         (steps[-1], success[-1]),
-        xytext=(8, 0),
+        xytext=(8, 3),
         textcoords="offset points",
         color=_LINE,
         fontsize=10,
@@ -142,7 +142,7 @@ def _draw_mean(axes: Axes, curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndar
     at = [dict(zip(curve.steps.tolist(), curve.success, strict=True)) for curve in curves]
     mean, low, high = np.array([bootstrap_interval([c[s] for c in at]) for s in common]).T
     axes.fill_between(common, low, high, color=_LINE, alpha=0.2, lw=0)
-    axes.plot(common, mean, "-o", color=_LINE, lw=2, ms=4, clip_on=False)
+    axes.plot(common, mean, "-o", color=_LINE, lw=2, ms=4, zorder=3, clip_on=False)
     axes.text(
         0.01, 0.97, f"mean of {len(curves)} runs, 95% bootstrap band", transform=axes.transAxes,
         fontsize=8, color=_INK, va="top",
