@@ -92,6 +92,8 @@ class Checkpoints(pl.Callback):
         """Writes the final state, also that of a run stopped by an interrupt."""
         if self._written != self._boundary:
             self._write_last(trainer, self._boundary)
+        # Not in ``teardown``: the trainer takes its own handlers away before that is called.
+        self._restore_handlers()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -111,10 +113,6 @@ class Checkpoints(pl.Callback):
         if result["success"] >= self._best:
             self._best = float(result["success"])
             self._write(trainer, self.path("best"))
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
-        self._restore_handlers()
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._restore_handlers()  # a second interrupt takes effect at once

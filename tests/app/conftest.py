@@ -1,5 +1,6 @@
 import csv
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_run(dataset: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def small_run(dataset: Path, tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
     """Arguments of a run of seconds: ``small_run(steps, *more, run_dir=...)``."""
 
     def arguments(steps: int, *more: str, run_dir: Path = tmp_path / "run") -> list[str]:
@@ -40,7 +41,8 @@ def small_run(dataset: Path, tmp_path: Path) -> Callable[..., list[str]]:
         }
         return ["fit", *(f"--{key}={value}" for key, value in settings.items()), *more]
 
-    return arguments
+    yield arguments
+    gc.collect()  # the simulators of a run are large, but not in Python's eyes
 
 
 @pytest.fixture

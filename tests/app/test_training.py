@@ -133,6 +133,7 @@ def test_an_interrupt_stops_at_the_step_boundary(number, small_run, run, capsys,
     assert last(run)["qam_lightning"]["gradient_step"] == 4
     assert steps(run / "metrics/train.csv") == [1, 2, 3, 4]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_failure_between_steps_loses_nothing(small_run, run, refused, monkeypatch):
