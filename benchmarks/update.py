@@ -147,7 +147,7 @@ def measure(method: Method, precision: str, repeats: int) -> tuple[list[Part], f
     storage = synthetic_storage()
 
     def draw_batch(step: int) -> Batch:
-        indices = sample_indices(0, 0, step, BATCH, storage.num_chunks)
+        indices = sample_indices(0, step, BATCH, storage.num_chunks)
         return storage.gather(indices)
 
     batch = Batch(*(x.to(device) for x in draw_batch(0)))

@@ -17,24 +17,23 @@ from qam_lightning.batch import Batch
 ACTION_LIMIT = 1.0 - 1e-5
 
 
-def sample_indices(seed: int, rank: int, step: int, batch_size: int, num: int) -> np.ndarray:
+def sample_indices(seed: int, step: int, batch_size: int, num: int) -> np.ndarray:
     """Draws the chunk indices of one training step, uniformly and with replacement.
 
-    A pure function: the generator is counter-based, keyed on ``(seed, rank)`` with ``step`` in its
-    counter, so a resumed run draws what it would have drawn, and no state needs saving.
+    A pure function: the generator is counter-based, keyed on ``seed`` with ``step`` in its counter,
+    so a resumed run draws what it would have drawn, and no state needs saving.
 
     Args:
         seed: The run's seed, at least 0.
-        rank: The process' rank; ranks draw independently.
         step: The gradient step, at least 0.
-        batch_size: How many to draw, B.
+        batch_size: How many to draw, B: all ranks' share together.
         num: Number of indices to draw from.
 
     Returns:
         (B,) int64 in [0, num).
     """
     # The lowest counter word counts blocks within a step, so steps can never overlap.
-    bits = np.random.Philox(key=[seed, rank], counter=[0, step, 0, 0])
+    bits = np.random.Philox(key=[seed, 0], counter=[0, step, 0, 0])
     return np.random.Generator(bits).integers(0, num, size=batch_size)
 
 

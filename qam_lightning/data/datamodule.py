@@ -179,8 +179,10 @@ class OGBenchData(L.LightningDataModule):
                 "processes; choose a multiple"
             )
         share = self.batch_size // world_size
-        indices = sample_indices(self.seed, rank, step, share, self._storage.num_chunks)
-        return self._storage.gather(indices)
+        # Every rank draws the whole batch and keeps its share, so that any number of ranks trains
+        # on the same chunks.
+        whole = sample_indices(self.seed, step, self.batch_size, self._storage.num_chunks)
+        return self._storage.gather(whole[rank * share : (rank + 1) * share])
 
     def train_dataloader(self) -> "Batches":
         """An endless iterable of batches that starts at the model's gradient step."""

@@ -190,11 +190,11 @@ class Collector:
             for key, value in row.items():
                 rows.setdefault(key, []).append(value)
             if oracle.done:
-                # Only the info: this observation is of the same state, but from kinematics a
-                # fraction of a step fresher than those a policy gets to see.
-                target, info = self.env.unwrapped.set_new_target(p_stack=stacking)  # type: ignore[attr-defined]
-                oracle = self.oracles[info["privileged/target_task"]]
-                oracle.reset(target, info)
+                # For the oracle's plan only: the next action is chosen, as in the official data,
+                # from what the step showed, and so is the next row.
+                target = self.env.unwrapped.set_new_target(p_stack=stacking)  # type: ignore[attr-defined]
+                oracle = self.oracles[target[1]["privileged/target_task"]]
+                oracle.reset(*target)
         dtypes = {"terminals": np.bool_, "button_states": np.int64}
         return {k: np.array(v, dtype=dtypes.get(k, np.float32)) for k, v in rows.items()}
 
