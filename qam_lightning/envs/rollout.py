@@ -253,7 +253,7 @@ class RolloutPool:
         task: int,
         sparse: bool = False,
         workers: int | None = None,
-        slots: int = 16,
+        slots: int = 8,
         render_size: tuple[int, int] = (320, 240),
     ):
         """Describe the pool.

@@ -1,0 +1,68 @@
+"""Every command the README shows is one that works."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from qam_lightning.cli import main
+from qam_lightning.data.generate import generate
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for block in BLOCKS
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+def commands(*start: str) -> list[list[str]]:
+    found = [c[len(start) :] for c in COMMANDS if c[: len(start)] == list(start)]
+    assert found, f"the README shows no {' '.join(start)}"
+    return found
+
+
+def test_every_command_is_of_a_tested_kind() -> None:
+    kinds = {" ".join(c[:2]) for c in COMMANDS}
+    makes = {k for k in kinds if k.startswith("make ")}
+    assert kinds - makes == {"python train.py", "python eval.py", "pip install"}
+
+
+@pytest.mark.parametrize("arguments", commands("python", "train.py", "fit"), ids=" ".join)
+def test_fit_commands_resolve(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *arguments, *(["--print_config"] if "--print_config" not in arguments else [])])
+    assert exit_.value.code == 0
+    assert "class_path: qam_lightning.methods" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", commands("python", "train.py", "generate"), ids=" ".join)
+def test_generate_commands_parse(arguments: list[str]) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(generate)
+    assert parser.parse_args(arguments).env
+
+
+@pytest.mark.parametrize("arguments", commands("python", "eval.py"), ids=" ".join)
+def test_eval_commands_get_as_far_as_the_missing_run(arguments: list[str], tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "eval.py", *arguments],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1 and arguments[0] in result.stderr
+
+
+@pytest.mark.parametrize("arguments", commands("make"), ids=" ".join)
+def test_make_targets_exist(arguments: list[str]) -> None:
+    subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
