@@ -59,7 +59,7 @@ FIT_HELP = """Train a method on a domain.
 Settings come from configs/base.yaml, then the method's file, then every other --config file in
 order (looked up here, then in configs/), then the flags. Shorthands: --domain NAME for --config
 NAME.yaml, --method NAME for --config methods/NAME.yaml, --task N for --data.task N, --model.KEY for
---model.init_args.KEY. --model.help CLASS lists a method's settings."""
+--model.init_args.KEY. `fit --method NAME --model.help` lists a method's settings."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -358,8 +358,10 @@ def expand(argv: Sequence[str]) -> tuple[list[str], list[Path]]:
         arguments.append(f"--config={path}")
         if _names_class(read_config(path)):
             own.append(path)
-    method = methods[-1:] or own[:1] or [METHODS / f"{DEFAULT_METHOD}.yaml"]
-    return arguments, [CONFIGS / "base.yaml", *method]
+    method = (methods[-1:] or own[:1] or [METHODS / f"{DEFAULT_METHOD}.yaml"])[0]
+    if arguments[-1:] == ["--model.help"]:  # the parser would describe the base class
+        arguments.append(read_config(method)["model"]["class_path"])
+    return arguments, [CONFIGS / "base.yaml", method]
 
 
 def find_config(name: str, kind: str = "config") -> Path:

@@ -1,12 +1,12 @@
 """Wording of mistakes on the command line: the parser's many lines become one that helps."""
 
 import difflib
+import importlib
 import re
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jsonargparse.util import import_object
 from omegaconf.errors import OmegaConfBaseException
 
 from qam_lightning.errors import UserError
@@ -99,7 +99,8 @@ def _unknown_key(
 
 
 def _constructor_arguments(class_path: str) -> Iterator[str]:
-    for base in import_object(class_path).__mro__:
+    module, _, name = class_path.rpartition(".")
+    for base in getattr(importlib.import_module(module), name).__mro__:
         yield from getattr(base.__init__, "__annotations__", {}).keys() - {"return", "shared"}
 
 

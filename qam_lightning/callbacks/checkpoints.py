@@ -75,7 +75,8 @@ class Checkpoints(pl.Callback):
         self._boundary = cast(Method, pl_module).gradient_step
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._on_signal)
+                if signal.getsignal(number) != signal.SIG_IGN:  # ignored e.g. in the background
+                    self._handlers[number] = signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object

@@ -101,13 +101,19 @@ def test_generate_collects_and_refuses_to_overwrite(refused, tmp_path, capsys):
     assert "exists already" in refused("generate", "--env=cube-single", *size)
 
 
-@pytest.mark.parametrize("arguments", [("fit", "--help"), ("generate", "--help")])
-def test_help_of_the_commands(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("fit", "--help"), "--evaluation.episodes EPISODES"),
+        (("fit", "--method", "qam_edit", "--model.help"), "--model.edit_scale EDIT_SCALE"),
+        (("generate", "--help"), "--episodes EPISODES"),
+    ],
+)
+def test_help(arguments, told, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(list(arguments))
     assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    assert {"fit": "--evaluation.episodes", "generate": "--episodes"}[arguments[0]] in text
+    assert told in capsys.readouterr().out
 
 
 def test_the_program_starts_quietly_and_shows_its_usage():
