@@ -33,7 +33,7 @@ quickstart: $(DATA)/scene-play-v0.npz  ## collect data, train QAM, score it: 15 
 	$(RUN) train.py fit --config quickstart.yaml \
 		$$(test -e $(QUICK)/checkpoints/last.ckpt && echo --ckpt_path last)
 	$(RUN) eval.py $(QUICK) --policy behavior
-	$(RUN) eval.py $(QUICK) --video --picture
+	$(RUN) eval.py $(QUICK) --picture
 
 $(DATA)/scene-play-v0.npz: | install
 	$(RUN) train.py generate --env scene --dataset play --episodes 100 --directory $(DATA)
