@@ -176,10 +176,10 @@ def _counters(method: Method) -> Row:
 
 def append(path: Path, row: Row) -> None:
     """Appends a row; where it brings new columns, earlier rows are left empty in them."""
-    columns, rows = _read(path) if path.exists() else ([], [])
+    columns = _columns(path)
     if not set(row) <= set(columns):
-        columns += [name for name in row if name not in columns]
-        _replace(path, columns, [*rows, row])
+        rows = _read(path)[1] if columns else []
+        _replace(path, columns + [name for name in row if name not in columns], [*rows, row])
         return
     with path.open("a", newline="", encoding="utf-8") as file:
         csv.DictWriter(file, columns).writerow(row)
@@ -195,6 +195,14 @@ def rewind(path: Path, gradient_step: int) -> None:
         _replace(path, columns, kept)
     else:
         path.unlink()
+
+
+def _columns(path: Path) -> list[str]:
+    """The columns of a file, none if it does not exist; only its first line is read."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
 
 
 def _read(path: Path) -> tuple[list[str], list[Row]]:

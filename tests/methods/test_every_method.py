@@ -208,3 +208,15 @@ def test_clipping_bounds_the_joint_gradient(build: Build, batch: Batch, mode: st
         assert gradients.norm().item() == pytest.approx(0.01, rel=1e-3)
     else:
         assert gradients.abs().max().item() == pytest.approx(0.01)
+
+
+@pytest.mark.slow
+def test_compiled_losses_equal_eager_ones(build: Build, batch: Batch) -> None:
+    eager, compiled = (make(METHODS[0], build, compile=flag) for flag in (False, True))
+    noise = eager.step_noise(len(batch.rewards))
+    for method in (eager, compiled):
+        losses, _ = method.step_losses(batch, noise)
+        torch.stack(list(losses.values())).sum().backward()
+    for (name, p), q in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-6, msg=name)
