@@ -136,8 +136,8 @@ class Evaluate(pl.Callback):
     def _evaluate(self, trainer: pl.Trainer, method: Method) -> None:
         if self._evaluated == method.gradient_step:
             return  # Online, several environment steps may pass without a gradient step.
-        self._evaluated = method.gradient_step
         found = self._roll_out(trainer, method) if trainer.is_global_zero else None
+        self._evaluated = method.gradient_step  # only now: an interrupted one is done again
         self.latest = cast(dict[str, float], trainer.strategy.broadcast(found))
         method.evaluation = self.latest  # type: ignore[assignment]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
