@@ -11,11 +11,17 @@ QUICK := runs/quickstart
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-install: $(VENV)/.installed  ## make the environment
+install: $(VENV)/.installed  ## make the environment, with the tools for development
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+PIP = $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -e '.[dev]'
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.runtime
+	$(PIP) --editable '.[dev]'
 	touch $@
 
 test: install  ## run the tests, under 8 minutes on two cores
@@ -35,8 +41,8 @@ quickstart: $(DATA)/scene-play-v0.npz  ## collect data, train QAM, score it: 15 
 	$(RUN) eval.py $(QUICK) --policy behavior
 	$(RUN) eval.py $(QUICK) --picture
 
-$(DATA)/scene-play-v0.npz: | install
-	$(RUN) train.py generate --env scene --dataset play --episodes 100 --directory $(DATA)
+$(DATA)/scene-play-v0.npz: | $(VENV)/.runtime
+	$(RUN) train.py generate --env scene --dataset play --episodes 80 --directory $(DATA)
 
 bench: install  ## where the time of an update goes
 	$(RUN) benchmarks/update.py
