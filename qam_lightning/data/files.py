@@ -25,6 +25,13 @@ from rich.progress import (
 
 from qam_lightning.errors import UserError
 
+# Whose data OGBench's scripted oracles collected, and can collect here.
+ENVIRONMENTS = (
+    *(f"cube-{n}" for n in ("single", "double", "triple", "quadruple", "octuple")),
+    "scene",
+    *(f"puzzle-{n}" for n in ("3x3", "4x4", "4x5", "4x6")),
+)
+DATASETS = ("play", "noisy")
 # Seconds without a byte after which a transfer counts as broken.
 TIMEOUT = 30.0
 BLOCK = 1 << 20
@@ -72,8 +79,7 @@ def fetch(
 
 def _remedy(env: str, dataset: str, folder: Path) -> str:
     other = "give another --data.base_url"
-    # Named here and not imported: the list belongs to the collection, which imports this module.
-    if env.startswith(("cube-", "scene", "puzzle-")) and dataset in ("play", "noisy"):
+    if env in ENVIRONMENTS and dataset in DATASETS:
         return f"{other} or run `python train.py generate --env {env} --dataset {dataset}`"
     return f"{other} or put the file into {folder}"
 

@@ -34,16 +34,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from qam_lightning.data.files import dataset_name
+from qam_lightning.data.files import DATASETS, ENVIRONMENTS, dataset_name
 from qam_lightning.errors import UserError
 from qam_lightning.provenance import versions
 
-ENVIRONMENTS = (
-    *(f"cube-{n}" for n in ("single", "double", "triple", "quadruple", "octuple")),
-    "scene",
-    *(f"puzzle-{n}" for n in ("3x3", "4x4", "4x5", "4x6")),
-)
-DATASETS = ("play", "noisy")
 # One more row than the usual 1000 transitions: the last row of an episode only supplies the next
 # observation of the row before it.
 EPISODE_STEPS = 1001
