@@ -11,11 +11,12 @@ from qam_lightning.methods.base import Method
 
 
 class EmaTargets(pl.Callback):
-    """Moves every target network a little towards its online network after each gradient step.
+    """Moves every target network a little towards its online network after a gradient step.
 
     ``target <- (1 - rate) * target + rate * online`` for the pairs that the method names in
-    ``ema_pairs()``. Averaging the whole module, as ready-made EMA callbacks do, would be wrong:
-    the targets take part in the losses and are part of the method's state.
+    ``ema_pairs()``, after every step that the method calls due. Averaging the whole module, as
+    ready-made EMA callbacks do, would be wrong: the targets take part in the losses and are part of
+    the method's state.
     """
 
     def __init__(self, rate: float) -> None:
@@ -40,7 +41,10 @@ class EmaTargets(pl.Callback):
         self._target = [p for _, target in pairs for p in target.parameters()]
 
     @torch.no_grad()
-    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
+    ) -> None:
         """Applies the update, before all other callbacks: they see a whole step."""
-        if self._target:
+        method = cast(Method, pl_module)
+        if self._target and method.due(method.gradient_step):
             torch._foreach_lerp_(self._target, self._online, self.rate)

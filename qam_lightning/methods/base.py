@@ -7,7 +7,7 @@ losses and metrics out. All randomness of a step is drawn in one place, as a fun
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import lightning as L
 import torch
@@ -36,8 +36,13 @@ class Actor(Protocol):
         """Return actions in [-1, 1], (B, D), at states (B, O) from normal z (B, D)."""
         ...
 
+
+@runtime_checkable
+class Cloner(Protocol):
+    """An actor that has also cloned the policy that made the data."""
+
     def behavior_act(self, s: Tensor, z: Tensor) -> Tensor:
-        """Return actions of the cloned behaviour, likewise."""
+        """Return actions of the cloned behaviour in [-1, 1], (B, D), from normal z (B, D)."""
         ...
 
 
@@ -57,7 +62,7 @@ class Method(L.LightningModule):
         learning_rate: Adam's step size, > 0.
         clip: bound on the gradient over all parameters jointly; 0 switches clipping off.
         clip_mode: "norm" rescales to global norm ``clip``; "value" clips element-wise.
-        best_of_n: N >= 1 candidates when acting; the one with the largest mean Q is taken.
+        best_of_n: N >= 1 candidates when acting; the one with the largest value is taken.
         compile: compile the losses with torch.compile (needs a C++ compiler on CPUs): a minute
             at the start, then faster updates.
         seed: seed of all training noise (linked to the run's seed).
@@ -106,7 +111,7 @@ class Method(L.LightningModule):
         self.learning_rate, self.clip, self.clip_mode = learning_rate, clip, clip_mode
         self.best_of_n, self.seed = best_of_n, seed
 
-        self.critic = CriticEnsemble(obs_dim + self.dim, width, depth, ensemble)
+        self.critic = self.make_critic(obs_dim + self.dim, width, depth, ensemble)
         self.critic_ema = ema_copy(self.critic)
 
         self.step_losses = torch.compile(self.losses) if compile else self.losses
@@ -115,8 +120,15 @@ class Method(L.LightningModule):
 
     # What a method defines ---------------------------------------------------------------------
 
+    delay: ClassVar[int] = 1
+    """Gradient steps per update of actor and targets."""
+
     actor: Actor
     """Set by the method's constructor."""
+
+    def make_critic(self, in_dim: int, width: int, depth: int, members: int) -> CriticEnsemble:
+        """Build the critics; whatever else they take, ``critic(s, a)`` must give (K, B) values."""
+        return CriticEnsemble(in_dim, width, depth, members)
 
     @abstractmethod
     def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
@@ -135,8 +147,27 @@ class Method(L.LightningModule):
         return {"z": Draw((self.dim,))}
 
     def behavior_policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return the cloned behaviour's action chunks in [-1, 1], (B, D)."""
+        """Return the cloned behaviour's action chunks in [-1, 1], (B, D).
+
+        Raises:
+            UserError: The method clones no behaviour.
+        """
+        if not isinstance(self.actor, Cloner):
+            name = type(self).__name__
+            raise UserError(f"{name} clones no behaviour policy; act with its learned policy")
         return self.actor.behavior_act(s, noise["z"])
+
+    def merit(self, q: Tensor) -> Tensor:
+        """Return what best-of-N maximises, (B,), from members' values (K, B): their mean."""
+        return q.mean(0)
+
+    def backup_draws(self) -> dict[str, Draw]:
+        """Name the random quantities one :meth:`backup_value` takes per state."""
+        return self.policy_draws()
+
+    def backup_value(self, s: Tensor, noise: Noise) -> Tensor:
+        """Return the value (B,) that the TD target takes at next states ``s`` (B, O) (Eq. 26)."""
+        return pessimistic(self.critic_ema(s, self.policy(s, noise)), self.rho)
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Return (network, its moving average): every module ``x_ema`` is the average of ``x``."""
@@ -149,29 +180,26 @@ class Method(L.LightningModule):
 
     # A training step ---------------------------------------------------------------------------
 
-    def losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
+    def losses(
+        self, batch: Batch, noise: Noise, with_actor: bool = True
+    ) -> tuple[Losses, dict[str, Tensor]]:
         """Return all losses of one step and further metrics; pure in batch, noise and weights.
 
         Args:
             batch: B chunks.
             noise: every quantity of :meth:`step_draws`, leading dimension B.
+            with_actor: whether the actor is trained too; not on every step under ``delay``.
         """
         critic, metrics = self.critic_loss(batch, noise)
-        actor, more = self.actor_losses(batch, noise)
+        actor, more = self.actor_losses(batch, noise) if with_actor else ({}, {})
         return {"critic/loss": critic, **actor}, {**metrics, **more}
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the TD loss with pessimistic backup (Eq. 26) and the critic's metrics."""
+        """Return the TD loss on the backup's value (Eq. 26) and the critic's metrics."""
         with torch.no_grad():
-            backup = {name: noise[f"next/{name}"] for name in self.policy_draws()}
-            next_actions = self.policy(batch.next_observations, backup)
-            next_q = self.critic_ema(batch.next_observations, next_actions)
-            target = td_target(
-                batch.rewards,
-                batch.masks,
-                pessimistic(next_q, self.rho),
-                self.discount**self.chunk,
-            )
+            backup = {name: noise[f"next/{name}"] for name in self.backup_draws()}
+            value = self.backup_value(batch.next_observations, backup)
+            target = td_target(batch.rewards, batch.masks, value, self.discount**self.chunk)
         q = self.critic(batch.observations, batch.actions)
         detached = q.detach()
         metrics = {
@@ -184,8 +212,8 @@ class Method(L.LightningModule):
         return td_loss(q, target, batch.valid), metrics
 
     def step_draws(self) -> dict[str, Draw]:
-        """Name all random quantities of a training step: the backup's policy's and the actor's."""
-        backup = {f"next/{name}": d for name, d in self.policy_draws().items()}
+        """Name all random quantities of a training step: the backup's and the actor's."""
+        backup = {f"next/{name}": d for name, d in self.backup_draws().items()}
         return {**backup, **self.actor_draws()}
 
     def step_noise(self, size: int) -> dict[str, Tensor]:
@@ -211,11 +239,16 @@ class Method(L.LightningModule):
         optimizer.step()
         self.gradient_step += 1
         named = {name: value.detach() for name, value in losses.items()}
-        self.metrics = {"loss": loss.detach(), **named, **metrics, "grad_norm": norm}
+        # A delayed loss keeps its last value between its steps.
+        self.metrics |= {"loss": loss.detach(), **named, **metrics, "grad_norm": norm}
+
+    def due(self, step: int) -> bool:
+        """Whether gradient step number ``step`` (from 1) updates the actor and the targets."""
+        return step % self.delay == 0
 
     def _losses_of_step(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
         try:
-            return self.step_losses(batch, noise)
+            return self.step_losses(batch, noise, self.due(self.gradient_step + 1))
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
@@ -251,7 +284,7 @@ class Method(L.LightningModule):
         if self.best_of_n == 1:
             best = candidates[:, 0]
         else:
-            best = candidates[torch.arange(len(s)), self.ranking(s, candidates).argmax(1)]
+            best = candidates[torch.arange(len(s)), self._merits(s, candidates).argmax(1)]
         return best.unflatten(-1, (self.chunk, self.action_dim))
 
     @torch.no_grad()
@@ -261,11 +294,10 @@ class Method(L.LightningModule):
         chunks = self._candidates(self.behavior_policy, s, first)[:, 0]
         return chunks.unflatten(-1, (self.chunk, self.action_dim))
 
-    def ranking(self, s: Tensor, candidates: Tensor) -> Tensor:
-        """Return what best-of-N maximises, (n, N), for candidates (n, N, D): mean_K Q."""
+    def _merits(self, s: Tensor, candidates: Tensor) -> Tensor:
         n, count, _ = candidates.shape
         q = self.critic(s.repeat_interleave(count, 0), candidates.flatten(0, 1))
-        return q.mean(0).view(n, count)
+        return self.merit(q).view(n, count)
 
     def _candidates(self, policy: Any, s: Tensor, noise: Noise) -> Tensor:
         count = next(iter(noise.values())).shape[1]

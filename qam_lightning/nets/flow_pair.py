@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from qam_lightning.batch import Batch
 from qam_lightning.core.adjoint import action_gradient, adjoint_matching_loss, lean_adjoint
 from qam_lightning.core.draws import Draw
-from qam_lightning.core.flow import Field, flow_matching_loss, integrate
+from qam_lightning.core.flow import Field, integrate
 from qam_lightning.core.memoryless import Path, simulate
 from qam_lightning.errors import require
 from qam_lightning.nets.ensemble import CriticEnsemble
+from qam_lightning.nets.flow_policy import cloning_draws, cloning_loss
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.mlp import VelocityField
 
@@ -56,16 +57,14 @@ class FlowPair(nn.Module):
         """Name what the losses take per sample: flow matching's x_0, u, the SDE's start and z."""
         dim, steps = self.behavior.dim, self.steps
         return {
-            "x_0": Draw((dim,)),
-            "u": Draw((1,), uniform=True),
+            **cloning_draws(dim),
             "path/x_0": Draw((dim,)),
             "path/z": Draw((steps - 1, dim)),
         }
 
     def cloning_loss(self, batch: Batch, noise: Mapping[str, Tensor]) -> Tensor:
         """Return the flow matching loss of f_β on dataset chunks (Eq. 17)."""
-        v = self.behavior.given(batch.observations)
-        return flow_matching_loss(v, noise["x_0"], batch.actions, noise["u"], batch.valid)
+        return cloning_loss(self.behavior, batch, noise)
 
     def matching_losses(
         self, batch: Batch, noise: Mapping[str, Tensor], critic: CriticEnsemble

@@ -12,7 +12,7 @@ import torch
 import qam_lightning.methods
 from qam_lightning.batch import Batch
 from qam_lightning.errors import UserError
-from qam_lightning.methods.base import Method
+from qam_lightning.methods.base import Cloner, Method
 
 FOLDER = Path(qam_lightning.methods.__file__).parent
 Build = Callable[..., Method]
@@ -36,7 +36,13 @@ def discover() -> list[type[Method]]:
 
 
 METHODS = discover()
-EXAMPLE: dict[str, Any] = {"tau": 1.5, "residual": True, "alpha": 10.0, "edit_scale": 0.2}
+EXAMPLE: dict[str, Any] = {
+    "tau": 1.5,
+    "residual": True,
+    "alpha": 10.0,
+    "edit_scale": 0.2,
+    "kappa": 0.9,
+}
 """A value for every hyperparameter that some method has beyond the shared ones."""
 
 
@@ -59,46 +65,40 @@ def update(method: Method, batch: Batch) -> torch.Tensor:
     return loss
 
 
-def test_each_loss_trains_its_own_networks_only(method: Method, batch: Batch) -> None:
-    noise = method.step_noise(len(batch.rewards))
-    trained: dict[str, set[str]] = {}
-    names = list(method.losses(batch, noise)[0])
-    for name in names:
-        method.zero_grad()
-        losses, _ = method.losses(batch, noise)
-        losses[name].backward()
-        touched = {n for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
-        trained[name] = touched
-        assert touched, f"{name} trains nothing"
-    critic = {n for n in trained["critic/loss"]}
-    assert critic and all(n.startswith("critic.") for n in critic)
-    for name, touched in trained.items():
-        if name != "critic/loss":
-            assert not touched & critic, f"{name} reaches the critic"
-    everything = {n for n, p in method.named_parameters() if p.requires_grad}
-    assert set().union(*trained.values()) == everything
-
-
-ROUTES = {
-    "actor/flow_loss": "actor.behavior.",
+ROUTES: dict[str, str | tuple[str, ...]] = {
+    "critic/": "critic.",
+    "value/": "value.",
+    # flow_policy, flow_pair
+    "actor/flow_loss": ("actor.behavior.", "actor.flow."),
     "actor/adjoint_loss": "actor.fine.",
     "actor/control_cost": "actor.fine.",
     "actor/value_loss": "actor.fine.",
-    "actor/q_loss": "one_step.",
+    # heads
     "actor/distill_loss": "one_step.",
     "actor/edit_q_loss": "edit.gaussian.",
     "actor/edit_entropy_loss": "edit.gaussian.",
     "actor/edit_coefficient_loss": "edit.entropy_coefficient.",
+    # the methods' own
+    "actor/q_loss": ("one_step.", "actor."),
 }
+"""Losses whose names start so train parameters whose names start so, and no others."""
 
 
-def test_each_actor_loss_reaches_the_network_it_is_named_for(method: Method, batch: Batch) -> None:
-    noise = method.step_noise(len(batch.rewards))
-    for name in list(method.losses(batch, noise)[0])[1:]:
-        method.zero_grad()
-        method.losses(batch, noise)[0][name].backward()
-        touched = {n for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
-        assert all(n.startswith(ROUTES[name]) for n in touched), name
+def touched_by(method: Method, batch: Batch, name: str) -> set[str]:
+    method.zero_grad()
+    method.losses(batch, method.step_noise(len(batch.rewards)))[0][name].backward()
+    return {n for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+def test_each_loss_trains_the_networks_it_is_named_for(method: Method, batch: Batch) -> None:
+    trained: set[str] = set()
+    for name in method.losses(batch, method.step_noise(len(batch.rewards)))[0]:
+        touched = touched_by(method, batch, name)
+        assert touched, f"{name} trains nothing"
+        (route,) = (prefix for start, prefix in ROUTES.items() if name.startswith(start))
+        assert all(n.startswith(route) for n in touched), name
+        trained |= touched
+    assert trained == {n for n, p in method.named_parameters() if p.requires_grad}
 
 
 def test_targets_take_no_gradient_and_pair_with_their_networks(method: Method) -> None:
@@ -129,7 +129,7 @@ def test_cut_chunks_carry_no_weight(method: Method, batch: Batch) -> None:
     assert cut.any()
     other = batch._replace(actions=torch.where(cut, -batch.actions, batch.actions))
     before, after = method.losses(batch, noise)[0], method.losses(other, noise)[0]
-    for name in {"critic/loss", "actor/flow_loss"} & set(before):
+    for name in {"critic/loss", "value/loss", "actor/flow_loss"} & set(before):
         assert torch.equal(before[name], after[name])
 
 
@@ -140,11 +140,22 @@ def test_acting_is_bounded_shaped_and_repeatable(method: Method, batch: Batch) -
     assert actions.shape == (len(s), method.chunk, method.action_dim)
     assert actions.abs().max() <= 1 and not actions.requires_grad
     assert torch.equal(actions, method.act(s, noise))
-    cloned = method.behavior_act(s, noise)
-    assert cloned.shape == actions.shape and not torch.equal(cloned, actions)
 
 
-def test_best_of_n_takes_the_candidate_of_largest_mean_value(method: Method, batch: Batch) -> None:
+def test_behaviour_is_cloned_or_said_to_be_missing(method: Method, batch: Batch) -> None:
+    s = 3 * batch.observations
+    noise = method.policy_noise(len(s), torch.Generator().manual_seed(3))
+    if isinstance(method.actor, Cloner):
+        cloned = method.behavior_act(s, noise)
+        assert cloned.shape == (len(s), method.chunk, method.action_dim)
+        assert cloned.abs().max() <= 1 and not cloned.requires_grad
+    else:
+        with pytest.raises(UserError, match=f"{type(method).__name__} clones no behaviour") as e:
+            method.behavior_act(s, noise)
+        assert "\n" not in str(e.value)
+
+
+def test_best_of_n_takes_the_candidate_of_largest_merit(method: Method, batch: Batch) -> None:
     s, n = batch.observations, 8
     method.best_of_n = n
     noise = method.policy_noise(len(s), torch.Generator().manual_seed(3))
@@ -154,7 +165,7 @@ def test_best_of_n_takes_the_candidate_of_largest_mean_value(method: Method, bat
             method.policy(s[row : row + 1], {k: v[row : row + 1, i] for k, v in noise.items()})
             for i in range(n)
         ]
-        values = [method.critic(s[row : row + 1], a).mean().item() for a in candidates]
+        values = [method.merit(method.critic(s[row : row + 1], a)).item() for a in candidates]
         winner = candidates[max(range(n), key=values.__getitem__)][0]
         torch.testing.assert_close(best[row], winner, rtol=1e-5, atol=1e-6)
 
@@ -184,6 +195,8 @@ def test_state_survives_saving(method: Method, build: Build, batch: Batch, tmp_p
         ("chunk", 0),
         ("tau", -1.0),
         ("alpha", -1.0),
+        ("kappa", 0.0),
+        ("kappa", 1.0),
         ("edit_scale", -0.1),
     ],
 )
