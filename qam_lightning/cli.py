@@ -206,7 +206,8 @@ class FitCLI(LightningCLI):
         """Adds the settings that belong to no class."""
         add = parser.add_argument
         add("--seed", type=int, default=0, help="Seed of everything random in a run.")
-        add("--domain", type=str, help="Name of the domain; selects the tuned values.")
+        add("--domain", type=str, help="Name of the domain.")
+        add("--tuned_as", type=str, help="Domain whose tuned values to use.")
         add("--method", type=str, help="Name of the method, used for the run folder.")
         add("--run_dir", type=str, help="Folder of the run.")
         add("--ckpt_path", type=str, help="Checkpoint to resume: last, best or a file.")
@@ -323,7 +324,8 @@ def expand(argv: Sequence[str]) -> tuple[list[str], list[Path]]:
 
     The chosen method's file is loaded right after the base, wherever it was named, so that nothing
     of another method's file is left over and that domains, the user's files and flags can set the
-    method's own values. A file of the user's that names a class takes that place too.
+    method's own values. A file of the user's that names a class takes that place too. Of several
+    shipped domains' files only the last is loaded.
 
     Args:
         argv: Arguments of ``train.py fit`` as the user wrote them.
@@ -338,6 +340,7 @@ def expand(argv: Sequence[str]) -> tuple[list[str], list[Path]]:
     arguments: list[str] = []
     methods: list[Path] = []
     own: list[Path] = []
+    domains: list[str] = []
     rest = iter(argv)
     for argument in rest:
         flag, equals, value = argument.partition("=")
@@ -355,8 +358,13 @@ def expand(argv: Sequence[str]) -> tuple[list[str], list[Path]]:
         if path.parent == METHODS:
             methods.append(path)
             continue
+        content = read_config(path)
+        if _is_domain(path, content):
+            # Nothing of an earlier domain's file is left over, such as its discount.
+            arguments = [a for a in arguments if a not in domains]
+            domains.append(f"--config={path}")
         arguments.append(f"--config={path}")
-        if _names_class(read_config(path)):
+        if _names_class(content):
             own.append(path)
     method = (methods[-1:] or own[:1] or [METHODS / f"{DEFAULT_METHOD}.yaml"])[0]
     if arguments[-1:] == ["--model.help"]:  # the parser would describe the base class
@@ -412,6 +420,11 @@ def _names_class(config: dict[str, Any]) -> bool:
     """Whether a configuration chooses the method's class."""
     model = config.get("model")
     return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
+
+
+def _is_domain(path: Path, config: dict[str, Any]) -> bool:
+    """Whether a configuration is a shipped domain's own, not a recipe that uses the domain."""
+    return path.parent == CONFIGS and config.get("domain") == path.stem.replace("_", "-")
 
 
 def _domains() -> list[str]:

@@ -69,7 +69,7 @@ def closest(name: str, known: Sequence[str], count: int = 1) -> str:
 def _interpolation(text: str) -> str:
     first, *rest = text.splitlines()
     key = next((line.split(":", 1)[1].strip() for line in rest if "full_key" in line), "config")
-    if "${domain}" in first or "tuned.None" in first:
+    if any(sign in first for sign in ("${domain}", "${tuned_as}", "tuned.None")):
         return "no domain chosen"
     if missing := re.search(r"'tuned\.([^'.]+)(\.[^']+)?'", first):
         flag = key.replace("init_args.", "")

@@ -24,6 +24,8 @@ TABLE_2 = {
     "puzzle_3x3": ("play", 2, 5, 0.99, 0.5, True),
     "cube_double": ("play", 2, 5, 0.99, 0.5, False),
     "cube_triple": ("play", 2, 5, 0.99, 0.5, False),
+    "puzzle_4x4": ("play-100m", 2, 5, 0.99, 0.5, True),
+    "cube_quadruple": ("play-100m", 2, 5, 0.99, 0.5, False),
 }
 # Typed from Table 4: QAM tau; QAM-FQL tau, alpha; QAM-EDIT tau, sigma_a.
 TABLE_4 = {
@@ -35,9 +37,17 @@ TABLE_4 = {
     "puzzle_3x3": (3, 3, INF, 3, 0.1),
     "cube_double": (1, 1, INF, 1, 0),
     "cube_triple": (10, 10, 30, 10, 0.1),
+    "puzzle_4x4": (30, 1, 3, 3, 0.9),
+    "cube_quadruple": (1, 1, 30, 3, 0.5),
 }
-# Typed from Table 4 too; their domains' files come with the support for sharded datasets.
-TABLE_4_SHARDED = {"puzzle-4x4": (30, 1, 3, 3, 0.9), "cube-quadruple": (1, 1, 30, 3, 0.5)}
+# Not in the paper: whose values they use.
+TUNED_AS = {
+    "cube_single": "cube_double",
+    "pointmaze_medium": "antmaze_large",
+    "pointmaze_large": "antmaze_large",
+    "pointmaze_teleport": "antmaze_large",
+    "pointmaze_giant": "antmaze_giant",
+}
 TABLE_3 = {
     "ensemble": 10,
     "flow_steps": 10,
@@ -81,14 +91,13 @@ def test_methods_have_the_values_of_table_4(domain, resolved):
         assert (model["residual"], model["clip"], model["clip_mode"]) == (True, 1.0, "norm")
 
 
-def test_sharded_domains_have_their_values_too():
-    def tuned(method):
-        return yaml.safe_load((CONFIGS / "methods" / f"{method}.yaml").read_text())["tuned"]
-
-    for domain, (qam, fql_tau, fql_alpha, edit_tau, edit_scale) in TABLE_4_SHARDED.items():
-        assert tuned("qam")[domain] == tuned("bam")[domain] == {"tau": qam}
-        assert tuned("qam_fql")[domain] == {"tau": fql_tau, "alpha": fql_alpha}
-        assert tuned("qam_edit")[domain] == {"tau": edit_tau, "edit_scale": edit_scale}
+@pytest.mark.parametrize(("domain", "like"), TUNED_AS.items())
+def test_domains_outside_the_paper_are_set_like_one_of_its_own(domain, like, resolved):
+    own, other = resolved("--domain", domain), resolved("--domain", like)
+    assert own["domain"] == own["data"].pop("env") == domain.replace("_", "-")
+    assert own["model"] == other["model"]
+    del other["data"]["env"]
+    assert own["data"] == other["data"]
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -127,6 +136,9 @@ def test_a_later_domain_leaves_nothing_stale(resolved):
     config = resolved("--config", "cube_triple.yaml", "--domain", "scene", "--seed", "4")
     assert (tau(config), config["data"]["env"]) == (1, "scene")
     assert config["run_dir"] == "runs/scene-task2-qam-seed4"
+    for earlier in ("humanoidmaze_large", "pointmaze_giant", "cube_single"):
+        left = resolved("--domain", earlier, "--config", "scene.yaml", "--method", "qam_fql")
+        assert left == resolved("--config", "scene.yaml", "--method", "qam_fql")
 
 
 def test_a_flag_beats_the_tuned_value_wherever_it_stands(resolved):
