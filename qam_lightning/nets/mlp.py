@@ -11,20 +11,26 @@ from qam_lightning.nets.gelu import gelu, gelu_and_slope
 
 
 class MLP(nn.Module):
-    """Linear layers with GELU between them; Xavier-uniform weights, zero biases.
+    """Linear layers with an activation between them; Xavier-uniform weights, zero biases.
 
     Args:
         sizes: layer widths from input to output.
-        activate_last: whether GELU follows the last layer too.
+        activate_last: whether the activation follows the last layer too.
+        activation: the element-wise nonlinearity.
     """
 
-    def __init__(self, sizes: Sequence[int], activate_last: bool = False) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activate_last: bool = False,
+        activation: Callable[[Tensor], Tensor] = gelu,
+    ) -> None:
         """Build and initialise the layers."""
         super().__init__()
         self.layers = nn.ModuleList(
             nn.Linear(m, n) for m, n in zip(sizes[:-1], sizes[1:], strict=True)
         )
-        self.activate_last = activate_last
+        self.activate_last, self.activation = activate_last, activation
         for layer in self.linears:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -41,12 +47,12 @@ class MLP(nn.Module):
     def finish(self, x: Tensor) -> Tensor:
         """Continue from the first layer's pre-activation (..., sizes[1])."""
         for layer in self.linears[1:]:
-            x = layer(gelu(x))
-        return gelu(x) if self.activate_last else x
+            x = layer(self.activation(x))
+        return self.activation(x) if self.activate_last else x
 
     @torch.no_grad()
     def slopes(self, x: Tensor) -> list[Tensor]:
-        """Return the activations' slopes in all hidden layers, given the first pre-activation."""
+        """Return GELU's slopes in all hidden layers, given the first pre-activation."""
         y, slope = gelu_and_slope(x)
         slopes = [slope]
         for layer in self.linears[1:-1]:
