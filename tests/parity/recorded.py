@@ -3,16 +3,25 @@
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from qam_lightning.batch import Batch
+from qam_lightning.core.draws import Draw
+from qam_lightning.methods.base import Method
 
 FOLDER = Path(os.environ.get("QAM_PARITY_DIR", Path(__file__).parents[3] / "shared" / "parity"))
+PATHS = sorted(FOLDER.glob("*.npz")) if FOLDER.is_dir() else []
+RELATIVE = 2e-4  # float32 rounding through ten network passes
+
+Places = Mapping[str, str | None]
+"""Recorded names of networks and where they go in ours; see :func:`translate`."""
 
 
 class Case:
@@ -35,7 +44,7 @@ class Case:
         c = self.config
         width, *rest = json.loads(c["actor_hidden_dims"].replace("(", "[").replace(")", "]"))
         return {
-            "obs_dim": json.loads(c["ob_dims"])[0],
+            "obs_dim": self.arrays["batch/observations"].shape[-1],
             "action_dim": c["action_dim"],
             "chunk": c["horizon_length"],
             "discount": c["discount"],
@@ -47,7 +56,7 @@ class Case:
             "learning_rate": c["lr"],
             "clip": 1.0,
             "clip_mode": "norm",
-            "best_of_n": c["best_of_n"],
+            "best_of_n": c.get("best_of_n", 1),
             "compile": False,
             "seed": 0,
         }
@@ -66,7 +75,7 @@ class Case:
         )
 
     def draws(self, prefix: str) -> list[Tensor]:
-        """Return the recorded draws in the order they were used, squeezed to (B, .)."""
+        """Return the recorded draws in the order they were made."""
         names = sorted(n for n in self.arrays if n.startswith(prefix + "/"))
         return [self.tensor(name) for name in names]
 
@@ -74,6 +83,125 @@ class Case:
         """Return all arrays below ``prefix``, keyed by the rest of their names."""
         start = prefix + "/"
         return {n[len(start) :]: self.tensor(n) for n in self.arrays if n.startswith(start)}
+
+
+def critics(*recorded: str) -> Places:
+    """Return the places of value networks recorded under these names, and of their EMAs."""
+    names = {"critic": "critic.", "value": "value.net."}
+    return {
+        f"{prefix}{name}/value_net": names[name].replace(".", f"{suffix}.", 1)
+        for name in recorded
+        for prefix, suffix in (("", ""), ("target_", "_ema"))
+    }
+
+
+def gaussian(recorded: str, ours: str) -> Places:
+    """Return the places of a tanh-Gaussian policy and of its three networks."""
+    return {
+        f"{recorded}/MLP_0": f"{ours}trunk.",
+        f"{recorded}/OutputDenseMean": f"{ours}mean.layers.0.",
+        f"{recorded}/OutputDenseLogStd": f"{ours}log_std.layers.0.",
+    }
+
+
+def translate(tree: dict[str, Tensor], places: Places) -> dict[str, Tensor]:
+    """Translate recorded parameters or gradients to our names and shapes.
+
+    Args:
+        tree: recorded name, such as ``modules_actor/mlp/Dense_0/kernel``, to value.
+        places: where each network goes: the recorded name of the network (``actor/mlp``) to the
+            start of our names (``actor.flow.mlp.``), of a single linear layer to its own
+            (``actor.mean.``), or the full name of one array to ours, which takes it as it is. None
+            for what has no place. Every array must have one.
+
+    A network of kernels (K, in, out), or with LayerNorms, is an ensemble; any other is an MLP.
+    """
+    state = {}
+    for name, value in tree.items():
+        name = name.removeprefix("modules_")
+        place = next(p for p in places if name == p or name.startswith(p + "/"))
+        ours, rest = places[place], name.removeprefix(place).removeprefix("/")
+        if ours is None:
+            continue
+        if not rest:
+            state[ours] = value
+        elif any(n.startswith(f"modules_{place}/LayerNorm_") for n in tree):
+            depth = sum(n.startswith(f"modules_{place}/LayerNorm_") for n in tree) // 2
+            state |= _ensemble_parameter(rest, value, ours, depth)
+        else:
+            state |= _mlp_parameter(rest, value, ours)
+    return state
+
+
+def _mlp_parameter(rest: str, value: Tensor, ours: str) -> dict[str, Tensor]:
+    *layer, kind = rest.split("/")
+    start = f"{ours}layers.{layer[0].removeprefix('Dense_')}." if layer else ours
+    return {start + "weight": value.T} if kind == "kernel" else {start + "bias": value}
+
+
+def _ensemble_parameter(rest: str, value: Tensor, ours: str, depth: int) -> dict[str, Tensor]:
+    layer, kind = rest.split("/")
+    layer, number = layer.split("_")
+    if value.dim() == (2 if kind == "kernel" else 1):
+        value = value[None]  # a value network is recorded as one network, not as one of many
+    if layer == "LayerNorm":
+        return {f"{ours}norms.{number}.{kind}": value[:, None, :]}
+    start = f"{ours}out." if int(number) == depth else f"{ours}hidden.{number}."
+    return {start + "weight": value} if kind == "kernel" else {start + "bias": value[:, None, :]}
+
+
+def restore(case: Case, method: Method, places: Places) -> Method:
+    """Load the recorded weights; every one of them and every one of ours must find its place."""
+    method.load_state_dict(translate(case.tree("params"), places), strict=True)
+    return method
+
+
+def name_draws(
+    draws: Sequence[Tensor], names: Sequence[str], spec: Mapping[str, Draw]
+) -> dict[str, Tensor]:
+    """Name recorded draws in the order they were made, each in the shape that ``spec`` gives it.
+
+    Draws of Gaussian heads are recorded (D, B) or (D, B, 1), some others (B, 1, D).
+    """
+    assert set(names) == set(spec)
+    noise = {}
+    for name, x in zip(names, draws, strict=True):
+        wide = spec[name].shape[-1]
+        batch_first = x.shape[0] != wide or x.shape[-1] == wide
+        x = x.flatten(1)
+        noise[name] = (x if batch_first else x.T).reshape(-1, *spec[name].shape)
+    return noise
+
+
+def check_losses(
+    case: Case, method: Method, noise: dict[str, Tensor], terms: Mapping[str, str], places: Places
+) -> None:
+    """Compare the summed loss, its named terms and all gradients with the recorded ones.
+
+    Args:
+        case: the recorded case.
+        method: ours, with the recorded weights.
+        noise: the recorded draws under our names.
+        terms: recorded name of a term or metric to our name of a loss or metric.
+        places: as for :func:`translate`.
+    """
+    losses, metrics = method.losses(case.batch(), noise)
+    loss = torch.stack(list(losses.values())).sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(case.scalar("loss"), rel=RELATIVE)
+    for theirs, ours in terms.items():
+        if f"info/{theirs}" in case.arrays:
+            found = {**losses, **metrics}[ours].item()
+            assert found == pytest.approx(case.scalar(f"info/{theirs}"), rel=RELATIVE), ours
+    recorded = translate(case.tree("grads"), places)
+    parameters = dict(method.named_parameters())
+    assert set(parameters) == set(recorded)
+    for name, parameter in parameters.items():
+        expected = recorded[name]
+        found = torch.zeros_like(expected) if parameter.grad is None else parameter.grad
+        tolerance = RELATIVE * expected.abs().max().item() + 1e-7
+        close = torch.allclose(found, expected, rtol=RELATIVE, atol=tolerance)
+        assert close, f"{name}: off by {(found - expected).abs().max()}, allowed {tolerance}"
 
 
 def mlp_state(tree: dict[str, Tensor], prefix: str = "", ours: str = "") -> dict[str, Tensor]:

@@ -12,9 +12,18 @@ from qam_lightning.methods.base import Method
 from qam_lightning.methods.qam import QAM
 from qam_lightning.methods.qam_edit import QAMEdit
 from qam_lightning.methods.qam_fql import QAMFQL
-from tests.parity.recorded import FOLDER, Case, critic_state, finite_or_inf, mlp_state
-
-RELATIVE = 2e-4  # float32 rounding through ten network passes
+from tests.parity.recorded import (
+    FOLDER,
+    PATHS,
+    Case,
+    Places,
+    check_losses,
+    critics,
+    finite_or_inf,
+    gaussian,
+    name_draws,
+    restore,
+)
 
 
 class Family(NamedTuple):
@@ -41,80 +50,19 @@ def family(case: Case) -> Family | None:
     return Family(QAM, arguments)
 
 
-PATHS = sorted(FOLDER.glob("*.npz")) if FOLDER.is_dir() else []
 CASES = [p for p in PATHS if family(Case(p))]
 pytestmark = pytest.mark.skipif(not CASES, reason=f"no recorded cases in {FOLDER.name}")
-
-
-@pytest.fixture(params=CASES, ids=lambda p: p.stem)
-def case(request: pytest.FixtureRequest) -> Case:
-    return Case(request.param)
-
-
-def translate(tree: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Translate a recorded tree of parameters or gradients to our parameter names."""
-    modules: dict[str, dict[str, Tensor]] = {}
-    for name, value in tree.items():
-        module, rest = name.removeprefix("modules_").split("/", 1)
-        modules.setdefault(module, {})[rest] = value
-    state: dict[str, Tensor] = {}
-    for module, parameters in modules.items():
-        state |= translate_module(module, parameters)
-    return state
-
-
-def translate_module(module: str, tree: dict[str, Tensor]) -> dict[str, Tensor]:
-    flows = {
-        "actor_slow": "actor.behavior.mlp.",
-        "target_actor_slow": "actor.behavior_ema.mlp.",
-        "actor_fast": "actor.fine.mlp.",
-        "one_step_actor": "one_step.mlp.",
-    }
-    critics = {"critic": "critic.", "target_critic": "critic_ema."}
-    if module in flows:
-        return mlp_state(tree, "mlp/", flows[module])
-    if module in critics:
-        inner = {n.removeprefix("value_net/"): v for n, v in tree.items()}
-        return {critics[module] + n: v for n, v in critic_state(inner).items()}
-    if module == "edit_actor":
-        state = mlp_state(tree, "MLP_0/", "edit.gaussian.trunk.")
-        for theirs, ours in (("OutputDenseMean", "mean"), ("OutputDenseLogStd", "log_std")):
-            state[f"edit.gaussian.{ours}.layers.0.weight"] = tree[f"{theirs}/kernel"].T
-            state[f"edit.gaussian.{ours}.layers.0.bias"] = tree[f"{theirs}/bias"]
-        return state
-    if module == "edit_alpha":
-        return {"edit.entropy_coefficient.log_value": tree["log_value"]}
-    assert module == "target_actor_fast", module  # an average that no update reads
-    return {}
-
-
-def restore(case: Case) -> Method:
-    """Build our method with the recorded weights; every one of them must find its place."""
-    kind = family(case)
-    assert kind is not None
-    method = kind.method(**case.shared(), **kind.arguments(case.config))
-    method.load_state_dict(translate(case.tree("params")), strict=True)
-    return method
-
-
-def loss_noise(case: Case, method: Method) -> dict[str, Tensor]:
-    """Name the recorded draws of one loss, in their recorded order."""
-    draws = iter(case.draws("loss_noise"))
-    noise = {"next/z": next(draws)[:, 0]}
-    if "next/edit" in method.step_draws():
-        noise["next/edit"] = next(draws).squeeze(-1).T
-    noise["x_0"], noise["u"], noise["path/x_0"] = next(draws), next(draws), next(draws)
-    steps = [next(draws) for _ in range(method.flow_steps)]
-    noise["path/z"] = torch.stack(steps[:-1], dim=1)  # the last increment is drawn, never used
-    if "one_step/z" in method.step_draws():
-        noise["one_step/z"] = next(draws)
-    if "edited/z" in method.step_draws():
-        noise["edited/z"], noise["edited/edit"] = next(draws), next(draws).T
-    assert next(draws, None) is None
-    return noise
-
-
-NAMED = {
+PLACES: Places = {
+    **critics("critic"),
+    **gaussian("edit_actor", "edit.gaussian."),
+    "actor_slow/mlp": "actor.behavior.mlp.",
+    "target_actor_slow/mlp": "actor.behavior_ema.mlp.",
+    "actor_fast/mlp": "actor.fine.mlp.",
+    "target_actor_fast": None,  # an average that no update reads
+    "one_step_actor/mlp": "one_step.mlp.",
+    "edit_alpha/log_value": "edit.entropy_coefficient.log_value",
+}
+TERMS = {
     "critic/critic_loss": "critic/loss",
     "actor/flow_loss": "actor/flow_loss",
     "actor/adj_loss": "actor/adjoint_loss",
@@ -125,33 +73,36 @@ NAMED = {
 }
 
 
-def test_losses_and_gradients(case: Case) -> None:
-    method = restore(case)
-    losses, _ = method.losses(case.batch(), loss_noise(case, method))
-    loss = torch.stack(list(losses.values())).sum()
-    loss.backward()
-
-    assert loss.item() == pytest.approx(case.scalar("loss"), rel=RELATIVE)
-    for theirs, ours in NAMED.items():
-        if f"info/{theirs}" in case.arrays:
-            recorded = case.scalar(f"info/{theirs}")
-            assert losses[ours].item() == pytest.approx(recorded, rel=RELATIVE), ours
-    recorded = translate(case.tree("grads"))
-    parameters = dict(method.named_parameters())
-    assert set(parameters) == set(recorded)
-    for name, parameter in parameters.items():
-        expected = recorded[name]
-        found = torch.zeros_like(expected) if parameter.grad is None else parameter.grad
-        tolerance = RELATIVE * expected.abs().max().item() + 1e-7
-        close = torch.allclose(found, expected, rtol=RELATIVE, atol=tolerance)
-        assert close, f"{name}: off by {(found - expected).abs().max()}, allowed {tolerance}"
+@pytest.fixture(params=CASES, ids=lambda p: p.stem)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
 
 
-def test_actions(case: Case) -> None:
-    method = restore(case)
-    draws = case.draws("act_noise")
-    noise = {"z": draws[0]}
-    if "edit" in method.policy_draws():
-        noise["edit"] = draws[1].permute(1, 2, 0)
-    actions = method.act(case.batch().observations, noise).flatten(1)
-    torch.testing.assert_close(actions, case.tensor("actions"), rtol=1e-4, atol=1e-5)
+@pytest.fixture
+def method(case: Case) -> Method:
+    kind = family(case)
+    assert kind is not None
+    return restore(case, kind.method(**case.shared(), **kind.arguments(case.config)), PLACES)
+
+
+def loss_noise(case: Case, method: Method) -> dict[str, Tensor]:
+    """Name the recorded draws of one loss, in their recorded order."""
+    draws, spec = case.draws("loss_noise"), method.step_draws()
+    first = sum(name.startswith("next/") for name in spec) + 3
+    steps = draws[first : first + method.flow_steps]
+    path = torch.stack(steps[:-1], dim=1)  # the last increment is drawn, never used
+    draws[first : first + method.flow_steps] = [path]
+    order = ["next/z", "next/edit", "x_0", "u", "path/x_0", "path/z"]
+    order += ["one_step/z", "edited/z", "edited/edit"]
+    return name_draws(draws, [name for name in order if name in spec], spec)
+
+
+def test_losses_and_gradients(case: Case, method: Method) -> None:
+    check_losses(case, method, loss_noise(case, method), TERMS, PLACES)
+
+
+def test_actions(case: Case, method: Method) -> None:
+    spec = method.policy_draws()
+    noise = name_draws(case.draws("act_noise"), list(spec), spec)
+    actions = method.act(case.batch().observations, {k: x[:, None] for k, x in noise.items()})
+    torch.testing.assert_close(actions.flatten(1), case.tensor("actions"), rtol=1e-4, atol=1e-5)
