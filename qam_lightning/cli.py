@@ -288,7 +288,16 @@ class FitCLI(LightningCLI):
         return self.parser.dump(config, skip_none=False)
 
     def fit(self) -> int:
-        """Trains; returns the exit status."""
+        """Trains; returns the exit status.
+
+        Raises:
+            UserError: The method cannot be trained as configured.
+        """
+        if not self.model.offline_phase:
+            raise UserError(
+                f"{type(self.model).__name__} has no offline phase, it learns from its own "
+                "environment steps only; choose another --method to train on a dataset"
+            )
         settings = self.settings()
         if self.checkpoint is not None:
             check_resume(self.checkpoint, self.model, settings)

@@ -123,6 +123,10 @@ class Method(L.LightningModule):
     delay: ClassVar[int] = 1
     """Gradient steps per update of actor and targets."""
 
+    offline_phase: ClassVar[bool] = True
+    """Whether it trains on the dataset alone before it acts. Where not, it starts online: actions
+    are random until training starts, and every batch is half offline, half online data."""
+
     actor: Actor
     """Set by the method's constructor."""
 

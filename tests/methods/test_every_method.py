@@ -42,6 +42,7 @@ EXAMPLE: dict[str, Any] = {
     "alpha": 10.0,
     "edit_scale": 0.2,
     "kappa": 0.9,
+    "noise_scale": 0.3,
 }
 """A value for every hyperparameter that some method has beyond the shared ones."""
 
@@ -79,7 +80,12 @@ ROUTES: dict[str, str | tuple[str, ...]] = {
     "actor/edit_entropy_loss": "edit.gaussian.",
     "actor/edit_coefficient_loss": "edit.entropy_coefficient.",
     # the methods' own
-    "actor/q_loss": ("one_step.", "actor."),
+    "actor/q_loss": ("one_step.", "actor.", "noise_policy.gaussian."),
+    "actor/bc_loss": "actor.mlp.",
+    # soft_policy
+    "actor/entropy_loss": ("actor.gaussian.", "noise_policy.gaussian."),
+    "actor/coefficient_loss": ("actor.entropy_coef", "noise_policy.entropy_coef"),
+    "latent/loss": "latent_critic.",
 }
 """Losses whose names start so train parameters whose names start so, and no others."""
 
@@ -198,6 +204,7 @@ def test_state_survives_saving(method: Method, build: Build, batch: Batch, tmp_p
         ("kappa", 0.0),
         ("kappa", 1.0),
         ("edit_scale", -0.1),
+        ("noise_scale", -0.1),
     ],
 )
 def test_values_out_of_range_are_named(

@@ -1,0 +1,218 @@
+"""ReBRAC, DSRL and RLPD: delays, scales, bounds, distillation and entropy tuning."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, TanhTransform, TransformedDistribution
+
+from qam_lightning.callbacks.ema import EmaTargets
+from qam_lightning.core.critic import pessimistic
+from qam_lightning.methods.base import Method
+from qam_lightning.methods.dsrl import DSRL
+from qam_lightning.methods.rebrac import ReBRAC
+from qam_lightning.methods.rlpd import RLPD
+
+
+def noise_for(method: Method, batch) -> dict[str, torch.Tensor]:
+    return method.step_noise(len(batch.rewards))
+
+
+def weights(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def spread(method: Method) -> None:
+    """Move weights away from their start, so that values and averages differ."""
+    g = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=g))
+
+
+# -- ReBRAC --------------------------------------------------------------------------------------
+
+
+def test_actor_and_averages_move_on_every_second_step_only(build, batch, monkeypatch) -> None:
+    method = build(ReBRAC, alpha=0.1, noise_scale=0.2)
+    adam = torch.optim.Adam(method.parameters(), lr=1e-3)
+    monkeypatch.setattr(method, "optimizers", lambda: adam)
+    monkeypatch.setattr(method, "manual_backward", lambda loss: loss.backward())
+    averages = EmaTargets(0.1)
+    averages.on_train_start(None, method)  # type: ignore[arg-type]
+    parts = ("critic", "critic_ema", "actor.mlp", "actor.mlp_ema")
+    for step in range(1, 7):
+        before = {name: weights(method.get_submodule(name)) for name in parts}
+        method.training_step(batch, 0)
+        averages.on_train_batch_end(None, method)  # type: ignore[arg-type]
+        moved = {n for n in parts if not torch.equal(before[n], weights(method.get_submodule(n)))}
+        assert moved == (set(parts) if step % 2 == 0 else {"critic"}), step
+        assert ("actor/q_loss" in method.metrics) == (step >= 2)
+
+
+def test_the_value_loss_does_not_depend_on_the_scale_of_values(build, batch) -> None:
+    method = build(ReBRAC, alpha=0.1, noise_scale=0.2)
+    spread(method)
+    gradients = []
+    for scale in (1.0, 100.0):
+        with torch.no_grad():
+            method.critic.out.weight *= scale
+            method.critic.out.bias *= scale
+        losses, metrics = method.losses(batch, noise_for(method, batch))
+        gradients.append(torch.autograd.grad(losses["actor/q_loss"], method.actor.mlp.parameters()))
+        q = pessimistic(method.critic(batch.observations, method.actor(batch.observations)), 0.5)
+        assert metrics["actor/q_scale"].item() == pytest.approx(1 / q.abs().mean().item())
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_cloning_ignores_cut_chunks_and_sums_over_dimensions(build, batch) -> None:
+    method = build(ReBRAC, alpha=0.3, noise_scale=0.0)
+    losses, _ = method.losses(batch, noise_for(method, batch))
+    expected = 0.0
+    for s, a, valid in zip(batch.observations, batch.actions, batch.valid, strict=True):
+        error = method.actor(s[None])[0] - a
+        expected += 0.3 * valid.item() * (error @ error).item() / len(batch.valid)
+    assert losses["actor/bc_loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_noise_is_scaled_bounded_and_on_the_average_in_the_backup(build, batch) -> None:
+    method = build(ReBRAC, alpha=0.1, noise_scale=0.2)
+    with torch.no_grad():
+        method.actor.mlp_ema.layers[-1].bias.fill_(0.2)
+    s, z = batch.observations, torch.full((len(batch.rewards), method.dim), 1.0)
+    small = method.policy(s, {"z": z}) - method.actor(s)
+    torch.testing.assert_close(small, 0.2 * z)
+    large = method.policy(s, {"z": 100 * z})
+    torch.testing.assert_close(large, (method.actor(s) + 0.5).clamp(-1, 1))
+    target = torch.tanh(method.actor.mlp_ema(s)) + 0.2
+    value = pessimistic(method.critic_ema(s, target.clamp(-1, 1)), method.rho)
+    torch.testing.assert_close(method.backup_value(s, {"z": z}), value)
+
+
+# -- DSRL ----------------------------------------------------------------------------------------
+
+
+def dsrl(build, noise_scale=1.4) -> DSRL:
+    method = build(DSRL, noise_scale=noise_scale)
+    spread(method)
+    return method
+
+
+def test_the_flow_starts_inside_the_noise_bound(build, batch, monkeypatch) -> None:
+    method = dsrl(build)
+    seen = []
+    act = method.actor.act
+    monkeypatch.setattr(method.actor, "act", lambda s, z: seen.append(z) or act(s, z))
+    z = 50 * torch.randn(len(batch.rewards), method.dim)
+    method.policy(batch.observations, {"z": z})
+    assert 1.39 < seen[0].abs().max() <= 1.4
+    method.losses(batch, noise_for(method, batch))
+    # The backup's start is bounded too; that of the distillation is the whole normal.
+    assert seen[1].abs().max() <= 1.4 < seen[2].abs().max()
+
+
+def test_the_average_flow_acts_and_supplies_the_distillation(build, batch) -> None:
+    method = dsrl(build)
+    s, z = batch.observations, torch.randn(len(batch.rewards), method.dim)
+    noise = noise_for(method, batch)
+    action, loss = method.policy(s, {"z": z}), method.losses(batch, noise)[0]["latent/loss"]
+    with torch.no_grad():
+        for p in method.actor.flow.parameters():
+            p.zero_()
+    assert torch.equal(action, method.policy(s, {"z": z}))
+    assert torch.equal(loss, method.losses(batch, noise)[0]["latent/loss"])
+
+
+def test_each_latent_critic_learns_its_own_critic_of_the_decoded_noise(build, batch) -> None:
+    method = dsrl(build)
+    noise = noise_for(method, batch)
+    s, z = batch.observations, noise["latent/z"]
+    x = z.clone()
+    for i in range(4):
+        u = torch.full((len(s), 1), i / 4)
+        x = x + method.actor.flow_ema(s, x, u) / 4
+    target, guess = method.critic(s, x.clamp(-1, 1)), method.latent_critic(s, z)
+    expected = sum(((guess[k] - target[k]) ** 2).mean().item() for k in range(3)) / 3
+    found = method.losses(batch, noise)[0]["latent/loss"].item()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_distillation_makes_latent_values_those_of_the_decoded_actions(build, batch) -> None:
+    method = dsrl(build)
+    adam = torch.optim.Adam(method.latent_critic.parameters(), lr=3e-3)
+    history = []
+    for step in range(150):
+        method.gradient_step = step
+        loss = method._latent_loss(batch.observations, noise_for(method, batch)["latent/z"])
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        history.append(loss.item())
+    assert sum(history[-20:]) < 0.3 * sum(history[:20])
+
+
+# -- entropy tuning ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), [(RLPD, "actor"), (DSRL, "noise_policy")])
+@pytest.mark.parametrize(("log_std", "rises"), [(-3.0, True), (-0.5, False)])
+def test_the_coefficient_rises_when_entropy_is_below_target_and_falls_above(
+    build, batch, kind, name, log_std, rises
+) -> None:
+    method = build(kind, **({"noise_scale": 1.0} if kind is DSRL else {}))
+    policy = method.get_submodule(name)
+    with torch.no_grad():  # log-standard deviation independent of the state
+        policy.gaussian.log_std.layers[0].weight.zero_()
+        policy.gaussian.log_std.layers[0].bias.fill_(log_std)
+    losses, metrics = method.losses(batch, noise_for(method, batch))
+    # -D/2 nats is the target; the entropy of these policies lies on either side of it.
+    assert (metrics["actor/entropy"] < -0.5 * method.dim) == rises
+    losses["actor/coefficient_loss"].backward()
+    slope = policy.entropy_coefficient.log_value.grad
+    assert (slope < 0) == rises  # descent moves against the slope
+    assert policy.entropy_coefficient() == 1
+
+
+def test_entropy_settles_at_its_target(build, batch) -> None:
+    """With values that say nothing, descent on the losses alone finds the entropy -D/2."""
+    method = build(RLPD, width=16, depth=1)
+    adam = torch.optim.Adam(method.actor.parameters(), lr=3e-2)
+    entropies = []
+    for step in range(400):
+        method.gradient_step = step
+        noise = noise_for(method, batch)
+        losses, metrics = method.actor.losses(batch.observations, noise, lambda a: 3 * a.sum(-1))
+        adam.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        adam.step()
+        entropies.append(metrics["actor/entropy"].item())
+    assert sum(entropies[-50:]) / 50 == pytest.approx(-0.5 * method.dim, abs=0.3)
+
+
+def test_rlpd_losses_are_those_of_torch_distributions(build, batch) -> None:
+    method = build(RLPD).double()
+    spread(method)
+    batch = type(batch)(*(x.double() for x in batch))
+    noise = {name: x.double() for name, x in noise_for(method, batch).items()}
+    losses, metrics = method.losses(batch, noise)
+    s, policy = batch.observations, method.actor.gaussian
+    hidden = policy.trunk(s)
+    std = policy.log_std(hidden).clamp(-20, 2).exp()
+    raw = policy.mean(hidden) + std * noise["policy/z"]
+    exact = TransformedDistribution(Normal(policy.mean(hidden), std), TanhTransform(cache_size=1))
+    log_prob = exact.log_prob(torch.tanh(raw)).sum(-1)
+    torch.testing.assert_close(metrics["actor/entropy"], -log_prob.mean())
+    coefficient = method.actor.entropy_coefficient()
+    torch.testing.assert_close(losses["actor/entropy_loss"], coefficient * log_prob.mean())
+    tuning = coefficient * (-log_prob.mean() + 0.5 * method.dim)
+    torch.testing.assert_close(losses["actor/coefficient_loss"], tuning)
+    q = method.critic(s, torch.tanh(raw))
+    value = q.mean(0) - method.rho * ((q - q.mean(0)) ** 2).mean(0).sqrt()
+    torch.testing.assert_close(losses["actor/q_loss"], -value.mean())
+    assert math.isclose(method.actor.target_entropy, -3.0)
+
+
+def test_rlpd_alone_starts_online() -> None:
+    assert not RLPD.offline_phase
+    assert DSRL.offline_phase and ReBRAC.offline_phase
