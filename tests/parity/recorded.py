@@ -45,12 +45,12 @@ class Case:
         width, *rest = json.loads(c["actor_hidden_dims"].replace("(", "[").replace(")", "]"))
         return {
             "obs_dim": self.arrays["batch/observations"].shape[-1],
-            "action_dim": c["action_dim"],
+            "action_dim": self.arrays["batch/actions"].shape[-1],
             "chunk": c["horizon_length"],
             "discount": c["discount"],
             "rho": c["rho"],
             "ensemble": c["num_qs"],
-            "flow_steps": c["flow_steps"],
+            "flow_steps": c.get("flow_steps", 1),
             "width": width,
             "depth": 1 + len(rest),
             "learning_rate": c["lr"],

@@ -1,0 +1,118 @@
+"""ReBRAC, DSRL and RLPD against recorded losses, gradients and actions."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from qam_lightning.methods.base import Method
+from qam_lightning.methods.dsrl import DSRL
+from qam_lightning.methods.rebrac import ReBRAC
+from qam_lightning.methods.rlpd import RLPD
+from tests.parity.recorded import (
+    FOLDER,
+    PATHS,
+    Case,
+    Places,
+    check_losses,
+    critics,
+    gaussian,
+    name_draws,
+    restore,
+)
+
+
+class Agent(NamedTuple):
+    """How a recorded agent maps onto one of our methods."""
+
+    method: type[Method]
+    arguments: dict[str, str]  # ours -> theirs
+    draws: list[str]  # in the recorded order
+    terms: dict[str, str]  # theirs -> ours
+    places: Places
+
+
+TERMS = {
+    "critic/critic_loss": "critic/loss",
+    "critic/q_mean": "critic/q_mean",
+    "critic/q_max": "critic/q_max",
+    "critic/q_min": "critic/q_min",
+}
+TUNING = {
+    "actor/alpha_loss": "actor/coefficient_loss",
+    "actor/alpha": "actor/entropy_coefficient",
+    "actor/entropy": "actor/entropy",
+}
+
+AGENTS = {
+    "rebrac": Agent(
+        ReBRAC,
+        {"alpha": "alpha_actor", "noise_scale": "actor_noise"},
+        ["next/z"],
+        {**TERMS, "actor/actor_loss": "actor/q_loss", "actor/bc_loss": "actor/bc_loss"},
+        {
+            **critics("critic"),
+            "actor/actor_net": "actor.mlp.",
+            "actor/mean_net": "actor.mlp.layers.4.",
+            "target_actor/actor_net": "actor.mlp_ema.",
+            "target_actor/mean_net": "actor.mlp_ema.layers.4.",
+        },
+    ),
+    "dsrl": Agent(
+        DSRL,
+        {"noise_scale": "noise_scale"},
+        ["next/z", "latent/z", "x_0", "u", "policy/z"],
+        {
+            **TERMS,
+            **TUNING,
+            "critic/distill_loss": "latent/loss",
+            "actor/flow_loss": "actor/flow_loss",
+        },
+        {
+            **critics("critic"),
+            **gaussian("actor", "noise_policy.gaussian."),
+            "alpha/log_value": "noise_policy.entropy_coefficient.log_value",
+            "z_critic/value_net": "latent_critic.",
+            "actor_bc_flow/mlp": "actor.flow.mlp.",
+            "target_actor_bc_flow/mlp": "actor.flow_ema.mlp.",
+        },
+    ),
+    "rlpd": Agent(
+        RLPD,
+        {},
+        ["next/z", "policy/z"],
+        {**TERMS, **TUNING},
+        {
+            **critics("critic"),
+            **gaussian("actor", "actor.gaussian."),
+            "alpha/log_value": "actor.entropy_coefficient.log_value",
+        },
+    ),
+}
+
+CASES = [p for p in PATHS if Case(p).config["agent_name"] in AGENTS]
+pytestmark = pytest.mark.skipif(not CASES, reason=f"no recorded cases in {FOLDER.name}")
+
+
+@pytest.fixture(params=CASES, ids=lambda p: p.stem)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+def build(case: Case) -> tuple[Method, Agent]:
+    agent = AGENTS[case.config["agent_name"]]
+    own = {ours: case.config[theirs] for ours, theirs in agent.arguments.items()}
+    return restore(case, agent.method(**case.shared(), **own), agent.places), agent
+
+
+def test_losses_and_gradients(case: Case) -> None:
+    method, agent = build(case)
+    noise = name_draws(case.draws("loss_noise"), agent.draws, method.step_draws())
+    check_losses(case, method, noise, agent.terms, agent.places)
+
+
+def test_actions(case: Case) -> None:
+    method, _ = build(case)
+    noise = name_draws(case.draws("act_noise"), ["z"], method.policy_draws())
+    actions = method.act(case.batch().observations, {"z": noise["z"][:, None]}).flatten(1)
+    torch.testing.assert_close(actions, case.tensor("actions"), rtol=1e-4, atol=1e-5)
