@@ -38,3 +38,22 @@ def td_loss(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         valid: (B,) chunk weights.
     """
     return (valid * (q - target.detach()).square()).mean()
+
+
+def expectile_loss(value: Tensor, target: Tensor, kappa: float) -> Tensor:
+    """Return mean_B |κ - 1(δ < 0)| δ² with δ = target - value, a scalar (Eq. 85).
+
+    Its minimiser is the κ-expectile of the targets: their mean at κ = 1/2, their maximum as κ -> 1.
+
+    Args:
+        value: (B,).
+        target: (B,), held constant.
+        kappa: κ in (0, 1).
+    """
+    delta = target.detach() - value
+    return (torch.where(delta < 0, 1.0 - kappa, kappa) * delta.square()).mean()
+
+
+def advantage_weight(advantage: Tensor, tau: float, most: float = 100.0) -> Tensor:
+    """Return min(exp(τ · advantage), most), (B,), for advantages Q(s, a) - V(s) (Eq. 73)."""
+    return (tau * advantage).exp().clamp(max=most)
