@@ -43,6 +43,9 @@ EXAMPLE: dict[str, Any] = {
     "edit_scale": 0.2,
     "kappa": 0.9,
     "noise_scale": 0.3,
+    "eta": 2.0,
+    "vartheta": 0.1,
+    "varrho": 0.1,
 }
 """A value for every hyperparameter that some method has beyond the shared ones."""
 
@@ -86,6 +89,10 @@ ROUTES: dict[str, str | tuple[str, ...]] = {
     "actor/entropy_loss": ("actor.gaussian.", "noise_policy.gaussian."),
     "actor/coefficient_loss": ("actor.entropy_coef", "noise_policy.entropy_coef"),
     "latent/loss": "latent_critic.",
+    # diffusion
+    "actor/score_loss": "actor.predictor.",
+    "actor/ascent_loss": "actor.predictor.",
+    "actor/denoising_loss": "actor.predictor.",
 }
 """Losses whose names start so train parameters whose names start so, and no others."""
 
@@ -135,7 +142,7 @@ def test_cut_chunks_carry_no_weight(method: Method, batch: Batch) -> None:
     assert cut.any()
     other = batch._replace(actions=torch.where(cut, -batch.actions, batch.actions))
     before, after = method.losses(batch, noise)[0], method.losses(other, noise)[0]
-    for name in {"critic/loss", "value/loss", "actor/flow_loss"} & set(before):
+    for name in {"critic/loss", "actor/flow_loss"} & set(before):
         assert torch.equal(before[name], after[name])
 
 
@@ -205,6 +212,9 @@ def test_state_survives_saving(method: Method, build: Build, batch: Batch, tmp_p
         ("kappa", 1.0),
         ("edit_scale", -0.1),
         ("noise_scale", -0.1),
+        ("eta", -0.1),
+        ("vartheta", -0.1),
+        ("varrho", -0.1),
     ],
 )
 def test_values_out_of_range_are_named(
