@@ -44,9 +44,17 @@ def flow_times(steps: int, like: Tensor) -> Tensor:
     return torch.arange(steps, device=like.device, dtype=like.dtype) / steps
 
 
-def integrate(v: Field, x_0: Tensor, steps: int) -> Tensor:
-    """Return x_1 by ``steps`` Euler steps of dx = v(x, u) du from ``x_0`` (Eq. 38, unclipped)."""
+def integrate(v: Field, x_0: Tensor, steps: int, start: int = 0, stop: int | None = None) -> Tensor:
+    """Return x_1 by ``steps`` Euler steps of dx = v(x, u) du from ``x_0`` (Eq. 38, unclipped).
+
+    Args:
+        v: velocity field.
+        x_0: (B, D) starting points.
+        steps: T >= 1, the steps from u = 0 to u = 1.
+        start: the first step to take, from 0; ``x_0`` is then the point at u = start / T.
+        stop: the step to stop before; all are taken if it is left out.
+    """
     x, h = x_0, 1.0 / steps
-    for u in flow_times(steps, x_0):
+    for u in flow_times(steps, x_0)[start:stop]:
         x = torch.add(x, v(x, u), alpha=h)
     return x
