@@ -65,13 +65,12 @@ def build(name: str, size: str, compiled: bool) -> Method:
 def synthetic_storage() -> ChunkStorage:
     """Return random trajectories of the cube-triple task's dimensions, 1,000 steps each."""
     rng = np.random.default_rng(0)
-    terminals = np.zeros(TRANSITIONS, bool)
-    terminals[999::1000] = True
-    kept = int((~terminals).sum())
+    ends = np.arange(999, TRANSITIONS, 1000)
+    kept = TRANSITIONS - len(ends)
     return ChunkStorage(
         observations=rng.standard_normal((TRANSITIONS, OBS_DIM), np.float32),
-        actions=rng.uniform(-1, 1, (TRANSITIONS, ACTION_DIM)).astype(np.float32),
-        terminals=terminals,
+        actions=rng.uniform(-1, 1, (kept, ACTION_DIM)).astype(np.float32),
+        ends=ends,
         rewards=-rng.random(kept, np.float32),
         masks=np.ones(kept, np.float32),
         chunk=CHUNK,

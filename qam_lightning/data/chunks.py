@@ -7,6 +7,8 @@ t with t + H - 1 still in storage; where a trajectory ends inside, the chunk's a
 the next one and its ``valid`` is 0.
 """
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,68 +40,68 @@ def sample_indices(seed: int, step: int, batch_size: int, num: int) -> np.ndarra
 
 
 class ChunkStorage:
-    """Trajectories in memory with everything about each possible chunk worked out beforehand."""
+    """Trajectories, in memory or mapped from disk, cut into chunks as they are asked for.
+
+    Nothing is worked out beforehand, so the memory taken does not grow with the dataset.
+    """
 
     def __init__(
         self,
         observations: np.ndarray,
         actions: np.ndarray,
-        terminals: np.ndarray,
+        ends: np.ndarray,
         rewards: np.ndarray,
         masks: np.ndarray,
         chunk: int,
         discount: float,
+        sparse: bool = False,
+        device: str | torch.device | None = None,
     ):
-        """Works out reward, mask, next observation and validity of every chunk.
+        """Takes the arrays without copying them, unless they shall live on a device.
 
         Args:
-            observations: (T, O), all rows.
-            actions: (T, A), all rows; those of last rows are never used.
-            terminals: (T,), true in the last row of each trajectory, so also in the file's last.
-            rewards: (N,), of the N = T - (number of trajectories) transitions.
+            observations: (T, O) float32, all rows.
+            actions: (N, A) float32, of the N = T - (number of trajectories) transitions.
+            ends: Last row of every trajectory, ascending, the last one T - 1.
+            rewards: (N,).
             masks: (N,), 0 where a transition reached the goal, else 1.
             chunk: Steps per chunk, H.
             discount: γ.
+            sparse: Map every reward but 0 to -1.
+            device: Where the arrays are copied to and batches made; None leaves all where it is.
 
         Raises:
             ValueError: Fewer than H transitions, or arrays whose lengths do not fit.
         """
-        rows = np.flatnonzero(~terminals.astype(bool))
-        if not len(rows) == len(rewards) == len(masks):
+        count = len(actions)
+        if not len(observations) - len(ends) == count == len(rewards) == len(masks):
             raise ValueError(
-                f"{len(rows)} transitions, {len(rewards)} rewards and {len(masks)} masks"
+                f"{len(observations) - len(ends)} transitions, {count} actions, {len(rewards)} "
+                f"rewards and {len(masks)} masks"
             )
-        if not 1 <= chunk <= len(rows):
-            raise ValueError(f"chunk of {chunk} steps from {len(rows)} transitions")
-        count = len(rows) - chunk + 1
-        ended = terminals.astype(bool)[rows + 1]  # the transition leads to a last row
-
-        alive = np.ones(count, bool)
-        reward, mask, following = np.zeros(count), np.ones(count), np.zeros(count, np.int64)
-        for i in range(chunk):
-            here = slice(i, i + count)
-            reward += np.where(alive, discount**i * rewards[here].astype(np.float64), 0.0)
-            mask = np.where(alive, np.minimum(mask, masks[here]), mask)
-            following = np.where(alive, rows[here] + 1, following)
-            valid = alive
-            alive = alive & ~ended[here]
-
-        self.num_transitions = len(rows)
-        self._observations = torch.from_numpy(np.ascontiguousarray(observations, np.float32))
-        limited = np.clip(actions[rows].astype(np.float32), -ACTION_LIMIT, ACTION_LIMIT)
+        if not 1 <= chunk <= count:
+            raise ValueError(f"chunk of {chunk} steps from {count} transitions")
+        self.num_transitions, self.chunk, self.discount = count, chunk, discount
+        self.sparse = sparse
+        self._observations = _tensor(observations, device)
         # Overlapping windows on the same memory: row t is the flattened chunk t..t+H-1.
-        self._actions = torch.from_numpy(limited).as_strided(
-            (count, chunk * limited.shape[1]), (limited.shape[1], 1)
-        )
-        self._first = torch.from_numpy(rows[:count])
-        self._following = torch.from_numpy(following)
-        # One row a chunk, so that one lookup fetches the three numbers.
-        self._scalars = torch.from_numpy(np.stack([reward, mask, valid], 1).astype(np.float32))
+        stored, width = _tensor(actions, device), actions.shape[1]
+        self._actions = stored.as_strided((self.num_chunks, chunk * width), (width, 1))
+        self._rewards, self._masks = _tensor(rewards, device), _tensor(masks, device)
+        # For each trajectory the number of the first transition behind it.
+        self._stops = _tensor(np.asarray(ends) - np.arange(len(ends)), device)
+        self._steps = torch.arange(chunk, device=device)
 
     @property
     def num_chunks(self) -> int:
         """How many chunks there are to draw from."""
-        return len(self._first)
+        return self.num_transitions - self.chunk + 1
+
+    @property
+    def num_whole_chunks(self) -> int:
+        """How many of them lie within one trajectory."""
+        lengths = torch.diff(self._stops, prepend=self._stops.new_zeros(1))
+        return int((lengths - self.chunk + 1).clamp(min=0).sum())
 
     def gather(self, indices: np.ndarray | Tensor) -> Batch:
         """Collects chunks.
@@ -108,16 +110,34 @@ class ChunkStorage:
             indices: (B,) int64 in [0, num_chunks).
 
         Returns:
-            The batch, on the CPU, sharing no memory with the storage.
+            The batch, sharing no memory with the storage.
         """
-        chosen = torch.as_tensor(indices)
-        first, following = self._first[chosen], self._following[chosen]
-        rewards, masks, valid = self._scalars[chosen].T.contiguous()
+        start = torch.as_tensor(indices, device=self._steps.device)
+        trajectory = torch.searchsorted(self._stops, start, right=True)
+        row = start + trajectory  # every earlier trajectory has one row more than transitions
+        lengths = (self._stops[trajectory] - start).clamp(max=self.chunk)
+        alive = self._steps < lengths[:, None]
+        steps = start[:, None] + self._steps
+        rewards = self._rewards[steps].double()
+        if self.sparse:
+            rewards = -(rewards != 0).double()
+        # In double precision, and in order, so that the sum does not depend on where it is made.
+        total = torch.zeros_like(rewards[:, 0])
+        for i in range(self.chunk):
+            total += torch.where(alive[:, i], self.discount**i * rewards[:, i], 0.0)
         return Batch(
-            observations=self._observations.index_select(0, first),
-            actions=self._actions.index_select(0, chosen),
-            rewards=rewards,
-            next_observations=self._observations.index_select(0, following),
-            masks=masks,
-            valid=valid,
+            observations=self._observations.index_select(0, row),
+            actions=self._actions.index_select(0, start).clamp_(-ACTION_LIMIT, ACTION_LIMIT),
+            rewards=total.float(),
+            next_observations=self._observations.index_select(0, row + lengths),
+            masks=torch.where(alive, self._masks[steps].float(), 1.0).amin(1),
+            valid=(lengths == self.chunk).float(),
         )
+
+
+def _tensor(array: np.ndarray, device: str | torch.device | None) -> Tensor:
+    with warnings.catch_warnings():
+        # Maps are read-only, and nothing here writes.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        tensor = torch.from_numpy(np.asarray(array))
+    return tensor if device is None else tensor.to(device, copy=True)

@@ -1,27 +1,31 @@
-"""The DataModule: an OGBench dataset, relabelled for one task, as an endless stream of batches."""
+"""The DataModule: a dataset, with the rewards of one task, as an endless stream of batches."""
 
 import functools
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import gymnasium
 import lightning as L
 import numpy as np
 import ogbench.utils
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from ogbench.relabel_utils import relabel_dataset
 
 from qam_lightning.batch import Batch
+from qam_lightning.data.batches import Batches
 from qam_lightning.data.chunks import ChunkStorage, sample_indices
-from qam_lightning.data.files import fetch, load_arrays
+from qam_lightning.data.convert import ensure_store
+from qam_lightning.data.download import fetch
+from qam_lightning.data.environment import file_layout, is_ogbench, make_task_env
+from qam_lightning.data.labels import task_labels
+from qam_lightning.data.source import Source, official, own
+from qam_lightning.data.store import Store
 from qam_lightning.errors import UserError
 from qam_lightning.provenance import mismatches
 
 
 class OGBenchData(L.LightningDataModule):
-    """Batches of action chunks from an OGBench dataset, with the rewards of one task."""
+    """Batches of action chunks from a dataset of OGBench's or in its format."""
 
     def __init__(
         self,
@@ -32,22 +36,36 @@ class OGBenchData(L.LightningDataModule):
         discount: float = 0.99,
         sparse: bool = False,
         batch_size: int = 256,
+        fraction: float = 1.0,
         directory: str = ogbench.utils.DEFAULT_DATASET_DIR,
-        base_url: str = ogbench.utils.DATASET_URL,
+        base_url: str | None = None,
+        path: str | None = None,
+        store: str | None = None,
+        keep: Literal["disk", "memory", "device"] = "disk",
+        prefetch: int = 4,
         seed: int = 0,
     ):
         """Only notes the settings; nothing is read before ``prepare_data`` and ``setup``.
 
         Args:
-            env: OGBench environment, such as ``cube-triple``, ``scene`` or ``antmaze-large``.
-            dataset: Kind of dataset: ``play``, ``noisy``, ``navigate`` and so on.
+            env: OGBench environment, such as ``cube-triple``, ``scene`` or ``antmaze-large``; or a
+                gymnasium id, for data of your own.
+            dataset: Kind of dataset: ``play``, ``noisy``, ``navigate``, ``stitch``, ``play-100m``
+                and so on.
             task: Task of the environment, 1 to 5, whose rewards the dataset is given.
             chunk: Environment steps per action chunk, H.
             discount: Discount γ per environment step, in [0, 1].
             sparse: Map every reward but 0 to -1.
             batch_size: Chunks per gradient step, over all processes together.
+            fraction: Share of the dataset to use, in whole trajectories from its beginning.
             directory: Where the dataset files are, or are downloaded to.
-            base_url: Where to download missing files from.
+            base_url: Where to download missing files from; the environment variable QAM_DATA_URL,
+                or OGBench's own host, if not given.
+            path: Your own npz file or folder of them, instead of one of OGBench's datasets.
+            store: Folder for the memory-mapped copies; beside the files if not given.
+            keep: Where the dataset is kept while training: on disk, mapped into memory; copied into
+                memory; or copied to the device that trains.
+            prefetch: Batches made ahead of the learner.
             seed: Determines, with the gradient step, which chunks are drawn.
 
         Raises:
@@ -57,15 +75,18 @@ class OGBenchData(L.LightningDataModule):
         self.save_hyperparameters()
         self.env, self.dataset, self.task = env, dataset, task
         self.chunk, self.discount, self.sparse = chunk, discount, sparse
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.fraction, self.seed = batch_size, fraction, seed
         self.directory, self.base_url = directory, base_url
+        self.path, self.store, self.keep, self.prefetch = path, store, keep, prefetch
         self.train: ChunkStorage | None = None
-        self.validation: ChunkStorage | None = None
-        for key, least in {"task": 1, "chunk": 1, "batch_size": 1, "seed": 0}.items():
+        lowest = {"task": 1, "chunk": 1, "batch_size": 1, "seed": 0, "prefetch": 0}
+        for key, least in lowest.items():
             if getattr(self, key) < least:
                 raise UserError(f"data.{key} is {getattr(self, key)}, expected at least {least}")
         if not 0.0 <= discount <= 1.0:
             raise UserError(f"data.discount is {discount}, expected a number from 0 to 1")
+        if not 0.0 < fraction <= 1.0:
+            raise UserError(f"data.fraction is {fraction}, expected a number above 0, at most 1")
 
     @functools.cached_property
     def _task_env(self) -> gymnasium.Env:
@@ -92,19 +113,62 @@ class OGBenchData(L.LightningDataModule):
             raise RuntimeError("the dataset is not loaded yet: call setup('fit') first")
         return self.train
 
-    def prepare_data(self) -> None:
-        """Downloads the files if they are not there.
+    def source(self, validation: bool = False) -> Source | None:
+        """Where the files and the store are; None where there is no such part.
+
+        Args:
+            validation: The validation part instead of the training part.
 
         Raises:
-            UserError: They can be neither found nor downloaded.
+            UserError: There is nothing at ``path``, or no OGBench data of this environment.
         """
-        self._files()
+        if self.path is not None:
+            return own(self.path, self.store, validation)
+        if not is_ogbench(self.env):
+            raise UserError(f"data.env {self.env} is not OGBench's: give your data as data.path")
+        return official(
+            self.env, self.dataset, self.directory, self.store, self.base_url, validation
+        )
 
-    def _files(self) -> tuple[Path, Path]:
-        return fetch(self.env, self.dataset, self.directory, self.base_url, self._sizes())
+    def open_store(self, validation: bool = False) -> Store | None:
+        """Opens the dataset's store, fetching and converting the files if need be.
+
+        Args:
+            validation: The validation part instead of the training part.
+
+        Raises:
+            UserError: Files can be neither found nor fetched, or are damaged or another's.
+        """
+        layout = file_layout(self._task_env)
+        source = self.source(validation)
+        if source is None:
+            return None
+        if source.url is not None:
+            fetch(source, layout, self.env, self.dataset)
+        record = source.files[0].with_suffix(".json") if source.files else None
+        if record is not None and record.exists():
+            for difference in mismatches(json.loads(record.read_text()).get("versions", {})):
+                rank_zero_warn(f"{source.files[0].name}: {difference}")
+        return ensure_store(source.files, source.store, layout)
+
+    def labels(self, store: Store) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards and masks (N,) of the task: from the states, or as the files give them."""
+        if is_ogbench(self.env):
+            return task_labels(store, self.env, self.task, self._task_env)
+        return store.array("rewards"), store.array("masks")
+
+    def prepare_data(self) -> None:
+        """Fetches, converts and labels the training data, in one process only.
+
+        Raises:
+            UserError: See `open_store`.
+        """
+        store = self.open_store()
+        if store is not None:
+            self.labels(store)
 
     def setup(self, stage: str) -> None:
-        """Loads and relabels the training and validation data.
+        """Maps the training data.
 
         Args:
             stage: Only ``"fit"`` needs data.
@@ -112,52 +176,62 @@ class OGBenchData(L.LightningDataModule):
         Raises:
             UserError: A file is damaged or belongs to another environment.
         """
-        if stage != "fit" or self.train is not None:
-            return
-        train, validation = self._files()
-        record = train.with_suffix(".json")
-        if record.exists():
-            for difference in mismatches(json.loads(record.read_text()).get("versions", {})):
-                rank_zero_warn(f"{train.name}: {difference}")
-        self.train, self.validation = self._load(train), self._load(validation)
+        if stage == "fit" and self.train is None:
+            self.train = self._load()
 
-    def _sizes(self) -> dict[str, int]:
-        """Expected columns of each array in the file."""
-        env = self._task_env.unwrapped
-        sizes = {"observations": self.obs_dim, "actions": self.action_dim}
-        sizes["qpos"] = env.model.nq  # type: ignore[attr-defined]
-        if hasattr(env, "_cur_button_states"):
-            sizes["button_states"] = len(env._cur_button_states)
-        return sizes
+    @functools.cached_property
+    def validation(self) -> ChunkStorage | None:
+        """The validation part, read when first asked for; None if there is none."""
+        return self._load(validation=True)
 
-    def _load(self, path: Path) -> ChunkStorage:
-        arrays = load_arrays(path, self._sizes())
-        rewards, masks = self._relabel(arrays)
-        if self.chunk > len(rewards):
+    def _load(self, validation: bool = False) -> ChunkStorage | None:
+        store = self.open_store(validation)
+        if store is None:
+            return None
+        ends = store.ends[: max(1, round(self.fraction * len(store.ends)))]
+        rows = int(ends[-1]) + 1
+        transitions = rows - len(ends)
+        if self.chunk > transitions:
             raise UserError(
-                f"{path} holds {len(rewards)} transitions, too few for data.chunk {self.chunk}"
+                f"{store.folder} holds {transitions} transitions, too few for data.chunk "
+                f"{self.chunk}"
             )
-        return ChunkStorage(
-            observations=arrays["observations"],
-            actions=arrays["actions"],
-            terminals=arrays["terminals"],
-            rewards=rewards,
-            masks=masks,
+        arrays = (store.array("actions"), *self.labels(store))
+        actions, rewards, masks = (array[:transitions] for array in arrays)
+        observations = store.array("observations")[:rows]
+        size = sum(array.nbytes for array in (observations, actions, rewards, masks))
+        made = ChunkStorage(
+            observations,
+            actions,
+            ends,
+            rewards,
+            masks,
             chunk=self.chunk,
             discount=self.discount,
+            sparse=self.sparse,
+            device=self._device(size),
         )
+        if not made.num_whole_chunks:
+            raise UserError(
+                f"{store.folder}: no trajectory is as long as data.chunk {self.chunk}; choose less"
+            )
+        return made
 
-    def _relabel(self, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards and masks (N,) of the task, computed by OGBench's own code."""
-        transitions = ~arrays["terminals"]
-        states = {
-            key: arrays[key][transitions] for key in arrays.keys() & {"qpos", "button_states"}
-        }
-        relabel_dataset(f"{self.env}-singletask-task{self.task}-v0", self._task_env, states)
-        rewards = states["rewards"]
-        if self.sparse:
-            rewards = np.where(rewards != 0, -1.0, 0.0).astype(np.float32)
-        return rewards, states["masks"]
+    def _device(self, size: int) -> torch.device | None:
+        """Where the arrays are copied to: nowhere, unless ``keep`` says so and they fit."""
+        if self.keep == "disk":
+            return None
+        device = torch.device("cpu")
+        if self.trainer is not None and self.keep == "device":
+            device = self.trainer.strategy.root_device
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"data.keep device needs a CUDA accelerator, not {device.type}")
+        if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
+            raise UserError(
+                f"data.keep device: the dataset takes {size / 1e9:.3g} GB, but {free / 1e9:.3g} GB "
+                "are free on the device; use disk"
+            )
+        return device
 
     def batch_at(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """Returns the batch of a gradient step: always the same for the same arguments.
@@ -168,7 +242,7 @@ class OGBenchData(L.LightningDataModule):
             world_size: Number of processes sharing the batch.
 
         Returns:
-            ``batch_size / world_size`` chunks, on the CPU.
+            ``batch_size / world_size`` chunks.
 
         Raises:
             UserError: The batch cannot be shared evenly.
@@ -184,56 +258,10 @@ class OGBenchData(L.LightningDataModule):
         whole = sample_indices(self.seed, step, self.batch_size, self._storage.num_chunks)
         return self._storage.gather(whole[rank * share : (rank + 1) * share])
 
-    def train_dataloader(self) -> "Batches":
+    def train_dataloader(self) -> Batches:
         """An endless iterable of batches that starts at the model's gradient step."""
-        return Batches(self)
-
-
-class Batches:
-    """Batches from the model's gradient step onwards, without end.
-
-    Not a ``DataLoader``: a batch is a handful of look-ups in memory, so worker processes would cost
-    more than they save, and without a sampler there is nothing for Lightning to replace.
-    """
-
-    def __init__(self, data: OGBenchData):
-        """Reads nothing yet; the first step is taken from ``data.trainer`` on iteration."""
-        self._data = data
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yields the batch of each gradient step in turn."""
-        trainer: Any = self._data.trainer
-        step = trainer.lightning_module.gradient_step
-        while True:
-            yield self._data.batch_at(step, trainer.global_rank, trainer.world_size)
-            step += 1
-
-
-def make_task_env(env: str, task: int) -> gymnasium.Env:
-    """Makes an environment's single-task variant, whose reset sets the task's goal.
-
-    Args:
-        env: Environment name without dataset or version, such as ``scene``.
-        task: Task number.
-
-    Returns:
-        The environment.
-
-    Raises:
-        UserError: No such state-based environment, or no such task.
-    """
-    suffix = "-singletask-v0"
-    names = [
-        name.removesuffix(suffix)
-        for name in gymnasium.registry
-        if name.endswith(suffix) and not name.startswith("visual-")
-    ]
-    if env not in names:
-        raise UserError(
-            f"data.env {env!r} is not a state-based OGBench environment: expected one of "
-            f"{', '.join(names)}"
-        )
-    name = f"{env}-singletask-task{task}-v0"
-    if name not in gymnasium.registry:
-        raise UserError(f"data.task is {task}, but {env} has tasks 1 to 5")
-    return gymnasium.make(name)
+        assert self.trainer is not None
+        resident = self.keep == "device"
+        cuda = self.trainer.strategy.root_device.type == "cuda"
+        ahead = 0 if resident else self.prefetch
+        return Batches(self.batch_at, self.trainer, ahead, pin=cuda and not resident)

@@ -1,206 +1,63 @@
-"""Collecting manipulation datasets with OGBench's scripted oracles.
-
-The official ``play`` data follow noisy plans, the ``noisy`` data come from state-feedback (Markov)
-oracles with Gaussian action noise. An oracle serves one target at a time; when it is done, the
-environment draws the next target, so an episode is a stream of unrelated little tasks.
+"""Collecting datasets in OGBench's format with OGBench's scripted oracles.
 
 Every episode is a function of ``(seed, episode)`` and the installed versions alone: neither the
 number of worker processes nor an interruption changes a bit of it.
 """
 
-import contextlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
-from qam_lightning.data.files import DATASETS, ENVIRONMENTS, dataset_name
+from qam_lightning.data.atomic import replacing, save_json
+from qam_lightning.data.manipulation import Arrays, ManipulationCollector
+from qam_lightning.data.mazes import MazeCollector
+from qam_lightning.data.source import COLLECTABLE, POINT_MAZES, dataset_name
+from qam_lightning.data.workers import abandon, steps_bar, worker_pool
 from qam_lightning.errors import UserError
 from qam_lightning.provenance import versions
 
-# One more row than the usual 1000 transitions: the last row of an episode only supplies the next
-# observation of the row before it.
-EPISODE_STEPS = 1001
-# Chance that a cube's new target is on top of another cube, drawn per episode from these bounds.
-STACKING = {
-    "cube-single": (0.0, 0.0),
-    "cube-double": (0.0, 0.25),
-    "cube-triple": (0.05, 0.35),
-    "cube-quadruple": (0.1, 0.5),
+# Training episodes and steps of the official data: 1000 of 1001 steps unless named here. One more
+# row than transitions: the last row of an episode only supplies the observation after the one
+# before it.
+EPISODES, EPISODE_STEPS = 1000, 1001
+OFFICIAL = {
+    **{
+        (env, kind): (3000, 1001)
+        for env in ("cube-triple", "puzzle-4x5")
+        for kind in ("play", "noisy")
+    },
+    **{
+        (env, kind): (5000, 1001)
+        for env in ("cube-quadruple", "puzzle-4x6")
+        for kind in ("play", "noisy")
+    },
+    **{(env, "stitch"): (5000, 201) for env in POINT_MAZES},
+    ("pointmaze-giant", "navigate"): (500, 2001),
 }
-MAX_ACTION_NOISE = 0.1
-# Relative noise of the five action dimensions x, y, z, yaw, gripper.
-ACTION_NOISE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
-MAX_ATTEMPTS = 100
 
-Arrays = dict[str, np.ndarray]
+Collector = ManipulationCollector | MazeCollector
 
 
-def make_oracles(env: gymnasium.Env, name: str, dataset: str) -> dict[str, Any]:
-    """Builds the oracle of every target kind that the environment sets.
-
-    Args:
-        env: The environment in data-collection mode.
-        name: Its name, one of ``ENVIRONMENTS``.
-        dataset: ``"play"`` for plan oracles, ``"noisy"`` for Markov oracles.
-
-    Returns:
-        Oracles by the value of ``info["privileged/target_task"]``.
-    """
-    # Imported here because importing the oracles imports mujoco, which other users of this module
-    # (the command line's --help) should not pay for.
-    from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
-    from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
-    from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
-    from ogbench.manipspace.oracles.markov.window_markov import WindowMarkovOracle
-    from ogbench.manipspace.oracles.plan.button_plan import ButtonPlanOracle
-    from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
-    from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
-    from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
-
-    kinds: dict[str, type]
-    options: dict[str, Any]
-    if dataset == "play":
-        kinds = {
-            "cube": CubePlanOracle,
-            "button": ButtonPlanOracle,
-            "drawer": DrawerPlanOracle,
-            "window": WindowPlanOracle,
-        }
-        options = {"noise": 0.1, "noise_smoothing": 0.5}
-    else:
-        kinds = {
-            "cube": CubeMarkovOracle,
-            "button": ButtonMarkovOracle,
-            "drawer": DrawerMarkovOracle,
-            "window": WindowMarkovOracle,
-        }
-        options = {"min_norm": 0.4}
-    if name.startswith("cube"):
-        return {"cube": kinds["cube"](env=env, **options)}
-    if name.startswith("puzzle"):
-        return {"button": kinds["button"](env=env, gripper_always_closed=True, **options)}
-    oracles = {kind: make(env=env, **options) for kind, make in kinds.items() if kind != "cube"}
-    patience = {"max_step": 100} if dataset == "noisy" else {}
-    return oracles | {"cube": kinds["cube"](env=env, **patience, **options)}
-
-
-def is_healthy(qpos: np.ndarray) -> bool:
-    """Whether the scene's cube stayed where cubes can be.
-
-    Rarely the contact solver ejects the cube, mostly out of the drawer while that is being locked.
-
-    Args:
-        qpos: (steps, nq) generalised positions of one scene episode.
-    """
-    y, z = qpos[:, 15], qpos[:, 16]
-    in_drawer = y <= -0.3
-    return not np.any((y >= 0.29) | (in_drawer & ((z < 0.06) | (z > 0.08))))
-
-
-class Collector:
-    """One environment with its oracles, collecting episodes in any order."""
-
-    def __init__(self, name: str, dataset: str, episode_steps: int = EPISODE_STEPS):
-        """Makes the environment.
-
-        Args:
-            name: One of ``ENVIRONMENTS``.
-            dataset: One of ``DATASETS``.
-            episode_steps: Environment steps per episode.
-        """
-        import ogbench  # noqa: F401  (registers the environments)
-
-        self.name, self.dataset = name, dataset
-        self.env = gymnasium.make(
-            f"{name}-v0",
-            terminate_at_goal=False,
-            mode="data_collection",
-            max_episode_steps=episode_steps,
-        )
-        self.oracles = make_oracles(self.env, name, dataset)
-
-    def episode(self, seed: int, index: int) -> Arrays:
-        """Collects episode ``index``, retrying with a new seed while the simulation misbehaves.
-
-        Returns:
-            Arrays with the episode's steps in their first dimension, under their file's keys.
-
-        Raises:
-            UserError: Every attempt ended in an impossible state of the simulation.
-        """
-        for attempt in range(MAX_ATTEMPTS):
-            arrays = self._attempt(np.random.SeedSequence([seed, index, attempt]))
-            if self.name != "scene" or is_healthy(arrays["qpos"]):
-                return arrays
-        raise UserError(
-            f"episode {index} of {self.name}: the cube left the scene in {MAX_ATTEMPTS} attempts "
-            "in a row; check the installed mujoco version"
-        )
-
-    def _attempt(self, seeds: np.random.SeedSequence) -> Arrays:
-        env_seed, oracle_seed = (int(word) for word in seeds.generate_state(2))
-        # The oracles draw from numpy's global generator; there is no other way to seed them.
-        np.random.seed(oracle_seed)
-        stacking = np.random.uniform(*STACKING.get(self.name, (0.5, 0.5)))
-        noise = np.random.uniform(0, MAX_ACTION_NOISE) if self.dataset == "noisy" else 0.0
-
-        observation, info = self.env.reset(seed=env_seed)
-        oracle = self.oracles[info["privileged/target_task"]]
-        oracle.reset(observation, info)
-        rows: dict[str, list] = {}
-        done = False
-        while not done:
-            action = np.asarray(oracle.select_action(observation, info))
-            if noise:
-                action = action + np.random.normal(0.0, noise * ACTION_NOISE)
-            action = np.clip(action, -1.0, 1.0)
-            row = {"observations": observation, "actions": action}
-            observation, _, terminated, truncated, info = self.env.step(action)
-            done = terminated or truncated
-            row |= {"terminals": done, "qpos": info["prev_qpos"], "qvel": info["prev_qvel"]}
-            if "prev_button_states" in info:
-                row["button_states"] = info["prev_button_states"]
-            for key, value in row.items():
-                rows.setdefault(key, []).append(value)
-            if oracle.done:
-                # For the oracle's plan only: the next action is chosen, as in the official data,
-                # from what the step showed, and so is the next row.
-                target = self.env.unwrapped.set_new_target(p_stack=stacking)  # type: ignore[attr-defined]
-                oracle = self.oracles[target[1]["privileged/target_task"]]
-                oracle.reset(*target)
-        dtypes = {"terminals": np.bool_, "button_states": np.int64}
-        return {k: np.array(v, dtype=dtypes.get(k, np.float32)) for k, v in rows.items()}
+def make_collector(env: str, dataset: str, episode_steps: int) -> Collector:
+    """Makes what collects single episodes of an environment."""
+    kind = MazeCollector if env in POINT_MAZES else ManipulationCollector
+    return kind(env, dataset, episode_steps)
 
 
 def generate(
     env: str,
     dataset: str = "play",
     directory: str = "~/.ogbench/data",
-    episodes: int = 1000,
+    episodes: int | None = None,
     seed: int = 0,
     workers: int | None = None,
-    episode_steps: int = EPISODE_STEPS,
+    episode_steps: int | None = None,
 ) -> tuple[Path, Path]:
     """Collects a dataset in OGBench's format with OGBench's scripted oracles.
 
@@ -209,13 +66,15 @@ def generate(
     episodes wait in ``<env>-<dataset>-v0.parts``: after an interruption the same command goes on.
 
     Args:
-        env: A manipulation environment, such as ``cube-triple``, ``scene`` or ``puzzle-4x4``.
-        dataset: ``play`` (plans with smooth noise) or ``noisy`` (feedback with action noise).
+        env: A manipulation environment, such as ``cube-triple``, ``scene`` or ``puzzle-4x4``, or a
+            point maze, such as ``pointmaze-large``.
+        dataset: ``play`` (plans with smooth noise) or ``noisy`` (feedback with action noise) for
+            manipulation; ``navigate`` (from goal to goal) or ``stitch`` (short ways) for mazes.
         directory: Where to write.
-        episodes: Training episodes.
+        episodes: Training episodes; as many as in the official data if not given.
         seed: Determines, with the episode's number, everything random in an episode.
         workers: Processes to collect with; all cores if not given. Does not affect the result.
-        episode_steps: Environment steps per episode; the official data have 1001.
+        episode_steps: Environment steps per episode; those of the official data if not given.
 
     Returns:
         Paths of the training and the validation file.
@@ -224,6 +83,9 @@ def generate(
         UserError: Unknown names, numbers out of range, files that exist already, parts of another
             collection in the way, or the user's interruption.
     """
+    usual = OFFICIAL.get((env, dataset), (EPISODES, EPISODE_STEPS))
+    episodes = usual[0] if episodes is None else episodes
+    episode_steps = usual[1] if episode_steps is None else episode_steps
     _check(env, dataset, episodes, seed, workers, episode_steps)
     name = dataset_name(env, dataset)
     folder = Path(directory).expanduser()
@@ -246,7 +108,7 @@ def generate(
         "validation_episodes": total - episodes,
         "versions": versions(),
     }
-    _save_text(folder / f"{name}.json", json.dumps(record, indent=2) + "\n")
+    save_json(folder / f"{name}.json", record)
     shutil.rmtree(parts)
     return train, val
 
@@ -254,15 +116,16 @@ def generate(
 def _check(
     env: str, dataset: str, episodes: int, seed: int, workers: int | None, episode_steps: int
 ) -> None:
-    if env not in ENVIRONMENTS:
+    if env not in COLLECTABLE:
         raise UserError(
-            f"cannot collect for environment {env!r}: collection covers the manipulation "
-            f"environments {', '.join(ENVIRONMENTS)} only (ant and humanoid data need trained "
-            "experts)"
+            f"cannot collect for environment {env!r}: there are scripted oracles for "
+            f"{', '.join(COLLECTABLE)}; data of ants and humanoids need trained experts: have "
+            "`train.py fit` download the official files, or put them into data.directory"
         )
-    if dataset not in DATASETS:
+    if dataset not in COLLECTABLE[env]:
         raise UserError(
-            f"cannot collect dataset {dataset!r}: expected one of {', '.join(DATASETS)}"
+            f"cannot collect dataset {dataset!r} for {env}: expected "
+            f"{' or '.join(COLLECTABLE[env])}"
         )
     lowest = {"episodes": (episodes, 1), "seed": (seed, 0), "episode_steps": (episode_steps, 2)}
     if workers is not None:
@@ -281,7 +144,7 @@ def _claim(parts: Path, settings: dict[str, Any]) -> None:
     try:
         parts.mkdir(parents=True, exist_ok=True)
         if not record.exists():
-            _save_text(record, json.dumps(expected, indent=2) + "\n")
+            save_json(record, expected)
         found = json.loads(record.read_text())
     except OSError as error:
         raise UserError(f"cannot write to {parts}: {error.strerror or error}") from None
@@ -301,7 +164,9 @@ def _collect(parts: Path, wanted: list[Path], settings: dict[str, Any], workers:
     missing = [index for index, path in enumerate(wanted) if not path.exists()]
     if not missing:
         return
-    with _progress() as progress, _pool(settings, min(workers, len(missing))) as pool:
+    arguments = (settings["env"], settings["dataset"], steps)
+    count = min(workers, len(missing))
+    with steps_bar() as progress, worker_pool(count, _start, arguments) as pool:
         task = progress.add_task(
             parts.stem, total=len(wanted) * steps, completed=(len(wanted) - len(missing)) * steps
         )
@@ -311,7 +176,7 @@ def _collect(parts: Path, wanted: list[Path], settings: dict[str, Any], workers:
                 future.result()
                 progress.advance(task, steps)
         except (KeyboardInterrupt, BrokenProcessPool) as error:
-            _abandon(pool)
+            abandon(pool)
             broken = isinstance(error, BrokenProcessPool)
             reason = "a worker process died (out of memory?)" if broken else "interrupted"
             kept = sum(path.exists() for path in wanted)
@@ -320,76 +185,16 @@ def _collect(parts: Path, wanted: list[Path], settings: dict[str, Any], workers:
                 "the same command continues from there"
             ) from None
         except BaseException:
-            _abandon(pool)
+            abandon(pool)
             raise
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.1f}%"),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-        _SpeedColumn(),
-        TimeRemainingColumn(),
-        speed_estimate_period=300,
-    )
-
-
-class _SpeedColumn(ProgressColumn):
-    """Steps per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} steps/s" if task.speed else "")
-
-
-@contextlib.contextmanager
-def _pool(settings: dict[str, Any], workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes, each with its own environment and a single numerical thread."""
-    # A new interpreter each: a forked copy of a process with threads (torch, rich) may hang.
-    context = multiprocessing.get_context("spawn")
-    # Inherited, and there before a worker imports numpy and mujoco.
-    inherited = {key: "1" for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    inherited["MUJOCO_GL"] = "disabled"  # nothing is rendered: no need for a display
-    saved = {key: os.environ.get(key) for key in inherited}
-    os.environ.update(inherited)
-    arguments = (settings["env"], settings["dataset"], settings["episode_steps"])
-    try:
-        with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
-            yield pool
-    finally:
-        for key, value in saved.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-def _abandon(pool: ProcessPoolExecutor) -> None:
-    """Stops the workers at once; an unfinished episode leaves no part behind."""
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
 
 
 _collector: Collector | None = None
 
 
-def _start_worker(name: str, dataset: str, episode_steps: int) -> None:
+def _start(name: str, dataset: str, episode_steps: int) -> None:
     global _collector
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    warnings.filterwarnings("ignore", message=".*precision lowered by casting")
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        # A worker whose parent was killed would wait for its next episode for ever.
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _collector = Collector(name, dataset, episode_steps)
-
-
-def _end_with(process: Any) -> None:
-    process.join()
-    os._exit(1)
+    _collector = make_collector(name, dataset, episode_steps)
 
 
 def _collect_part(parts: Path, seed: int, index: int) -> None:
@@ -415,24 +220,5 @@ def _concatenate(paths: list[Path]) -> Arrays:
 
 def _save_npz(path: Path, arrays: Arrays) -> None:
     """Writes under a temporary name, then renames: a file is either whole or absent."""
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _save_text(path: Path, text: str) -> None:
-    with _replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -173,7 +173,7 @@ def test_data_from_other_physics_warn(scene):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"env": "scenery"}, "'scenery' is not a state-based .* scene"),
+        ({"env": "scenery"}, "'scenery' is not a state-based .*scene.* nor can gymnasium make it"),
         ({"env": "visual-scene"}, "'visual-scene' is not a state-based"),
         ({"task": 6}, "task is 6, but scene has tasks 1 to 5"),
         ({"task": 0}, "task is 0, expected at least 1"),
@@ -181,7 +181,9 @@ def test_data_from_other_physics_warn(scene):
         ({"chunk": 100}, "80 transitions, too few for data.chunk 100"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"discount": 1.5}, "discount is 1.5, expected a number from 0 to 1"),
-        ({"dataset": "play-100m"}, "play-100m.* not supported yet"),
+        ({"fraction": 0.0}, "fraction is 0.0, expected a number above 0, at most 1"),
+        ({"fraction": 1.5}, "fraction is 1.5"),
+        ({"prefetch": -1}, "prefetch is -1"),
     ],
 )
 def test_impossible_settings_are_refused(collected, settings, words):

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qam_lightning.data.files import load_arrays
-from qam_lightning.data.generate import DATASETS, ENVIRONMENTS, Collector, generate, is_healthy
+from qam_lightning.data.environment import file_layout, make_task_env
+from qam_lightning.data.generate import generate, make_collector
+from qam_lightning.data.manipulation import is_healthy
+from qam_lightning.data.npz import check_npz
+from qam_lightning.data.source import COLLECTABLE
 from qam_lightning.errors import UserError
 from qam_lightning.provenance import versions
 
@@ -75,7 +78,7 @@ def test_provenance_is_written_beside_the_data(collected):
 
 def test_an_episode_is_the_same_in_any_process_and_order(collected):
     arrays = read(collected / "scene-play-v0.npz")
-    collector = Collector("scene", "play", episode_steps=81)
+    collector = make_collector("scene", "play", 81)
     for index in (2, 0, 2):
         episode = collector.episode(5, index)
         for key, array in episode.items():
@@ -170,9 +173,10 @@ def refused(words, **settings):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"env": "antmaze-large"}, ["antmaze-large", "manipulation", "cube-triple", "experts"]),
-        ({"env": "pointmaze-large"}, ["pointmaze-large", "manipulation"]),
-        ({"dataset": "navigate"}, ["navigate", "play, noisy"]),
+        ({"env": "antmaze-large"}, ["antmaze-large", "cube-triple", "experts", "download"]),
+        ({"env": "humanoidmaze-medium"}, ["humanoidmaze-medium", "experts", "data.directory"]),
+        ({"env": "pointmaze-large"}, ["'play'", "navigate or stitch"]),
+        ({"dataset": "navigate"}, ["navigate", "play or noisy"]),
         ({"episodes": 0}, ["episodes is 0", "at least 1"]),
         ({"seed": -1}, ["seed is -1"]),
         ({"workers": 0}, ["workers is 0"]),
@@ -230,25 +234,68 @@ def test_an_ejected_cube_is_noticed(y, z, healthy):
 
 def test_an_unhealthy_episode_is_collected_again(monkeypatch):
     verdicts = iter([False, True, True])
-    monkeypatch.setattr("qam_lightning.data.generate.is_healthy", lambda _: next(verdicts))
-    collector = Collector("scene", "noisy", episode_steps=10)
+    monkeypatch.setattr("qam_lightning.data.manipulation.is_healthy", lambda _: next(verdicts))
+    collector = make_collector("scene", "noisy", 10)
     retried = collector.episode(0, 0)
     assert not np.array_equal(retried["actions"], collector.episode(0, 0)["actions"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dataset", DATASETS)
-@pytest.mark.parametrize("env", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    ("env", "dataset"), [(env, kind) for env, kinds in COLLECTABLE.items() for kind in kinds]
+)
 def test_every_environment_can_be_collected(env, dataset, tmp_path):
     paths = generate(env, dataset, str(tmp_path), episodes=1, workers=2, episode_steps=150)
-    sizes = {key: array.shape[1] for key, array in read(paths[0]).items() if array.ndim == 2}
+    layout = file_layout(make_task_env(env, 1))
     for path in paths:
-        arrays = load_arrays(path, sizes)
+        check_npz(path, layout)
+        arrays = read(path)
         assert len(arrays["terminals"]) == 150
         assert np.ptp(arrays["observations"], axis=0).max() > 0.1
-    assert ("button_states" in sizes) is not env.startswith("cube")
-    collector = Collector(env, dataset, episode_steps=150)
+    collector = make_collector(env, dataset, 150)
     for index in (0, 1):
         episode = collector.episode(0, index)
     for key, array in read(paths[1]).items():
         np.testing.assert_array_equal(array, episode[key])
+
+
+def walls_and_cells(collector, positions):
+    maze = collector.maze
+    return np.array([maze.xy_to_ij(xy) for xy in positions])
+
+
+@pytest.mark.parametrize("kind", ["medium", "teleport"])
+def test_a_point_maze_is_walked_from_goal_to_goal(kind):
+    collector = make_collector(f"pointmaze-{kind}", "navigate", 400)
+    episode = collector.episode(3, 1)
+    cells = walls_and_cells(collector, episode["observations"])
+    assert not collector.maze.maze_map[cells[:, 0], cells[:, 1]].any()
+    assert len(np.unique(cells, axis=0)) > 10
+    np.testing.assert_array_equal(episode["observations"], episode["qpos"])
+    assert np.flatnonzero(episode["terminals"]).tolist() == [399]
+    # Half a unit of noise on a unit step towards the goal.
+    assert np.abs(episode["actions"]).max() == 1.0
+    again = make_collector(f"pointmaze-{kind}", "navigate", 400)
+    again.episode(0, 0)
+    for key, array in again.episode(3, 1).items():
+        np.testing.assert_array_equal(array, episode[key])
+
+
+def test_stitch_data_stay_near_where_they_began():
+    collector = make_collector("pointmaze-medium", "stitch", 201)
+    for index in range(3):
+        observations = collector.episode(0, index)["observations"]
+        first, last = walls_and_cells(collector, observations[[0, -1]])
+        xy = collector.maze.ij_to_xy(tuple(first))
+        _, distances = collector.maze.get_oracle_subgoal(xy, xy)
+        assert 3 <= distances[tuple(last)] <= 5
+
+
+def test_noisy_data_hold_random_actions():
+    play, noisy = (
+        make_collector("puzzle-3x3", kind, 60).episode(0, 0) for kind in ("play", "noisy")
+    )
+    # Buttons need little turning of the wrist; a random action turns at will.
+    assert (np.abs(noisy["actions"][:, 3]) > 0.6).sum() > (
+        np.abs(play["actions"][:, 3]) > 0.6
+    ).sum()

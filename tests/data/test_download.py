@@ -1,133 +1,13 @@
-"""Dataset files: bad ones are explained and left alone, missing ones are downloaded."""
+"""Downloading, from a real server on loopback: resumed, checked, and explained when it fails."""
 
 import http.server
-import re
 import threading
 
-import numpy as np
 import pytest
 
-from qam_lightning.data import files
+from qam_lightning.data import download, source
 from qam_lightning.errors import UserError
-
-SIZES = {"observations": 3, "actions": 2, "qpos": 4, "button_states": 2}
-
-
-def good_arrays(rows=400, seed=0):
-    rng = np.random.default_rng(seed)
-    terminals = np.zeros(rows, bool)
-    terminals[99::100] = True
-    return {
-        "observations": rng.normal(size=(rows, 3)).astype(np.float32),
-        "actions": rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
-        "terminals": terminals,
-        "qpos": rng.normal(size=(rows, 4)).astype(np.float32),
-        "qvel": rng.normal(size=(rows, 4)).astype(np.float32),
-        "button_states": rng.integers(0, 2, (rows, 2)),
-    }
-
-
-def write(path, **changes):
-    arrays = good_arrays() | changes
-    np.savez_compressed(path, **{k: v for k, v in arrays.items() if v is not None})
-    return path
-
-
-def patched(key, row, value):
-    array = good_arrays()[key].copy()
-    array[row] = value
-    return {key: array}
-
-
-def assert_refused(path, words):
-    """The reader refuses in one line that names the file and the words, and changes nothing."""
-    before = path.read_bytes()
-    with pytest.raises(UserError) as caught:
-        files.load_arrays(path, SIZES)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    for word in words:
-        assert word in message
-    assert path.read_bytes() == before
-
-
-def test_a_good_file_is_read_as_it_is(tmp_path):
-    arrays = files.load_arrays(write(tmp_path / "a.npz"), SIZES)
-    assert arrays.keys() == SIZES.keys() | {"terminals"}
-    for key, array in arrays.items():
-        np.testing.assert_array_equal(array, good_arrays()[key])
-        assert array.dtype == good_arrays()[key].dtype
-
-
-def test_other_number_types_are_converted(tmp_path):
-    arrays = good_arrays()
-    path = write(
-        tmp_path / "a.npz",
-        observations=arrays["observations"].astype(np.float64),
-        terminals=arrays["terminals"].astype(np.float32),
-        button_states=arrays["button_states"].astype(np.uint8),
-    )
-    for key, array in files.load_arrays(path, SIZES).items():
-        np.testing.assert_array_equal(array, arrays[key])
-        assert array.dtype == arrays[key].dtype
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"qpos": None}, ["no array 'qpos'", "observations"]),
-        ({"button_states": None}, ["no array 'button_states'"]),
-        ({"observations": np.zeros((400, 5), np.float32)}, ["observations", "5", "3"]),
-        ({"actions": np.zeros((400, 7), np.float32)}, ["actions", "7", "2"]),
-        ({"actions": np.zeros(400, np.float32)}, ["actions", "(400,)", "2"]),
-        ({"qpos": np.zeros((399, 4), np.float32)}, ["qpos", "399", "400"]),
-        (patched("observations", (17, 1), np.nan), ["observations", "NaN", "row 17"]),
-        (patched("qpos", (33, 0), np.inf), ["qpos", "infinity", "row 33"]),
-        (patched("actions", (5, 1), -1.5), ["actions", "1.5", "row 5"]),
-        ({"observations": np.zeros((400, 3), "<U4")}, ["observations", "<U4"]),
-        ({"observations": np.full((400, 3), None)}, ["cannot be read", "allow_pickle=False"]),
-        ({"button_states": np.zeros((400, 2))}, ["button_states", "float64", "integers"]),
-        ({"terminals": np.zeros(400, bool)}, ["terminals", "no trajectory"]),
-        ({"terminals": np.full(400, 2)}, ["terminals", "0 and 1"]),
-        ({"terminals": np.zeros((400, 1), bool)}, ["terminals", "(400, 1)"]),
-        (patched("terminals", 399, False), ["399", "299"]),
-        (patched("terminals", 100, True), ["row 100", "1 row"]),
-        ({k: v[:0] for k, v in good_arrays().items()}, ["terminals"]),
-    ],
-)
-def test_wrong_contents_are_refused(tmp_path, changes, words):
-    assert_refused(write(tmp_path / "a.npz", **changes), words)
-
-
-@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.999])
-def test_a_truncated_file_is_refused(tmp_path, keep):
-    path = write(tmp_path / "a.npz")
-    content = path.read_bytes()
-    path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
-    assert_refused(path, ["beginning"])
-
-
-def test_a_flipped_bit_is_noticed(tmp_path):
-    path = write(tmp_path / "a.npz")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(content)
-    assert_refused(path, [])
-
-
-def test_something_else_is_refused(tmp_path):
-    path = tmp_path / "a.npz"
-    path.write_text("<html>Not found</html>")
-    assert_refused(path, ["not an npz"])
-    np.save(tmp_path / "b.npy", np.zeros(3))
-    (tmp_path / "b.npy").rename(path)
-    assert_refused(path, ["not an npz"])
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=re.escape(str(tmp_path / "a.npz")) + " does not exist"):
-        files.load_arrays(tmp_path / "a.npz", SIZES)
+from tests.data.test_npz import LAYOUT, write
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -139,6 +19,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.requests = []  # (path, Range header or None)
         self.drops = 0  # how many responses to break off in the middle
         self.ranges = True  # whether to honour Range headers
+        self.lie = 0  # how much more to announce than is sent
 
     @property
     def url(self):
@@ -169,7 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start = 0
             self.send_response(200)
         rest = content[start:]
-        self.send_header("Content-Length", str(len(rest)))
+        self.send_header("Content-Length", str(len(rest) + self.server.lie))
         self.end_headers()
         if self.server.drops:
             self.server.drops -= 1
@@ -199,8 +80,14 @@ def server(contents):
         thread.join()
 
 
-def fetch(server, folder):
-    return files.fetch("scene", "play", str(folder), server.url, SIZES)
+def fetch(server, folder, env="scene", dataset="play"):
+    """Fetch a dataset's training and validation files."""
+    found = []
+    for validation in (False, True):
+        wanted = source.official(env, dataset, str(folder), None, server.url, validation)
+        download.fetch(wanted, LAYOUT, env, dataset)
+        found += wanted.files
+    return found
 
 
 def refused(server, folder):
@@ -295,24 +182,88 @@ def test_two_runs_started_at_once_download_once(server, contents, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+class Address:
+    """Stands for a server that nobody runs."""
+
+    def __init__(self, url):
+        self.url = url
+
+
+NOWHERE = Address("http://127.0.0.1:9/sets")
+
+
 def test_existing_files_need_no_server(tmp_path):
     for name in ("antmaze-large-navigate-v0.npz", "antmaze-large-navigate-v0-val.npz"):
         (tmp_path / name).write_bytes(b"anything")
-    files.fetch("antmaze-large", "navigate", str(tmp_path), "http://127.0.0.1:9", SIZES)
+    fetch(NOWHERE, tmp_path, "antmaze-large", "navigate")
+
+
+def test_a_store_needs_no_files(tmp_path):
+    for name in ("scene-play-v0.store", "scene-play-v0-val.store"):
+        (tmp_path / name).mkdir()
+    fetch(NOWHERE, tmp_path)
 
 
 def test_no_collection_is_offered_where_there_is_none(tmp_path):
     with pytest.raises(UserError, match="put the file into") as caught:
-        files.fetch("antmaze-large", "navigate", str(tmp_path), "http://127.0.0.1:9", SIZES)
+        fetch(NOWHERE, tmp_path, "antmaze-large", "navigate")
     assert "generate" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["not a url", "", "ftp://127.0.0.1:9/x"])
 def test_a_senseless_base_url_is_explained(tmp_path, url):
     with pytest.raises(UserError, match="cannot download"):
-        files.fetch("scene", "play", str(tmp_path), url, SIZES)
+        fetch(Address(url), tmp_path)
 
 
-def test_folders_of_shards_are_refused(tmp_path):
-    with pytest.raises(UserError, match="play-100m.*not supported yet"):
-        files.fetch("puzzle-4x4", "play-100m", str(tmp_path), "http://127.0.0.1:9", SIZES)
+def test_the_host_can_be_set_by_environment_variable(server, contents, tmp_path, monkeypatch):
+    monkeypatch.setenv(source.URL_VARIABLE, server.url)
+    assert source.official("scene", "play", "x").url == server.url
+    assert source.official("scene", "play", "x", base_url="http://other/").url == "http://other"
+    monkeypatch.delenv(source.URL_VARIABLE)
+    assert "ogbench" in source.official("scene", "play", "x").url
+
+
+def sharded(contents, monkeypatch, count=4):
+    monkeypatch.setattr(source, "SHARDS", count)
+    names = [f"puzzle-4x4-play-v0-{i:03d}{tail}.npz" for tail in ("", "-val") for i in range(count)]
+    return {f"/sets/puzzle-4x4-play-100m-v0/{name}": contents[TRAIN] for name in names}
+
+
+def test_a_folder_of_shards_is_downloaded_through_interruptions(
+    server, contents, tmp_path, monkeypatch
+):
+    server.contents = sharded(contents, monkeypatch)
+    server.drops = 5
+    paths = fetch(server, tmp_path, "puzzle-4x4", "play-100m")
+    assert len(paths) == 8
+    assert {path.parent for path in paths} == {tmp_path / "puzzle-4x4-play-100m-v0"}
+    assert all(path.read_bytes() == contents[TRAIN] for path in paths)
+    assert len(server.requests) == 8 + 5
+
+
+def test_a_missing_shard_is_explained_and_the_next_run_fetches_only_the_rest(
+    server, contents, tmp_path, monkeypatch
+):
+    server.contents = sharded(contents, monkeypatch)
+    lost = "/sets/puzzle-4x4-play-100m-v0/puzzle-4x4-play-v0-002.npz"
+    kept = server.contents.pop(lost)
+    with pytest.raises(UserError, match=r"v0-002.npz: HTTP 404 .*; give another --data.base_url"):
+        fetch(server, tmp_path, "puzzle-4x4", "play-100m")
+    server.contents[lost] = kept
+    server.requests.clear()
+    fetch(server, tmp_path, "puzzle-4x4", "play-100m")
+    assert [path for path, _ in server.requests][:2] == [lost, lost.replace("002", "003")]
+
+
+def test_a_size_stated_too_small_leaves_no_cut_file(server, contents, tmp_path):
+    server.lie = -100
+    assert "beginning" in refused(server, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_stated_too_large_is_asked_about_again(server, contents, tmp_path):
+    server.lie = 100
+    assert fetch(server, tmp_path)[0].read_bytes() == contents[TRAIN]
+    end = f"bytes={len(contents[TRAIN])}-"
+    assert [wanted for _, wanted in server.requests] == [None, end, None, end]

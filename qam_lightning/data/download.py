@@ -1,0 +1,133 @@
+"""Downloading dataset files: resumed after interruptions, checked before they get their name."""
+
+import http
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from qam_lightning.data.atomic import locked
+from qam_lightning.data.npz import Layout, check_npz
+from qam_lightning.data.source import COLLECTABLE, Source
+from qam_lightning.errors import UserError
+
+# Seconds without a byte after which a transfer counts as broken.
+TIMEOUT = 30.0
+BLOCK = 1 << 20
+
+
+def fetch(source: Source, layout: Layout, env: str, dataset: str) -> None:
+    """Downloads what is missing of a dataset.
+
+    Args:
+        source: Its files and where they come from.
+        layout: Arrays to expect in them.
+        env: Environment, for the advice in error messages.
+        dataset: Kind of dataset, likewise.
+
+    Raises:
+        UserError: A download failed or is not the dataset.
+    """
+    for path in source.missing:
+        _download(f"{source.url}/{path.name}", path, layout, _remedy(env, dataset, path.parent))
+
+
+def _remedy(env: str, dataset: str, folder: Path) -> str:
+    other = "give another --data.base_url"
+    if dataset in COLLECTABLE.get(env, ()):
+        return f"{other} or run `python train.py generate --env {env} --dataset {dataset}`"
+    return f"{other} or put the file into {folder}"
+
+
+def _download(url: str, path: Path, layout: Layout, remedy: str) -> None:
+    """Downloads under a temporary name, resuming what is there, checks it, then renames it."""
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(partial) as file:
+            if not path.exists():  # no other process was faster
+                _transfer(url, file, path.name)
+                _verify(url, partial, layout, remedy)
+                partial.replace(path)
+    except urllib.error.HTTPError as error:
+        reason = f"HTTP {error.code} {error.reason}"
+        raise UserError(f"cannot download {url}: {reason}; {remedy}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"cannot download {url}: {_reason(error)}; {remedy}") from None
+
+
+def _verify(url: str, partial: Path, layout: Layout, remedy: str) -> None:
+    try:
+        check_npz(partial, layout)
+    except UserError as error:
+        partial.unlink()  # it is complete: resuming could never mend it
+        raise UserError(f"{url} is not usable: {error}; {remedy}") from None
+
+
+def _transfer(url: str, file: IO[bytes], name: str) -> None:
+    """Appends the rest of the file, reconnecting as long as something arrives."""
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}"), *columns) as progress:
+        task = progress.add_task(name, total=None)
+
+        def report(received: int, total: int | None) -> None:
+            progress.update(task, completed=received, total=total)
+
+        while True:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                if _receive(url, file, report):
+                    return
+                problem: Exception = ConnectionError("the connection was closed too early")
+            except urllib.error.HTTPError:
+                raise
+            except (OSError, http.client.HTTPException) as error:
+                problem = error
+            if file.seek(0, os.SEEK_END) <= before:
+                raise problem
+
+
+def _receive(url: str, file: IO[bytes], report: Callable[[int, int | None], None]) -> bool:
+    """Makes one request for what is missing. Returns whether the file is complete now."""
+    have = file.seek(0, os.SEEK_END)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return True  # nothing was missing
+        file.truncate(0)  # what we have is of some other file
+        return _receive(url, file, report)
+    with response:
+        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if not resumed:
+            file.truncate(0)  # the server sends all of it
+            have = 0
+        rest = response.headers.get("Content-Length")
+        total = have + int(rest) if rest else None
+        while block := response.read(BLOCK):
+            file.write(block)
+            have += len(block)
+            report(have, total)
+    file.flush()
+    return total is None or have == total
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+    return " ".join(str(reason).split()) or type(error).__name__

@@ -1,0 +1,313 @@
+"""The store: made once, whole or not at all, from any number of files, and never from bad ones."""
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from qam_lightning.data import convert
+from qam_lightning.data.convert import ensure_store
+from qam_lightning.data.npz import NpzFile
+from qam_lightning.data.source import own
+from qam_lightning.data.store import Store
+from qam_lightning.errors import UserError
+from tests.data.test_npz import LAYOUT, good_arrays, patched, write
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Three files of one dataset, of different contents."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i in range(3):
+        np.savez_compressed(folder / f"set-{i:03d}.npz", **good_arrays(seed=i))
+    return sorted(folder.iterdir())
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def refused(files, folder, *words):
+    """One line with the words; the sources, and a store that was there, stay as they are."""
+    before = [path.read_bytes() for path in files]
+    store = contents(folder) if folder.exists() else None
+    with pytest.raises(UserError) as caught:
+        ensure_store(files, folder, LAYOUT)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+    assert [path.read_bytes() for path in files] == before
+    assert (contents(folder) if folder.exists() else None) == store
+    return message
+
+
+def assert_holds(store, seeds):
+    parts = [good_arrays(seed=seed) for seed in seeds]
+    for key, column in LAYOUT.items():
+        kept = [a[key] if column.last_rows else a[key][~a["terminals"]] for a in parts]
+        np.testing.assert_array_equal(store.array(key), np.concatenate(kept))
+    np.testing.assert_array_equal(store.ends, np.arange(99, 400 * len(parts), 100))
+    assert store.transitions == 396 * len(parts)
+
+
+def test_shards_become_one_store_that_needs_them_no_more(shards, tmp_path):
+    folder = tmp_path / "a.store"
+    assert_holds(ensure_store(shards, folder, LAYOUT), range(3))
+    assert store_names(tmp_path) == ["a.store", "set"]
+    inodes = [path.stat().st_ino for path in folder.iterdir()]
+    for path in shards:
+        path.unlink()
+    assert_holds(ensure_store(shards, folder, LAYOUT), range(3))
+    assert [path.stat().st_ino for path in folder.iterdir()] == inodes
+
+
+def store_names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_next_observations_are_not_stored_twice(shards, tmp_path):
+    store = ensure_store(shards, tmp_path / "a.store", LAYOUT)
+    size = sum(path.stat().st_size for path in store.folder.glob("*.float32"))
+    assert size == 4 * (1200 * 3 + 1188 * (2 + 4))
+
+
+def test_a_store_that_is_verified_says_what_is_wrong(shards, tmp_path):
+    store = ensure_store(shards, tmp_path / "a.store", LAYOUT)
+    assert store.verify(shards) == []
+    path = store.folder / "qpos.float32"
+    flipped = bytearray(path.read_bytes())
+    flipped[400 * 4 * 4 + 2] ^= 1
+    path.write_bytes(flipped)
+    wrong = Store(store.folder).verify(shards)
+    assert wrong == [
+        f"{path} fails its checksum",
+        f"qpos in {store.folder} differs from {shards[1]}",
+    ]
+    write(shards[2], **patched("qpos", (3, 3), 9.0))
+    assert f"{shards[2]} has changed since the store was made" in Store(store.folder).verify(shards)
+
+
+def test_a_changed_source_is_converted_again(shards, tmp_path):
+    folder = tmp_path / "a.store"
+    ensure_store(shards, folder, LAYOUT)
+    shutil.copy(shards[0], shards[2])
+    assert_holds(ensure_store(shards, folder, LAYOUT), [0, 1, 0])
+    more = shards[0].with_name("set-003.npz")
+    shutil.copy(shards[1], more)
+    assert_holds(ensure_store([*shards, more], folder, LAYOUT), [0, 1, 0, 1])
+    assert store_names(tmp_path) == ["a.store", "set"]
+
+
+def test_a_touched_source_is_not_converted_again(shards, tmp_path, monkeypatch):
+    folder = tmp_path / "a.store"
+    ensure_store(shards, folder, LAYOUT)
+    monkeypatch.setattr(convert, "_convert", None)
+    for path in shards:
+        os.utime(path, (0, 0))
+    ensure_store(shards, folder, LAYOUT)
+
+
+def test_a_changed_source_that_is_bad_leaves_the_good_store(shards, tmp_path):
+    folder = tmp_path / "a.store"
+    ensure_store(shards, folder, LAYOUT)
+    write(shards[1], **patched("observations", (17, 1), np.nan))
+    refused(shards, folder, str(shards[1]), "NaN", "row 17")
+    shards[1].write_bytes(shards[0].read_bytes()[:5000])
+    refused(shards, folder, str(shards[1]), "beginning")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"qpos": None}, ["set-001.npz", "no array 'qpos'"]),
+        ({"actions": np.zeros((400, 7), np.float32)}, ["set-001.npz", "actions", "7", "2"]),
+        (
+            {"observations": good_arrays()["observations"].astype(np.float64)},
+            ["set-001.npz", "float64", "set-000.npz holds float32", "one dataset"],
+        ),
+        (patched("actions", (5, 1), -1.5), ["set-001.npz", "actions", "-1.5", "row 5"]),
+        ({"terminals": np.zeros(400, bool)}, ["set-001.npz", "no trajectory"]),
+    ],
+)
+def test_shards_that_disagree_are_named(shards, tmp_path, changes, words):
+    write(shards[1], **changes)
+    refused(shards, tmp_path / "a.store", *words)
+    assert not (tmp_path / "a.store").exists()
+
+
+def test_a_missing_shard_is_named(shards):
+    shards[1].unlink()
+    with pytest.raises(UserError, match="000 to 002, 001 is missing"):
+        own(str(shards[0].parent))
+
+
+def test_a_damaged_store_is_explained(shards, tmp_path):
+    folder = tmp_path / "a.store"
+    ensure_store(shards, folder, LAYOUT)
+    actions = folder / "actions.float32"
+    whole = actions.read_bytes()
+    actions.write_bytes(whole[:-4])
+    refused(shards, folder, str(actions), f"{len(whole) - 4} bytes", f"delete {folder}")
+    actions.unlink()
+    refused(shards, folder, "0 bytes, expected")
+    (folder / "manifest.json").write_text("{")
+    refused(shards, folder, "manifest.json", f"delete {folder}")
+
+
+def test_a_store_of_another_environment_is_refused(shards, tmp_path):
+    folder = tmp_path / "a.store"
+    ensure_store(shards, folder, LAYOUT)
+    other = LAYOUT | {"qpos": LAYOUT["qpos"]._replace(columns=9)}
+    with pytest.raises(UserError, match="qpos has 4 columns, but the environment's has 9"):
+        ensure_store([], folder, other)
+    with pytest.raises(UserError, match="holds no rewards"):
+        ensure_store([], folder, LAYOUT | {"rewards": LAYOUT["qpos"]})
+
+
+# -- interruptions -------------------------------------------------------------------------------
+
+
+def convert_and_die(files, folder, after_blocks):
+    """Converts until the given number of blocks was written, then ends without a word."""
+    appended = convert._append
+    count = 0
+
+    def append(*args):
+        nonlocal count
+        for done in appended(*args):
+            yield done
+            count += 1
+            if count == after_blocks:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    convert._append = append
+    ensure_store(files, folder, LAYOUT)
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 6, 11])
+def test_a_killed_conversion_goes_on_where_it_was(shards, tmp_path, blocks, monkeypatch):
+    folder = tmp_path / "a.store"
+    run = multiprocessing.get_context("fork").Process(
+        target=convert_and_die, args=(shards, folder, blocks)
+    )
+    run.start()
+    run.join()
+    assert run.exitcode == -signal.SIGKILL
+    assert not folder.exists()
+
+    opened = []
+    ends = NpzFile.ends
+    monkeypatch.setattr(NpzFile, "ends", lambda self: opened.append(self.path) or ends(self))
+    assert_holds(ensure_store(shards, folder, LAYOUT), range(3))
+    assert opened == shards[blocks // 4 if blocks % 4 else blocks // 4 - 1 :]
+    assert store_names(tmp_path) == ["a.store", "set"]
+    assert Store(folder).verify(shards) == []
+
+
+def test_an_interrupted_conversion_of_other_files_is_not_continued(shards, tmp_path):
+    folder = tmp_path / "a.store"
+    run = multiprocessing.get_context("fork").Process(
+        target=convert_and_die, args=(shards, folder, 6)
+    )
+    run.start()
+    run.join()
+    shutil.copy(shards[2], shards[0])
+    assert_holds(ensure_store(shards, folder, LAYOUT), [2, 1, 2])
+
+
+def convert_with_little_space(files, folder, answers):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+    try:
+        ensure_store(files, folder, LAYOUT)
+    except UserError as error:
+        answers.put(str(error))
+
+
+def test_a_disk_that_fills_up_is_explained_and_the_work_goes_on_later(shards, tmp_path):
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    folder = tmp_path / "a.store"
+    run = context.Process(target=convert_with_little_space, args=(shards, folder, answers))
+    run.start()
+    message = answers.get(timeout=60)
+    run.join()
+    assert "\n" not in message
+    assert "cannot write" in message and "goes on where it stopped" in message
+    assert not folder.exists()
+    assert_holds(ensure_store(shards, folder, LAYOUT), range(3))
+
+
+def test_too_little_space_is_noticed_beforehand(shards, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    refused(shards, tmp_path / "a.store", "1e-06 GB are free", "--data.store")
+
+
+def test_a_folder_that_cannot_be_written_is_explained(shards, tmp_path):
+    refused(shards, shards[0] / "a.store", "cannot write", "--data.store")
+
+
+def convert_and_count(files, folder, started, made):
+    converted = convert._convert
+
+    def counted(*args):
+        with made.get_lock():
+            made.value += 1
+        converted(*args)
+
+    convert._convert = counted
+    started.wait()
+    ensure_store(files, folder, LAYOUT)
+
+
+def test_two_processes_convert_once(shards, tmp_path):
+    context = multiprocessing.get_context("fork")
+    started, made = context.Barrier(3), context.Value("i", 0)
+    folder = tmp_path / "a.store"
+    runs = [
+        context.Process(target=convert_and_count, args=(shards, folder, started, made))
+        for _ in range(3)
+    ]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(60)
+    assert [run.exitcode for run in runs] == [0, 0, 0]
+    assert made.value == 1
+    assert_holds(Store(folder), range(3))
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    rows, path = 400_000, tmp_path / "a.npz"
+    terminals = np.zeros(rows, bool)
+    terminals[999::1000] = True
+    wide = LAYOUT | {"observations": LAYOUT["observations"]._replace(columns=100)}
+    np.savez(
+        path,
+        observations=np.zeros((rows, 100), np.float32),  # 160 MB
+        actions=np.zeros((rows, 2), np.float32),
+        qpos=np.zeros((rows, 4), np.float32),
+        button_states=np.zeros((rows, 2), np.int8),
+        terminals=terminals,
+    )
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    run = context.Process(target=peak_memory, args=(path, tmp_path / "a.store", wide, answers))
+    run.start()
+    assert answers.get(timeout=120) < 130e6
+    run.join()
+    record = json.loads((tmp_path / "a.store" / "manifest.json").read_text())
+    assert record["arrays"]["observations"]["shape"] == [rows, 100]
+
+
+def peak_memory(path, folder, layout, answers):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ensure_store([path], folder, layout)
+    answers.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
