@@ -136,13 +136,14 @@ def test_a_step_is_a_function_of_seed_step_batch_and_weights(
 
 
 def test_cut_chunks_carry_no_weight(method: Method, batch: Batch) -> None:
-    """Changing the actions of an invalid chunk changes neither critic nor cloning loss."""
+    """Changing the actions of an invalid chunk changes no loss that learns from its actions."""
     noise = method.step_noise(len(batch.rewards))
     cut = (batch.valid == 0)[:, None]
     assert cut.any()
     other = batch._replace(actions=torch.where(cut, -batch.actions, batch.actions))
     before, after = method.losses(batch, noise)[0], method.losses(other, noise)[0]
-    for name in {"critic/loss", "actor/flow_loss"} & set(before):
+    learners = {"critic/loss", "critic/noisy_loss", "actor/flow_loss", "actor/denoising_loss"}
+    for name in (learners | {"actor/score_loss", "actor/ascent_loss"}) & set(before):
         assert torch.equal(before[name], after[name])
 
 
