@@ -2,9 +2,11 @@
 
 import math
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
+from torch.utils.data import DataLoader
 
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.critic import pessimistic
@@ -33,21 +35,39 @@ def spread(method: Method) -> None:
 # -- ReBRAC --------------------------------------------------------------------------------------
 
 
-def test_actor_and_averages_move_on_every_second_step_only(build, batch, monkeypatch) -> None:
-    method = build(ReBRAC, alpha=0.1, noise_scale=0.2)
-    adam = torch.optim.Adam(method.parameters(), lr=1e-3)
-    monkeypatch.setattr(method, "optimizers", lambda: adam)
-    monkeypatch.setattr(method, "manual_backward", lambda loss: loss.backward())
-    averages = EmaTargets(0.1)
-    averages.on_train_start(None, method)  # type: ignore[arg-type]
+class Watch(pl.Callback):
+    """Notes which parts of a method every step moves, and what it logs."""
+
+    def __init__(self, *parts: str) -> None:
+        self.parts = parts
+        self.moved: list[set[str]] = []
+        self.named: list[set[str]] = []
+
+    def on_train_batch_start(self, trainer, method, *args) -> None:
+        self.before = {name: weights(method.get_submodule(name)) for name in self.parts}
+
+    def on_train_batch_end(self, trainer, method, *args) -> None:
+        after = {name: weights(method.get_submodule(name)) for name in self.parts}
+        self.moved.append({n for n in self.parts if not torch.equal(self.before[n], after[n])})
+        self.named.append(set(method.metrics))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_actor_and_averages_move_on_every_second_step_only(build, batch) -> None:
     parts = ("critic", "critic_ema", "actor.mlp", "actor.mlp_ema")
-    for step in range(1, 7):
-        before = {name: weights(method.get_submodule(name)) for name in parts}
-        method.training_step(batch, 0)
-        averages.on_train_batch_end(None, method)  # type: ignore[arg-type]
-        moved = {n for n in parts if not torch.equal(before[n], weights(method.get_submodule(n)))}
-        assert moved == (set(parts) if step % 2 == 0 else {"critic"}), step
-        assert ("actor/q_loss" in method.metrics) == (step >= 2)
+    watch = Watch(*parts)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = pl.Trainer(
+        max_steps=6,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        callbacks=[EmaTargets(0.1), watch],
+        **quiet,
+    )
+    method = build(ReBRAC, alpha=0.1, noise_scale=0.2)
+    trainer.fit(method, DataLoader([batch] * 6, batch_size=None))
+    assert watch.moved == [{"critic"}, set(parts)] * 3  # steps 1, 2, ..., 6
+    assert ["actor/q_loss" in names for names in watch.named] == [False] + 5 * [True]
 
 
 def test_the_value_loss_does_not_depend_on_the_scale_of_values(build, batch) -> None:

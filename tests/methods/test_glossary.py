@@ -1,0 +1,58 @@
+"""The glossary of metrics names exactly what is logged, and by whom."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+from torch.utils.data import DataLoader
+
+from qam_lightning.batch import Batch
+from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.evaluation.statistics import summarize
+from qam_lightning.methods.base import Method
+from tests.methods.test_every_method import METHODS, Build, make
+
+GLOSSARY = Path(__file__).parents[2] / "docs" / "metrics.md"
+NAMES = sorted(kind.__module__.rsplit(".", 1)[-1] for kind in METHODS)
+
+
+def glossary() -> dict[str, list[str]]:
+    """Return column -> the methods that log it, as the glossary says."""
+    found: dict[str, list[str]] = {}
+    for line in GLOSSARY.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `"):
+            cells = [cell.strip() for cell in line.replace(r"\|", "").strip("|").split("|")]
+            assert len(cells) == 5, line
+            column, methods = cells[0].strip("`"), cells[1]
+            found.setdefault(column, []).extend(NAMES if methods == "all" else methods.split(", "))
+    return found
+
+
+def logged(method: Method, batch: Batch, folder: Path) -> set[str]:
+    """Train two steps, the first that a delay of 2 makes complete; return the files' columns."""
+    recorder = Recorder(str(folder), every=1)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", enable_progress_bar=False, callbacks=[recorder], **quiet
+    )
+    trainer.fit(method, DataLoader([batch, batch], batch_size=None))
+    episode = SimpleNamespace(success=1.0, episode_return=-3.0, length=4)
+    recorder.on_evaluation(trainer, method, {**summarize([episode]), "seconds": 1.0})
+    files = (recorder.train_csv, recorder.eval_csv)
+    return {name for file in files for name in file.read_text().splitlines()[0].split(",")}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_glossary_names_what_is_logged_and_by_whom(
+    build: Build, batch: Batch, tmp_path: Path
+) -> None:
+    found: dict[str, list[str]] = {}
+    for kind in METHODS:
+        name = kind.__module__.rsplit(".", 1)[-1]
+        for column in logged(make(kind, build), batch, tmp_path / name):
+            found.setdefault(column, []).append(name)
+    told = glossary()
+    assert set(found) - set(told) == set(), "logged, but not in the glossary"
+    assert set(told) - set(found) == set(), "in the glossary, but logged by nobody"
+    assert {c: sorted(m) for c, m in told.items()} == {c: sorted(m) for c, m in found.items()}
