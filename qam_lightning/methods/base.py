@@ -238,7 +238,12 @@ class Method(L.LightningModule):
         losses, metrics = self._losses_of_step(batch, self.step_noise(len(batch.rewards)))
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        # Several devices wait for a gradient of every parameter on every step. The zeros of an
+        # actor that is not due are dropped again: with them, Adam's momentum would move it.
+        idle = self._idle_parameters()
+        self.manual_backward(loss + sum(0.0 * p.sum() for p in idle))
+        for p in idle:
+            p.grad = None
         norm = self._clip_gradients()
         optimizer.step()
         self.gradient_step += 1
@@ -249,6 +254,13 @@ class Method(L.LightningModule):
     def due(self, step: int) -> bool:
         """Whether gradient step number ``step`` (from 1) updates the actor and the targets."""
         return step % self.delay == 0
+
+    def _idle_parameters(self) -> list[nn.Parameter]:
+        """Return what the coming step does not train: all but the critic, unless actors are due."""
+        if self.due(self.gradient_step + 1):
+            return []
+        named = self.named_parameters()
+        return [p for n, p in named if p.requires_grad and not n.startswith("critic.")]
 
     def _losses_of_step(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
         try:
