@@ -1,6 +1,7 @@
 """ReBRAC, DSRL and RLPD: delays, scales, bounds, distillation and entropy tuning."""
 
 import math
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.utils.data import DataLoader
 
+from qam_lightning.batch import Batch
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.critic import pessimistic
 from qam_lightning.methods.base import Method
@@ -52,22 +54,37 @@ class Watch(pl.Callback):
         self.named.append(set(method.metrics))
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_actor_and_averages_move_on_every_second_step_only(build, batch) -> None:
-    parts = ("critic", "critic_ema", "actor.mlp", "actor.mlp_ema")
-    watch = Watch(*parts)
+def fit(method: Method, batch: Batch, *callbacks: pl.Callback, **devices: Any) -> None:
+    """Train six steps on one batch."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = pl.Trainer(
         max_steps=6,
         accelerator="cpu",
         enable_progress_bar=False,
-        callbacks=[EmaTargets(0.1), watch],
+        callbacks=[EmaTargets(0.1), *callbacks],
         **quiet,
+        **devices,
     )
-    method = build(ReBRAC, alpha=0.1, noise_scale=0.2)
     trainer.fit(method, DataLoader([batch] * 6, batch_size=None))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_actor_and_averages_move_on_every_second_step_only(build, batch) -> None:
+    parts = ("critic", "critic_ema", "actor.mlp", "actor.mlp_ema")
+    watch = Watch(*parts)
+    fit(build(ReBRAC, alpha=0.1, noise_scale=0.2), batch, watch)
     assert watch.moved == [{"critic"}, set(parts)] * 3  # steps 1, 2, ..., 6
     assert ["actor/q_loss" in names for names in watch.named] == [False] + 5 * [True]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_two_devices_train_a_delayed_actor_like_one(build, batch) -> None:
+    alone, shared = (build(ReBRAC, alpha=0.1, noise_scale=0.0) for _ in range(2))
+    fit(alone, batch)
+    fit(shared, batch, devices=2, strategy="ddp_spawn", use_distributed_sampler=False)
+    # Both ranks have the same batch and there is no noise, so their mean gradient is one's own.
+    torch.testing.assert_close(weights(shared), weights(alone), rtol=1e-4, atol=1e-6)
 
 
 def test_the_value_loss_does_not_depend_on_the_scale_of_values(build, batch) -> None:
