@@ -37,7 +37,7 @@ class FAWAC(Method):
     def __init__(self, tau: float, **shared: Any) -> None:
         """Build the flow and the value network."""
         super().__init__(**shared)
-        require(tau >= 0, "tau", tau, "at least 0")
+        require(0 <= tau < float("inf"), "tau", tau, "at least 0 and finite")
         self.tau = tau
         obs_dim, _, width, depth = self.sizes
         self.actor = FlowPolicy(*self.sizes, self.flow_steps)

@@ -36,7 +36,7 @@ class FlowPair(nn.Module):
     ) -> None:
         """Build the networks; the EMA starts as a copy."""
         super().__init__()
-        require(tau >= 0, "tau", tau, "at least 0")
+        require(0 <= tau < float("inf"), "tau", tau, "at least 0 and finite")
         self.behavior = VelocityField(obs_dim, dim, width, depth)
         self.behavior_ema = ema_copy(self.behavior)
         self.fine = VelocityField(obs_dim, dim, width, depth)

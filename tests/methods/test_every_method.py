@@ -208,6 +208,7 @@ def test_state_survives_saving(method: Method, build: Build, batch: Batch, tmp_p
         ("best_of_n", 0),
         ("chunk", 0),
         ("tau", -1.0),
+        ("alpha", float("nan")),
         ("alpha", -1.0),
         ("kappa", 0.0),
         ("kappa", 1.0),

@@ -1,0 +1,100 @@
+"""What FBRAC, FQL, FAWAC, IFQL and FEdit promise beyond what holds for every method."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from qam_lightning.batch import Batch
+from qam_lightning.errors import UserError
+from qam_lightning.methods.base import Method
+from qam_lightning.methods.fawac import FAWAC
+from qam_lightning.methods.fbrac import FBRAC
+from qam_lightning.methods.fedit import FEdit
+from qam_lightning.methods.fql import FQL
+from qam_lightning.methods.ifql import IFQL
+
+Build = Callable[..., Method]
+
+
+def losses(method: Method, batch: Batch) -> dict[str, Tensor]:
+    return method.losses(batch, method.step_noise(len(batch.rewards)))[0]
+
+
+def test_fbrac_divides_the_value_alone_by_alpha(build: Build, batch: Batch) -> None:
+    one, four = (losses(build(FBRAC, alpha=alpha), batch) for alpha in (1.0, 4.0))
+    torch.testing.assert_close(four["actor/q_loss"], one["actor/q_loss"] / 4)
+    assert torch.equal(four["actor/flow_loss"], one["actor/flow_loss"])
+
+
+def test_fbrac_backpropagates_through_every_step(build: Build, batch: Batch) -> None:
+    """Against an Euler loop that is written out, and its gradient."""
+    method = build(FBRAC, alpha=0.5)
+    s, noise = batch.observations, method.step_noise(len(batch.rewards))
+    method.losses(batch, noise)[0]["actor/q_loss"].backward()
+    flow = method.actor.flow
+    found = [p.grad.clone() for p in flow.parameters()]
+
+    a = noise["sample/z"]
+    for i in range(4):
+        a = a + flow.mlp(torch.cat([s, a, torch.full((len(s), 1), i / 4)], dim=1)) / 4
+    value = -2.0 * method.critic(s, a.clip(-1, 1)).mean()
+    for one, other in zip(found, torch.autograd.grad(value, list(flow.parameters())), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan")])
+def test_fbrac_refuses_to_divide_by_zero(build: Build, alpha: float) -> None:
+    with pytest.raises(UserError, match="init_args.alpha is .*, expected above 0"):
+        build(FBRAC, alpha=alpha)
+
+
+def test_fql_distils_its_own_flow_from_the_same_noise(build: Build, batch: Batch) -> None:
+    method = build(FQL, alpha=7.0)
+    noise = method.step_noise(len(batch.rewards))
+    s, z = batch.observations, noise["one_step/z"]
+    gap = method.one_step(s, z) - method.actor.act(s, z)
+    found = method.losses(batch, noise)[0]["actor/distill_loss"]
+    torch.testing.assert_close(found, 7.0 * gap.square().mean())
+
+
+def test_fawac_without_temperature_is_cloning(build: Build, batch: Batch) -> None:
+    method = build(FAWAC, tau=0.0)
+    noise = method.step_noise(len(batch.rewards))
+    cloning = method.actor.cloning_loss(batch, noise)
+    assert torch.equal(method.losses(batch, noise)[0]["actor/flow_loss"], cloning)
+    method.tau = 5.0
+    assert not torch.equal(method.losses(batch, noise)[0]["actor/flow_loss"], cloning)
+
+
+def test_fawac_refuses_an_infinite_temperature(build: Build) -> None:
+    with pytest.raises(UserError, match="init_args.tau is inf, expected at least 0 and finite"):
+        build(FAWAC, tau=float("inf"))
+
+
+def test_ifql_backs_up_its_value_network_and_no_action(build: Build, batch: Batch) -> None:
+    method = build(IFQL, kappa=0.9)
+    target = batch.rewards + 0.97**2 * batch.masks * method.value(batch.next_observations)
+    error = method.critic(batch.observations, batch.actions) - target
+    torch.testing.assert_close(
+        losses(method, batch)["critic/loss"], (batch.valid * error.square()).mean()
+    )
+    assert not any(name.startswith("next/") for name in method.step_draws())
+
+
+def test_ifql_ranks_candidates_by_their_worst_critic(build: Build) -> None:
+    q = torch.tensor([[1.0, 5.0], [1.0, 0.0]])  # two critics, two candidates
+    assert build(IFQL, kappa=0.9).merit(q).argmax() == 0
+    assert build(FQL, alpha=1.0).merit(q).argmax() == 1
+
+
+def test_fedit_moves_actions_by_its_radius_at_most(build: Build, batch: Batch) -> None:
+    method = build(FEdit, edit_scale=0.1)
+    with torch.no_grad():
+        for p in method.edit.gaussian.mean.parameters():
+            p.add_(50.0)
+    noise = method.policy_noise(len(batch.rewards), torch.Generator().manual_seed(0))
+    edited = method.act(batch.observations, noise)
+    moved = (edited - method.behavior_act(batch.observations, noise)).abs().max().item()
+    assert moved == pytest.approx(0.1, abs=1e-5)
