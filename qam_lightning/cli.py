@@ -32,24 +32,37 @@ from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate
 from qam_lightning.errors import UserError
 from qam_lightning.explain import closest, explain, first_sentence, user_error_in
+from qam_lightning.inspection import info, verify
 from qam_lightning.methods.base import Method
 from qam_lightning.provenance import mismatches
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 METHODS = CONFIGS / "methods"
 DEFAULT_METHOD = "qam"
+TRAINING_ONLY = {
+    "chunk",
+    "discount",
+    "sparse",
+    "batch_size",
+    "fraction",
+    "keep",
+    "prefetch",
+    "seed",
+}
 
 USAGE = """usage: python train.py <command> [options]
 
 commands:
   fit       train a method on a domain
   generate  collect a dataset with OGBench's scripted oracles
+  data      info: what a dataset holds, and a picture of it; verify: check its store
 
 examples:
   python train.py fit --config cube_triple.yaml
   python train.py fit --domain scene --task 3 --method qam_fql --seed 1
   python train.py fit --config cube_triple.yaml --ckpt_path last
   python train.py generate --env scene --episodes 100 --directory datasets
+  python train.py data info --env scene --directory datasets
 
 `python train.py <command> --help` lists a command's options; `fit --print_config` shows the
 configuration that a command line results in."""
@@ -76,13 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     _quiet()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"fit": fit, "generate": collect}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "fit": fit,
+        "generate": collect,
+        "data": inspect_data,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
     try:
         if arguments[0] not in commands:
-            raise UserError(f"unknown command '{arguments[0]}'; expected {' or '.join(commands)}")
+            raise UserError(f"unknown command '{arguments[0]}'; expected {', '.join(commands)}")
         return commands[arguments[0]](arguments[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -115,6 +132,32 @@ def collect(argv: list[str]) -> int:
     for path in generate(**settings.as_dict()):
         print(path)
     return 0
+
+
+def inspect_data(argv: list[str]) -> int:
+    """Describes or verifies a dataset as the arguments say; returns the exit status."""
+    actions = {"info": info, "verify": verify}
+    if not argv or argv[0] not in actions:
+        found = f", found '{argv[0]}'" if argv else ""
+        raise UserError(f"data: expected {' or '.join(actions)}{found}")
+    parser = ArgumentParser(prog=f"train.py data {argv[0]}", exit_on_error=False)
+    parser.add_class_arguments(OGBenchData, "data", skip=TRAINING_ONLY)
+    if argv[0] == "info":
+        parser.add_argument("--picture", type=str, help="Image to write.")
+    # The settings are those of a training run, so their prefix may be left out.
+    given = [_with_prefix(argument, parser) for argument in argv[1:]]
+    try:
+        settings = parser.parse_args(given)
+    except ArgumentError as error:
+        raise UserError(explain(error, parser, given)) from error
+    data = OGBenchData(**settings.pop("data").as_dict())
+    return actions[argv[0]](data, **settings.as_dict())
+
+
+def _with_prefix(argument: str, parser: ArgumentParser) -> str:
+    flag, equals, value = argument.partition("=")
+    longer = f"--data.{flag.removeprefix('--')}"
+    return longer + equals + value if longer in parser._option_string_actions else argument
 
 
 # -- fit -----------------------------------------------------------------------------------------

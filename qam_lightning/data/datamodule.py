@@ -18,6 +18,7 @@ from qam_lightning.data.convert import ensure_store
 from qam_lightning.data.download import fetch
 from qam_lightning.data.environment import file_layout, is_ogbench, make_task_env
 from qam_lightning.data.labels import task_labels
+from qam_lightning.data.minari import import_minari
 from qam_lightning.data.source import Source, official, own
 from qam_lightning.data.store import Store
 from qam_lightning.errors import UserError
@@ -61,7 +62,8 @@ class OGBenchData(L.LightningDataModule):
             directory: Where the dataset files are, or are downloaded to.
             base_url: Where to download missing files from; the environment variable QAM_DATA_URL,
                 or OGBench's own host, if not given.
-            path: Your own npz file or folder of them, instead of one of OGBench's datasets.
+            path: Your own npz file or folder of them, instead of one of OGBench's datasets; or
+                ``minari:ID``, a Minari dataset.
             store: Folder for the memory-mapped copies; beside the files if not given.
             keep: Where the dataset is kept while training: on disk, mapped into memory; copied into
                 memory; or copied to the device that trains.
@@ -123,7 +125,7 @@ class OGBenchData(L.LightningDataModule):
             UserError: There is nothing at ``path``, or no OGBench data of this environment.
         """
         if self.path is not None:
-            return own(self.path, self.store, validation)
+            return own(import_minari(self.path, self.directory), self.store, validation)
         if not is_ogbench(self.env):
             raise UserError(f"data.env {self.env} is not OGBench's: give your data as data.path")
         return official(

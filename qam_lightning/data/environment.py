@@ -1,5 +1,7 @@
 """The environment behind a dataset: what its files must hold, for OGBench's and for others."""
 
+import re
+
 import gymnasium
 import numpy as np
 import ogbench  # noqa: F401  (registers the environments)
@@ -34,15 +36,17 @@ def make_task_env(env: str, task: int) -> gymnasium.Env:
         if name not in gymnasium.registry:
             raise UserError(f"data.task is {task}, but {env} has tasks 1 to 5")
         return gymnasium.make(name)
+    if not re.search(r"-v\d+$", env):
+        names = [n.removesuffix(_SUFFIX) for n in gymnasium.registry if n.endswith(_SUFFIX)]
+        raise UserError(
+            f"data.env {env!r} is not a state-based OGBench environment: expected one of "
+            f"{', '.join(n for n in names if is_ogbench(n))}, or a gymnasium id such as Pendulum-v1"
+        )
     try:
         made = gymnasium.make(env)
     except (gymnasium.error.Error, ImportError) as error:
-        names = [n.removesuffix(_SUFFIX) for n in gymnasium.registry if n.endswith(_SUFFIX)]
-        raise UserError(
-            f"data.env {env!r} is not a state-based OGBench environment "
-            f"({', '.join(n for n in names if is_ogbench(n))}), nor can gymnasium make it: "
-            f"{' '.join(str(error).split())}"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"data.env {env!r}: gymnasium cannot make it: {reason}") from None
     if task != 1:
         raise UserError(f"data.task is {task}, but {env} has one task only; leave it at 1")
     for role, space in (

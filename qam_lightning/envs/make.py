@@ -8,6 +8,7 @@ generator or from their unseeded action space).
 
 import difflib
 import functools
+import importlib
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ from qam_lightning.errors import UserError
 
 TASKS = range(1, 6)
 _TASK_ID = re.compile(r"(?P<env>.+)-singletask-task(?P<task>\d+)-v0")
+_VERSIONED = re.compile(r"-v\d+$")
 _PROBE = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
 
 
@@ -40,12 +42,15 @@ def env_id(env: str, task: int) -> str:
     """The gymnasium id of one task, e.g. ``("scene", 1) -> "scene-singletask-task1-v0"``.
 
     Args:
-        env: environment name as in `env_names`, e.g. ``cube-triple`` or ``antmaze-large``.
+        env: environment name as in `env_names`, e.g. ``cube-triple`` or ``antmaze-large``; or a
+            gymnasium id with its version, e.g. ``Pendulum-v1``, which has one task.
         task: 1 to 5.
 
     Raises:
         UserError: the environment or the task does not exist; the message lists the valid ones.
     """
+    if _VERSIONED.search(env):
+        return _own_id(env, task)
     if env not in env_names():
         close = difflib.get_close_matches(str(env), env_names(), n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
@@ -57,9 +62,23 @@ def env_id(env: str, task: int) -> str:
     return name
 
 
+def _own_id(env: str, task: int) -> str:
+    """Checks the id of an environment that is not OGBench's."""
+    module, _, name = env.rpartition(":")
+    try:
+        if module:  # registers its environments
+            importlib.import_module(module)
+        gymnasium.spec(name)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise UserError(f"env: gymnasium cannot make '{env}': {error}") from None
+    if task != 1:
+        raise UserError(f"task: '{env}' has one task only, not {task!r}")
+    return env
+
+
 def episode_steps(env: str, task: int) -> int:
     """The environment's own limit on the steps of an episode."""
-    return int(gymnasium.spec(env_id(env, task)).max_episode_steps or 0)
+    return int(gymnasium.spec(env_id(env, task).rpartition(":")[2]).max_episode_steps or 0)
 
 
 def make_env(
@@ -87,8 +106,26 @@ def make_env(
         # mujoco's viewer, imported by OGBench, complains about a missing display that nobody needs.
         warnings.filterwarnings("ignore", message=".*DISPLAY.*")
         warnings.filterwarnings("ignore", message=".*precision lowered.*")
-        made = Reproducible(gymnasium.make(name, disable_env_checker=True, **size))
+        made = Reproducible(_make(name, size))
     return SparseReward(made) if sparse else made
+
+
+def _make(name: str, size: dict[str, int]) -> gymnasium.Env:
+    if not _TASK_ID.fullmatch(name):
+        mode = "rgb_array" if size else None
+        made = gymnasium.make(name, disable_env_checker=True, render_mode=mode)
+        return SuccessAtEnd(gymnasium.wrappers.RescaleAction(made, np.float32(-1), np.float32(1)))
+    return gymnasium.make(name, disable_env_checker=True, **size)
+
+
+class SuccessAtEnd(gymnasium.Wrapper):
+    """Counts reaching a terminal state as success, where the environment does not say itself."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take one step."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        success = {"success": float(terminated)}
+        return observation, reward, terminated, truncated, success | info
 
 
 class SparseReward(gymnasium.RewardWrapper):

@@ -16,7 +16,7 @@ SCENE = ("fit", "--config", "scene.yaml")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("train",), "unknown command 'train'; expected fit or generate"),
+        (("train",), "unknown command 'train'; expected fit, generate, data"),
         (("fit",), "no domain chosen: add --config NAME.yaml with NAME from .*cube_triple"),
         (("fit", "--config", "cube_tripel.yaml"), "did you mean cube_triple.yaml"),
         (("fit", "--domain", "sceen"), "no domain named 'sceen'; did you mean scene"),

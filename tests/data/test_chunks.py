@@ -5,6 +5,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from qam_lightning.data.chunks import ACTION_LIMIT, ChunkStorage, sample_indices
 
@@ -80,6 +82,34 @@ def test_every_chunk_equals_a_plain_loop(chunk, lengths):
         np.testing.assert_array_equal(batch.next_observations[start], after)
         assert batch.masks[start] == mask
         assert batch.valid[start] == valid
+
+
+@given(
+    lengths=st.lists(st.integers(2, 9), min_size=1, max_size=12),
+    chunk=st.integers(1, 7),
+    sparse=st.booleans(),
+    seed=st.integers(0, 99),
+    step=st.integers(0, 10**9),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_sampled_chunk_is_a_real_one(lengths, chunk, sparse, seed, step):
+    arrays = make_arrays(lengths, seed=seed)
+    transitions = write_out(arrays)
+    assume(chunk <= len(transitions))
+    storage = ChunkStorage(**arrays, chunk=chunk, discount=0.9, sparse=sparse)
+    assert storage.num_whole_chunks == sum(max(0, n - chunk) for n in lengths)
+    for transition in transitions:
+        transition["r"] = -float(transition["r"] != 0) if sparse else transition["r"]
+    drawn = sample_indices(seed, step, 16, storage.num_chunks)
+    assert 0 <= drawn.min() and drawn.max() < storage.num_chunks
+    batch = storage.gather(drawn)
+    for i, start in enumerate(drawn):
+        s, a, reward, after, mask, valid = expected_chunk(transitions, int(start), chunk, 0.9)
+        np.testing.assert_array_equal(batch.observations[i], s)
+        np.testing.assert_array_equal(batch.actions[i], np.clip(a, -ACTION_LIMIT, ACTION_LIMIT))
+        assert batch.rewards[i] == np.float32(reward)
+        np.testing.assert_array_equal(batch.next_observations[i], after)
+        assert (batch.masks[i], batch.valid[i]) == (mask, valid)
 
 
 def test_a_goal_before_the_end_stops_the_bootstrap_but_not_the_chunk():

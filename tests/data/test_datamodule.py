@@ -1,5 +1,8 @@
 """The DataModule against OGBench's own loader, and its batches under a Trainer."""
 
+import sys
+
+import gymnasium
 import lightning as L
 import numpy as np
 import ogbench
@@ -70,8 +73,9 @@ def assert_equals_ogbench(env, task, folder):
 
 @pytest.fixture
 def scene(collected, tmp_path):
-    for path in collected.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for path in collected.glob("*.*"):
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
 
 
@@ -163,6 +167,132 @@ def test_processes_share_a_batch(collected):
         data.batch_at(3, 0, 3)
 
 
+def test_where_the_data_are_kept_does_not_change_a_batch(collected):
+    batches = [
+        load("scene", collected, batch_size=64, sparse=True, keep=keep).batch_at(5)
+        for keep in ("disk", "memory", "device")
+    ]
+    for other in batches[1:]:
+        assert_same(batches[0], other)
+
+
+@pytest.mark.parametrize(("fraction", "episodes"), [(1.0, 3), (0.75, 2), (0.5, 2), (0.25, 1)])
+def test_a_fraction_is_of_whole_trajectories(collected, fraction, episodes):
+    whole, part = load("scene", collected), load("scene", collected, fraction=fraction)
+    assert part.num_transitions == 80 * episodes
+    count = part.train.num_chunks
+    for mine, theirs in zip(
+        part.train.gather(np.arange(count)), whole.train.gather(np.arange(count)), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
+def test_tasks_share_a_store_and_have_their_own_labels(scene):
+    load("scene", scene, task=1)
+    before = (scene / "scene-play-v0.store" / "manifest.json").stat().st_mtime_ns
+    load("scene", scene, task=2)
+    assert (scene / "scene-play-v0.store" / "manifest.json").stat().st_mtime_ns == before
+    labels = scene / "scene-play-v0.store" / "task2"
+    assert sorted(p.name for p in labels.iterdir()) == [
+        "masks.uint8",
+        "record.json",
+        "rewards.float32",
+    ]
+    good = (labels / "rewards.float32").read_bytes()
+    (labels / "rewards.float32").write_bytes(good[:-4])  # found damaged, and made again
+    load("scene", scene, task=2)
+    assert (labels / "rewards.float32").read_bytes() == good
+
+
+def test_shards_train_like_one_file(scene):
+    folder = scene / "shards"
+    folder.mkdir()
+    with np.load(scene / "scene-play-v0.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    for i, cut in enumerate((slice(0, 81), slice(81, 243))):
+        np.savez(folder / f"scene-play-v0-{i:03d}.npz", **{k: v[cut] for k, v in arrays.items()})
+    one, many = load("scene", scene), load("scene", scene, path=str(folder))
+    assert_same(one.batch_at(3), many.batch_at(3))
+    assert many.validation is None
+
+
+def test_the_store_can_be_elsewhere(scene):
+    load("scene", scene, store=str(scene / "fast"))
+    assert (scene / "fast" / "scene-play-v0.store").is_dir()
+    assert not (scene / "scene-play-v0.store").exists()
+    for path in scene.glob("*.npz"):
+        path.unlink()  # the store is enough
+    load("scene", scene, store=str(scene / "fast"))
+
+
+def own_file(path, episodes=3, steps=20, **changes):
+    """Pendulum data in the common format: an episode of n steps has n + 1 rows."""
+    rng = np.random.default_rng(0)
+    rows = episodes * (steps + 1)
+    terminals = np.zeros(rows, bool)
+    terminals[steps :: steps + 1] = True
+    arrays = {
+        "observations": rng.normal(size=(rows, 3)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (rows, 1)).astype(np.float32),
+        "rewards": rng.normal(size=rows).astype(np.float32),
+        "masks": rng.integers(0, 2, rows).astype(np.float32),
+        "terminals": terminals,
+    }
+    np.savez(path, **{k: v for k, v in (arrays | changes).items() if v is not None})
+    return {key: value[~terminals] for key, value in arrays.items()}
+
+
+def test_ones_own_data_for_any_environment(tmp_path):
+    arrays = own_file(tmp_path / "mine.npz")
+    data = load("Pendulum-v1", tmp_path, path=str(tmp_path / "mine.npz"), chunk=1)
+    assert (data.obs_dim, data.action_dim) == (3, 1)
+    batch = data.train.gather(np.arange(60))
+    np.testing.assert_array_equal(batch.observations, arrays["observations"])
+    np.testing.assert_array_equal(batch.rewards, arrays["rewards"])
+    np.testing.assert_array_equal(batch.masks, arrays["masks"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rewards": None}, "no array 'rewards'"),
+        ({"masks": np.full(63, 0.5)}, "masks reaches 0.5 .first in row 0., expected 0 and 1 only"),
+        ({"observations": np.zeros((63, 5))}, "observations has 5 columns, but .* has 3"),
+    ],
+)
+def test_bad_data_of_ones_own_are_refused(tmp_path, changes, words):
+    own_file(tmp_path / "mine.npz", **changes)
+    with pytest.raises(UserError, match=words):
+        load("Pendulum-v1", tmp_path, path=str(tmp_path / "mine.npz"))
+
+
+def test_a_minari_dataset(tmp_path, monkeypatch):
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    env = minari.DataCollector(gymnasium.make("Pendulum-v1", max_episode_steps=30))
+    for seed in range(2):
+        env.reset(seed=seed)
+        env.action_space.seed(seed)
+        for _ in range(30):
+            env.step(env.action_space.sample())
+    made = env.create_dataset(dataset_id="test/pendulum-v0", algorithm_name="random")
+    first = made[0]
+    data = load("Pendulum-v1", tmp_path, path="minari:test/pendulum-v0", chunk=1)
+    assert data.num_transitions == 60
+    batch = data.train.gather(np.arange(30))
+    np.testing.assert_array_equal(batch.observations, first.observations[:-1].astype(np.float32))
+    np.testing.assert_array_equal(batch.next_observations, first.observations[1:])
+    np.testing.assert_allclose(batch.actions, first.actions / 2.0, atol=2e-5)
+    np.testing.assert_allclose(batch.rewards, first.rewards, rtol=1e-6)
+    assert batch.masks.min() == 1.0  # a pendulum's episodes are cut off, never over
+
+
+def test_minari_that_is_not_installed_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "minari", None)
+    with pytest.raises(UserError, match="needs Minari: pip install"):
+        load("Pendulum-v1", tmp_path, path="minari:test/pendulum-v0")
+
+
 def test_data_from_other_physics_warn(scene):
     record = scene / "scene-play-v0.json"
     record.write_text('{"versions": {"mujoco": "2.0"}}')
@@ -173,12 +303,18 @@ def test_data_from_other_physics_warn(scene):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"env": "scenery"}, "'scenery' is not a state-based .*scene.* nor can gymnasium make it"),
+        ({"env": "scenery"}, "'scenery' is not a state-based .* scene"),
         ({"env": "visual-scene"}, "'visual-scene' is not a state-based"),
         ({"task": 6}, "task is 6, but scene has tasks 1 to 5"),
         ({"task": 0}, "task is 0, expected at least 1"),
         ({"chunk": 0}, "chunk is 0, expected at least 1"),
-        ({"chunk": 100}, "80 transitions, too few for data.chunk 100"),
+        ({"chunk": 100}, "no trajectory is as long as data.chunk 100; choose less"),
+        ({"chunk": 500}, "240 transitions, too few for data.chunk 500"),
+        ({"env": "Nothing-v1"}, "'Nothing-v1': gymnasium cannot make it"),
+        ({"env": "Pendulum-v1", "task": 2}, "task is 2, but Pendulum-v1 has one task only"),
+        ({"env": "CartPole-v1"}, "its actions are Discrete.*, expected vectors"),
+        ({"env": "Pendulum-v1"}, "Pendulum-v1 is not OGBench's: give your data as data.path"),
+        ({"path": "nowhere.npz"}, "data.path nowhere.npz does not exist"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"discount": 1.5}, "discount is 1.5, expected a number from 0 to 1"),
         ({"fraction": 0.0}, "fraction is 0.0, expected a number above 0, at most 1"),

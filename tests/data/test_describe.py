@@ -1,0 +1,74 @@
+"""`data info` and `data verify`, as a user runs them."""
+
+import numpy as np
+import pytest
+
+from qam_lightning.cli import main
+from qam_lightning.data.generate import generate
+from tests.data.test_datamodule import own_file
+
+
+@pytest.fixture(scope="module")
+def maze(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maze")
+    generate("pointmaze-medium", "navigate", str(folder), episodes=4, workers=1, episode_steps=300)
+    return folder
+
+
+def run(capsys, *arguments):
+    status = main(["data", *arguments])
+    return status, capsys.readouterr()
+
+
+def test_info_counts_and_draws(maze, capsys, tmp_path):
+    picture = tmp_path / "picture.png"
+    name = ("--env", "pointmaze-medium", "--dataset", "navigate", "--directory", str(maze))
+    status, (out, _) = run(capsys, "info", *name, "--picture", str(picture))
+    assert status == 0
+    assert "4 trajectories of 299 transitions, 1,196 in all" in out
+    assert "observations of 2, actions of 2: -1.00..1.00, -1.00..1.00" in out
+    assert out.count("goal reached in") == 5
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    arrays = np.load(maze / "pointmaze-medium-navigate-v0.npz")
+    goal = np.array([2, 4]) * 4.0 - 4.0  # of task 3: row 4, column 2
+    near = np.linalg.norm(arrays["qpos"] - goal, axis=1) <= 1.0
+    reached = near.reshape(4, 300)[:, :299].any(1).mean()
+    assert f"task 3: goal reached in {reached:.1%}" in out
+
+    status, (out, _) = run(capsys, "verify", *name)
+    assert (status, out.strip().endswith(": good")) == (0, True)
+    path = maze / "pointmaze-medium-navigate-v0.store" / "actions.float32"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    status, (out, _) = run(capsys, "verify", *name)
+    assert status == 1
+    assert "actions.float32 fails its checksum" in out
+
+
+def test_info_of_ones_own_data(capsys, tmp_path):
+    own_file(tmp_path / "mine.npz")
+    status, (out, _) = run(
+        capsys, "info", "--env", "Pendulum-v1", f"--path={tmp_path / 'mine.npz'}"
+    )
+    assert status == 0
+    assert "3 trajectories of 20 transitions" in out
+    assert (tmp_path / "mine.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "data: expected info or verify"),
+        (("show",), "data: expected info or verify, found 'show'"),
+        (("info", "--envv", "scene"), "unknown key"),
+        (("verify", "--env", "scene", "--directory", "nowhere"), "scene-play-v0.store does not"),
+        (("info", "--env", "moon"), "'moon' is not a state-based OGBench environment"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(capsys, arguments, words):
+    status, (_, err) = run(capsys, *arguments)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert words in err
