@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"torch"},
     "nets": {"torch", "core"},
     "methods": {"torch", "lightning", "core", "nets"},
-    "data": {"numpy", "torch", "lightning", "ogbench", "gymnasium", "rich"},
+    "data": {"numpy", "torch", "lightning", "ogbench", "gymnasium", "rich", "minari"},
     "envs": {"numpy", "gymnasium", "ogbench"},
     "callbacks": {"torch", "numpy", "lightning", "rich", "wandb", "yaml"}
     | {"envs", "evaluation", "methods"},
