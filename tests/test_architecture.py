@@ -21,6 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "callbacks": {"torch", "numpy", "lightning", "rich", "wandb", "yaml"}
     | {"envs", "evaluation", "methods"},
     "evaluation": {"numpy", "matplotlib", "imageio", "rich"},
+    "laboratory": {"torch", "numpy", "matplotlib", "rich", "yaml"}
+    | {"core", "nets", "methods", "explain"},
 }
 
 

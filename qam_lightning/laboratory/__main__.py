@@ -1,0 +1,130 @@
+"""Trains every method's policy against an exact Q and compares it with the exact tilt.
+
+``python -m qam_lightning.laboratory --help``
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers mistakes with one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def at_least(bound: int) -> Any:
+    """Give an argument type: integers from ``bound`` on."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < bound:
+            raise argparse.ArgumentTypeError(f"expected at least {bound}, found {value}")
+        return value
+
+    return integer
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(
+        prog="python -m qam_lightning.laboratory",
+        description="Train every method's policy against an exact Q on problems where "
+        "π_β exp(τ Q) is known, and report how near its samples come. Results join those that "
+        "earlier runs left in the folder.",
+    )
+    add = parser.add_argument
+    add("--methods", nargs="+", default=[], metavar="NAME", help="default: all there are")
+    add("--problems", nargs="+", default=[], metavar="NAME", help="default: all there are")
+    add("--seeds", type=at_least(1), default=1, metavar="N", help="default: %(default)s")
+    add("--steps", type=at_least(1), default=1000, metavar="N", help="default: %(default)s")
+    add(
+        "--flow_steps",
+        type=at_least(1),
+        default=20,
+        metavar="T",
+        help="steps of flows and diffusions; the fewer, the farther QAM is from the tilt; "
+        "default: %(default)s",
+    )
+    add("--out", type=Path, default=Path("docs/laboratory"), metavar="FOLDER")
+    add("--quick", action="store_true", help="a short look: 100 steps, 500 samples")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = parse(arguments)
+    from qam_lightning.errors import UserError
+
+    try:
+        experiment(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def chosen(flag: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Return the names given, all that are known if none is.
+
+    Raises:
+        UserError: a name is unknown.
+    """
+    from qam_lightning.errors import UserError
+    from qam_lightning.explain import closest
+
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UserError(f"{flag} {name}: no such name; {closest(name, known)}")
+    return list(names) or known
+
+
+def experiment(options: argparse.Namespace) -> None:
+    """Train, measure and report, keeping each result as soon as it is there."""
+    # Imported only now, so that --help and mistakes in the command line answer at once.
+    import torch
+    from rich.console import Console
+
+    from qam_lightning.errors import UserError
+    from qam_lightning.laboratory import report, training
+    from qam_lightning.laboratory.problems import PROBLEMS
+
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)  # the networks are too small to share out
+    known = training.recipes()
+    methods = chosen("--methods", options.methods, known)
+    problems = chosen("--problems", options.problems, PROBLEMS)
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out}: is a file; name a folder")
+    steps, n = (100, 500) if options.quick else (options.steps, 2000)
+    effort = training.Effort(steps, options.flow_steps, n)
+    entries = report.load(options.out)
+    if any(entry.samples.shape[1] != n for entry in entries.values()):
+        raise UserError(f"--out {options.out}: holds samples of another size; name another folder")
+    console = Console()
+    for problem in problems:
+        for method in methods:
+            start = time.perf_counter()
+            values, samples = training.best_of(
+                method, known[method], PROBLEMS[problem], effort, options.seeds
+            )
+            text = ", ".join(f"{key} {value:.3g}" for key, value in values.items())
+            entry = report.Entry(problem, method, effort.flow_steps, steps, text, samples)
+            entries[entry[:3]] = entry
+            report.save(options.out, entries)
+            row, seconds = report.measure(entry), time.perf_counter() - start
+            console.print(f"{problem:<10} {method:<11} W1 {row.w1:.3f}  {seconds:4.0f} s  {text}")
+    print("\n" + report.write_all(options.out, entries, effort.flow_steps))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+"""What the laboratory found, as samples on disk, as tables and as pictures.
+
+The samples are the result; distances, tables and pictures are computed from them, so that a later
+run of a few methods joins an earlier one of the others.
+"""
+
+import csv
+import json
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from qam_lightning.core.draws import mix
+from qam_lightning.errors import UserError
+from qam_lightning.laboratory.distances import energy_distance, sliced_wasserstein
+from qam_lightning.laboratory.problems import PROBLEMS, Problem, grid
+from qam_lightning.laboratory.training import tilt_sample
+
+matplotlib.use("Agg")  # files only; needs no display
+
+SAMPLES = "samples.npz"
+REPETITIONS = 40
+_METHOD, _BEHAVIOR, _TILT, _INK = "#0072b2", "#d55e00", "#c4c4c4", "#333333"
+TILT, BEHAVIOR = "exact tilt", "behaviour"
+
+
+class Entry(NamedTuple):
+    """Samples of one method's policies for one problem.
+
+    Attributes:
+        problem: the problem's name.
+        method: the method's name, or that of the behaviour or the tilt itself.
+        flow_steps: T, 0 where there is no flow.
+        steps: gradient steps.
+        values: the hyperparameters, as text.
+        samples: (S, n, D), one sample of n points per training seed.
+    """
+
+    problem: str
+    method: str
+    flow_steps: int
+    steps: int
+    values: str
+    samples: Tensor
+
+
+Entries = dict[tuple[str, str, int], Entry]
+
+
+class Row(NamedTuple):
+    """A line of the table: distances to the exact tilt, means over seeds.
+
+    Attributes:
+        problem: the problem's name.
+        method: the method's name; of the exact tilt, the line is the sampling floor.
+        flow_steps: T.
+        steps: gradient steps.
+        seeds: training seeds; repetitions for the sampling floor.
+        values: hyperparameters.
+        w1: (sliced) W1.
+        w1_high: the largest over seeds; for the sampling floor its 95% quantile.
+        energy: energy distance.
+        energy_high: likewise.
+        q: mean Q.
+    """
+
+    problem: str
+    method: str
+    flow_steps: int
+    steps: int
+    seeds: int
+    values: str
+    w1: float
+    w1_high: float
+    energy: float
+    energy_high: float
+    q: float
+
+
+def load(folder: Path) -> Entries:
+    """Read what earlier runs left in ``folder``; nothing if they left nothing.
+
+    Raises:
+        UserError: the file is no such file.
+    """
+    path, entries = folder / SAMPLES, {}
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for name in file.files:
+                about = json.loads(name)
+                entry = Entry(**about, samples=torch.from_numpy(file[name]).float())
+                entries[entry[:3]] = entry
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile):
+        raise UserError(
+            f"{path}: no samples of this laboratory; delete it or name another --out"
+        ) from None
+    return entries
+
+
+def save(folder: Path, entries: Entries) -> None:
+    """Write all samples to ``folder``, at half precision."""
+    arrays = {
+        json.dumps({k: v for k, v in e._asdict().items() if k != "samples"}): e.samples.half()
+        for _, e in sorted(entries.items())
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{SAMPLES}.part"
+    with open(part, "wb") as file:
+        np.savez_compressed(file, **{name: x.numpy() for name, x in arrays.items()})
+    part.replace(folder / SAMPLES)
+
+
+def measure(entry: Entry) -> Row:
+    """Compare an entry's samples with the exact tilt's."""
+    problem = PROBLEMS[entry.problem]
+    target = tilt_sample(problem, entry.samples.shape[1])
+    w1 = [sliced_wasserstein(x, target) for x in entry.samples]
+    energy = [energy_distance(x, target) for x in entry.samples]
+    q = problem.q(entry.samples.flatten(0, 1)).mean().item()
+    of_seeds = (float(np.mean(w1)), max(w1), float(np.mean(energy)), max(energy), q)
+    return Row(*entry[:4], len(w1), entry.values, *of_seeds)
+
+
+def floor(name: str, n: int) -> Row:
+    """Compare exact samples of n points with each other: the error of sampling alone."""
+    exact = [tilt_sample(PROBLEMS[name], n, number) for number in range(1, REPETITIONS + 1)]
+    row = measure(Entry(name, TILT, 0, 0, "", torch.stack(exact)))
+    target = tilt_sample(PROBLEMS[name], n)
+    w1, energy = (
+        float(np.quantile([distance(x, target) for x in exact], 0.95))
+        for distance in (sliced_wasserstein, energy_distance)
+    )
+    return row._replace(w1_high=w1, energy_high=energy)
+
+
+def behavior(name: str, n: int) -> Entry:
+    """Return a sample of n points of the behaviour itself."""
+    sample = PROBLEMS[name].behavior.sample(n, torch.Generator().manual_seed(mix(n, 1 << 32)))
+    return Entry(name, BEHAVIOR, 0, 0, "", sample[None])
+
+
+def references(problems: Iterable[str], n: int) -> list[Row]:
+    """Return the sampling floor's and the behaviour's line of every problem."""
+    return [row for name in problems for row in (floor(name, n), measure(behavior(name, n)))]
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write all lines, four digits each."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows([f"{x:.4f}" if isinstance(x, float) else x for x in row] for row in rows)
+
+
+def markdown(rows: Sequence[Row], flow_steps: int) -> str:
+    """Return the table of all methods, nearest first, and that of QAM's convergence in T.
+
+    Args:
+        rows: the lines of all problems.
+        flow_steps: the T whose lines the first table shows.
+    """
+    shown = [row for row in rows if row.flow_steps in (0, flow_steps)]
+    cells = {(row.method, row.problem): row for row in shown}
+    problems = list(dict.fromkeys(row.problem for row in shown))
+    scale = {p: cells[BEHAVIOR, p].w1 for p in problems}
+    share = {
+        method: np.mean([cells[method, p].w1 / scale[p] for p in problems if (method, p) in cells])
+        for method in dict.fromkeys(row.method for row in shown)
+    }
+    lines = [
+        "| method | " + " | ".join(f"{p}: W1 | energy | mean Q" for p in problems) + " | values |",
+        "|---|" + "---:|" * (3 * len(problems)) + "---|",
+    ]
+    for method in sorted(share, key=lambda m: share[m]):
+        found = [cells.get((method, p)) for p in problems]
+        numbers = [f"{r.w1:.3f} | {r.energy:.3f} | {r.q:.3f}" if r else "– | – | –" for r in found]
+        values = "; ".join(dict.fromkeys(r.values for r in found if r and r.values))
+        lines.append(f"| {method} | {' | '.join(numbers)} | {values} |")
+    return "\n".join([*lines, *_convergence(rows), ""])
+
+
+def _convergence(rows: Sequence[Row]) -> list[str]:
+    found = sorted((r for r in rows if r.method == "qam"), key=lambda r: (r.problem, r.flow_steps))
+    if len({row.flow_steps for row in found}) < 2:
+        return []
+    lines = [f"| {r.problem} | {r.flow_steps} | {r.w1:.3f} | {r.energy:.3f} |" for r in found]
+    return ["", "| QAM on | flow steps T | W1 | energy |", "|---|---:|---:|---:|", *lines]
+
+
+def draw_densities(path: Path, name: str, entries: Sequence[Entry], rows: Sequence[Row]) -> None:
+    """Draw every method's density for one problem beside the exact tilt's, nearest first.
+
+    Args:
+        path: the PNG file to write.
+        name: the problem.
+        entries: one per method.
+        rows: their lines of the table, in the same order.
+    """
+    problem = PROBLEMS[name]
+    order = sorted(range(len(rows)), key=lambda i: rows[i].w1)
+    panel, extra = (_panel_1d, 0) if problem.dim == 1 else (_panel_2d, 2)
+    count = len(order) + extra
+    across = min(6, count)
+    down = -(-count // across)
+    size = (1.9 * across, (1.65 if problem.dim == 1 else 2.1) * down + 0.8)
+    figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor="white")
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    figure.suptitle(problem.title + _legend(problem), x=0.01, ha="left", color=_INK, fontsize=10)
+    shown = [(f"{rows[i].method}  {rows[i].w1:.3f}", entries[i].samples[0]) for i in order]
+    if extra:
+        n = 2000
+        shown = [(TILT, tilt_sample(problem, n)), (BEHAVIOR, behavior(name, n).samples[0]), *shown]
+    for cell, (title, sample) in zip(axes, shown, strict=False):
+        panel(cell, problem, sample)
+        cell.set_title(title, fontsize=8, color=_INK, loc="left", pad=3)
+    for cell in axes[len(shown) :]:
+        cell.set_axis_off()
+    figure.savefig(path)
+
+
+def _legend(problem: Problem) -> str:
+    if problem.dim == 1:
+        return " — grey: exact tilt, dashed: behaviour, blue: method; numbers: W1"
+    return " — outlined: half and a tenth of the exact tilt's peak; numbers: sliced W1"
+
+
+def _panel_1d(cell: Axes, problem: Problem, sample: Tensor) -> None:
+    a = grid(1, 400)
+    tilt, x = problem.tilt_density(a), a[:, 0].numpy()
+    cell.fill_between(x, tilt.numpy(), color=_TILT, lw=0)
+    cell.plot(x, problem.behavior.density(a).numpy(), color=_BEHAVIOR, lw=1, ls=(0, (3, 2)))
+    heights, edges = np.histogram(sample[:, 0].numpy(), bins=60, range=(-1, 1), density=True)
+    cell.stairs(heights, edges, color=_METHOD, lw=1.2)
+    cell.set(xlim=(-1, 1), ylim=(0, 1.35 * tilt.max().item()), yticks=[], xticks=[-1, 0, 1])
+    cell.tick_params(labelsize=6, colors=_INK, length=2)
+    cell.spines[["top", "left", "right"]].set_visible(False)
+
+
+def _panel_2d(cell: Axes, problem: Problem, sample: Tensor) -> None:
+    points = 120
+    tilt = problem.tilt_density(grid(2, points)).view(points, points).T
+    x = grid(1, points)[:, 0].numpy()
+    counts, *_ = np.histogram2d(*sample.T.numpy(), bins=44, range=[[-1, 1]] * 2, density=True)
+    top = tilt.max().item()
+    cell.imshow(
+        counts.T, extent=(-1, 1, -1, 1), origin="lower", cmap="Blues", vmin=0, vmax=top,
+        interpolation="bilinear",
+    )  # fmt: skip
+    levels = [0.1 * top, 0.5 * top]
+    cell.contour(x, x, tilt.numpy(), levels=levels, colors=_BEHAVIOR, linewidths=0.6)
+    cell.set(xticks=[], yticks=[], xlim=(-1, 1), ylim=(-0.85, 0.85))
+    cell.spines[:].set_color("#dddddd")
+
+
+def write_all(folder: Path, entries: Entries, flow_steps: int) -> str:
+    """Write table.csv, table.md and one picture per problem; return the markdown.
+
+    Args:
+        folder: where to.
+        entries: all results; at least one.
+        flow_steps: the T whose results are compared and drawn.
+    """
+    problems = [p for p in PROBLEMS if any(e.problem == p for e in entries.values())]
+    n = next(iter(entries.values())).samples.shape[1]
+    lines = {key: measure(entry) for key, entry in sorted(entries.items())}
+    rows = [*references(problems, n), *lines.values()]
+    write_csv(folder / "table.csv", rows)
+    text = markdown(rows, flow_steps)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    for name in problems:
+        keys = [key for key in lines if key[0] == name and key[2] == flow_steps]
+        if keys:
+            chosen = [entries[k] for k in keys], [lines[k] for k in keys]
+            draw_densities(folder / f"densities_{name}.png", name, *chosen)
+    return text

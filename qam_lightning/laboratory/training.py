@@ -1,0 +1,214 @@
+"""Trains a method's policy, and nothing else, against the exact Q."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from qam_lightning.batch import Batch
+from qam_lightning.core.draws import draw, mix
+from qam_lightning.laboratory.distances import sliced_wasserstein
+from qam_lightning.laboratory.problems import Problem
+from qam_lightning.methods.base import Method
+from qam_lightning.nets.frozen import ema_copy
+from qam_lightning.nets.guided_flow import TimedCritic
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "methods"
+BATCH, LEARNING_RATE, EMA_RATE = 256, 5e-3, 0.02
+SHARED: dict[str, Any] = {
+    "obs_dim": 1,
+    "chunk": 1,
+    "discount": 1.0,
+    "rho": 0.0,  # equal members have no spread
+    "ensemble": 2,
+    "width": 64,
+    "depth": 2,
+    "learning_rate": LEARNING_RATE,
+    "clip": 0.0,
+    "clip_mode": "norm",
+    "best_of_n": 1,
+    "compile": False,
+}
+
+Values = Mapping[str, float]
+
+
+class ExactCritic(nn.Module):
+    """K equal members Q_k = Q, in place of a method's critics.
+
+    Args:
+        q: the exact Q, points (B, D) to values (B,).
+        members: K.
+        noisy: critics of noisy actions, which remain to be learned; None if the method has none.
+    """
+
+    def __init__(self, q: Callable[[Tensor], Tensor], members: int, noisy: nn.Module | None):
+        """Keep the parts."""
+        super().__init__()
+        self.q, self.members, self.noisy = q, members, noisy
+
+    def forward(self, s: Tensor, a: Tensor, *u: Tensor) -> Tensor:
+        """Return the values (K, B): exact ones of clean actions, learned ones at flow time u."""
+        if u and self.noisy is not None:
+            return self.noisy(s, a, *u)
+        return self.q(a).expand(self.members, -1)
+
+
+class Recipe(NamedTuple):
+    """How a method is built, read from its configuration.
+
+    Attributes:
+        kind: its class.
+        fixed: the arguments its configuration sets for all domains.
+        tuned: the arguments tuned by domain, each with its distinct values there.
+    """
+
+    kind: type[Method]
+    fixed: dict[str, Any]
+    tuned: dict[str, tuple[float, ...]]
+
+
+def recipes(folder: Path = CONFIGS) -> dict[str, Recipe]:
+    """Return the recipe of every method that has a configuration, by its file's name."""
+    found = {}
+    for path in sorted(folder.glob("*.yaml")):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        module, _, name = config["model"]["class_path"].rpartition(".")
+        arguments = config["model"].get("init_args", {})
+        domains = config.get("tuned", {}).values()
+        tuned = {
+            key: tuple(sorted({float(d[key]) for d in domains if key in d}))
+            for key, value in arguments.items()
+            if "${" in str(value)
+        }
+        fixed = {key: value for key, value in arguments.items() if key not in tuned}
+        found[path.stem] = Recipe(getattr(import_module(module), name), fixed, tuned)
+    return found
+
+
+SCANS: dict[str, dict[str, tuple[float, ...]]] = {
+    "cgql": {"vartheta": (0.03, 0.1, 0.3, 1.0)},
+    "cgql_linex": {"vartheta": (0.03, 0.1, 0.3, 1.0), "varrho": (1.0,)},
+    "cgql_mse": {"vartheta": (0.03, 0.1, 0.3, 1.0), "varrho": (1.0,)},
+    "dsrl": {"noise_scale": (0.5, 1.0, 1.5, 2.0)},
+    "fbrac": {"alpha": (0.3, 1.0, 3.0, 10.0)},
+    "fedit": {"edit_scale": (0.1, 0.2, 0.4)},
+    "fql": {"alpha": (1.0, 3.0, 10.0, 30.0)},
+    "ifql": {"kappa": (0.9,), "best_of_n": (2, 4, 8, 32)},
+    "qam_edit": {"edit_scale": (0.1, 0.3)},
+    "qam_fql": {"alpha": (10.0, 100.0)},
+    "qsm": {"eta": (0.3, 1.0, 3.0, 10.0)},
+    "rebrac": {"alpha": (1.0, 3.0, 10.0), "noise_scale": (0.1, 0.2, 0.3)},
+}
+"""Values tried where a hyperparameter is no temperature. Those that have no effect on a policy
+learned from an exact Q have one value. A method that is not here tries what it was tuned to."""
+
+
+def candidates(name: str, recipe: Recipe, tau: float) -> list[dict[str, float]]:
+    """Return the hyperparameters to try: the true τ where there is one, else a small grid."""
+    choices = {**recipe.tuned, **SCANS.get(name, {})}
+    if "tau" in choices:
+        choices["tau"] = (tau,)
+    elif name == "dac":  # tends to the tilt with τ = 1 / (2η)
+        choices["eta"] = tuple(scale / (2.0 * tau) for scale in (0.3, 1.0, 3.0))
+    return [dict(zip(choices, v, strict=True)) for v in itertools.product(*choices.values())]
+
+
+class Effort(NamedTuple):
+    """How much is spent on one training.
+
+    Attributes:
+        steps: gradient steps.
+        flow_steps: T, when training and when sampling.
+        samples: points drawn from the trained policy.
+    """
+
+    steps: int
+    flow_steps: int
+    samples: int
+
+
+def build(recipe: Recipe, values: Values, problem: Problem, flow_steps: int, seed: int) -> Method:
+    """Build a small method for a problem and put the exact Q in its critics' place."""
+    own = {"flow_steps": flow_steps, "action_dim": problem.dim, "seed": seed}
+    torch.manual_seed(seed)
+    method = recipe.kind(**{**SHARED, **recipe.fixed, **values, **own})
+    noisy = method.critic if isinstance(method.critic, TimedCritic) else None
+    exact = ExactCritic(problem.q, method.critic.members, noisy)
+    method.add_module("critic", exact)
+    method.add_module("critic_ema", ema_copy(exact))
+    return method
+
+
+def fit(method: Method, problem: Problem, steps: int) -> None:
+    """Minimise the actor's losses on fresh samples of the behaviour, with a decaying step size."""
+    trained = [p for p in method.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=method.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    pairs = [tuple(map(list, map(nn.Module.parameters, pair))) for pair in method.ema_pairs()]
+    generator = torch.Generator().manual_seed(mix(method.seed, 1))
+    for _ in range(steps):
+        batch = behavior_batch(problem, BATCH, generator)
+        noise = draw(method.actor_draws(), (BATCH,), generator)
+        losses, _ = method.actor_losses(batch, noise)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        if method.clip > 0:
+            nn.utils.clip_grad_norm_(trained, method.clip)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            for online, target in pairs:
+                if target:
+                    torch._foreach_lerp_(target, online, EMA_RATE)
+
+
+def behavior_batch(problem: Problem, size: int, generator: torch.Generator) -> Batch:
+    """Return fresh actions of the behaviour in the one state there is."""
+    s, zero = torch.zeros(size, 1), torch.zeros(size)
+    a = problem.behavior.sample(size, generator).clamp(-1.0 + 1e-5, 1.0 - 1e-5)
+    return Batch(s, a, rewards=zero, next_observations=s, masks=zero + 1, valid=zero + 1)
+
+
+def policy_sample(method: Method, n: int) -> Tensor:
+    """Draw n actions of the trained policy, (n, D)."""
+    generator = torch.Generator().manual_seed(mix(method.seed, 2))
+    return method.act(torch.zeros(n, 1), method.policy_noise(n, generator))[:, 0]
+
+
+def run(recipe: Recipe, values: Values, problem: Problem, effort: Effort, seed: int) -> Tensor:
+    """Train one policy and return samples of it, (n, D)."""
+    method = build(recipe, values, problem, effort.flow_steps, seed)
+    fit(method, problem, effort.steps)
+    return policy_sample(method, effort.samples)
+
+
+def best_of(
+    name: str, recipe: Recipe, problem: Problem, effort: Effort, seeds: int
+) -> tuple[dict[str, float], Tensor]:
+    """Try all candidates with the first seed and train the best with the others.
+
+    Returns:
+        The hyperparameters nearest to the tilt by sliced W1, and samples (seeds, n, D) of theirs.
+    """
+    target = tilt_sample(problem, effort.samples)
+
+    def distance(trial: tuple[dict[str, float], Tensor]) -> float:
+        found = sliced_wasserstein(trial[1], target)
+        return math.inf if math.isnan(found) else found
+
+    tried = [(v, run(recipe, v, problem, effort, 0)) for v in candidates(name, recipe, problem.tau)]
+    values, first = min(tried, key=distance)
+    rest = [run(recipe, values, problem, effort, seed) for seed in range(1, seeds)]
+    return values, torch.stack([first, *rest])
+
+
+def tilt_sample(problem: Problem, n: int, number: int = 0) -> Tensor:
+    """Return the exact sample number ``number`` of the tilt, (n, D)."""
+    return problem.sample_tilt(n, torch.Generator().manual_seed(mix(n, number)))

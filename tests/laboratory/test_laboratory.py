@@ -1,0 +1,168 @@
+"""Training against the exact Q, and the command that does it for all methods."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from qam_lightning.laboratory import report, training
+from qam_lightning.laboratory.__main__ import main
+from qam_lightning.laboratory.distances import sliced_wasserstein
+from qam_lightning.laboratory.problems import PROBLEMS
+
+RECIPES = training.recipes()
+TINY = training.Effort(steps=2, flow_steps=3, samples=16)
+
+
+@pytest.fixture(params=RECIPES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_every_method_has_a_recipe() -> None:
+    folder = Path(training.__file__).parent.parent / "methods"
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "base"}
+    assert set(RECIPES) == files
+    assert set(training.SCANS) <= files
+
+
+@pytest.mark.parametrize("problem", ["quadratic", "moons"])
+def test_every_method_trains_and_acts(name: str, problem: str) -> None:
+    """One candidate, two steps: the trained parameters move and samples have their shape."""
+    values = training.candidates(name, RECIPES[name], tau=3.0)[0]
+    method = training.build(RECIPES[name], values, PROBLEMS[problem], TINY.flow_steps, seed=0)
+    before = [p.clone() for p in method.parameters()]
+    training.fit(method, PROBLEMS[problem], TINY.steps)
+    assert any(not torch.equal(p, q) for p, q in zip(before, method.parameters(), strict=True))
+    sample = training.policy_sample(method, TINY.samples)
+    assert sample.shape == (TINY.samples, PROBLEMS[problem].dim)
+    assert sample.abs().max() <= 1
+
+
+def test_clean_actions_have_exact_values_in_every_member(name: str) -> None:
+    problem = PROBLEMS["moons"]
+    values = training.candidates(name, RECIPES[name], tau=3.0)[0]
+    method = training.build(RECIPES[name], values, problem, TINY.flow_steps, seed=0)
+    a = problem.sample_tilt(5, torch.Generator().manual_seed(0))
+    for critic in (method.critic, method.critic_ema):
+        assert torch.equal(critic(torch.zeros(5, 1), a), problem.q(a).expand(2, -1))
+
+
+def test_temperatures_are_true_and_the_rest_is_scanned() -> None:
+    for name, recipe in RECIPES.items():
+        for values in training.candidates(name, recipe, tau=3.0):
+            assert set(values) >= set(recipe.tuned)
+            assert values.get("tau", 3.0) == 3.0
+    assert len(training.candidates("qam", RECIPES["qam"], 3.0)) == 1
+    etas = [v["eta"] for v in training.candidates("dac", RECIPES["dac"], 3.0)]
+    assert 1 / 6 in etas
+    assert any(v["best_of_n"] == 32 for v in training.candidates("ifql", RECIPES["ifql"], 3.0))
+
+
+def test_a_new_method_joins_by_its_configuration(tmp_path: Path) -> None:
+    config = {
+        "model": {
+            "class_path": "qam_lightning.methods.fql.FQL",
+            "init_args": {"alpha": "${tuned.${tuned_as}.alpha}", "clip": 0.5},
+        },
+        "tuned": {"scene": {"alpha": 7.0}, "cube-double": {"alpha": 2.0}},
+    }
+    (tmp_path / "newcomer.yaml").write_text(yaml.safe_dump(config))
+    (recipe,) = training.recipes(tmp_path).values()
+    assert recipe.fixed == {"clip": 0.5}
+    assert training.candidates("newcomer", recipe, 3.0) == [{"alpha": 2.0}, {"alpha": 7.0}]
+
+
+def test_training_is_a_function_of_the_seed() -> None:
+    arguments = RECIPES["qam"], {"tau": 3.0}, PROBLEMS["quadratic"], TINY
+    one, other = training.run(*arguments, 0), training.run(*arguments, 0)
+    assert torch.equal(one, other)
+    assert not torch.equal(one, training.run(*arguments, 1))
+
+
+def test_the_best_candidate_is_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three shifts of the exact sample the smallest is taken; a diverged one never."""
+    problem = PROBLEMS["quadratic"]
+
+    def shifted(recipe, values, problem, effort, seed):  # noqa: ANN001, ANN202
+        return training.tilt_sample(problem, effort.samples) + values["eta"]
+
+    monkeypatch.setattr(training, "run", shifted)
+    grid = {"dac": {"eta": (0.3, float("nan"), 0.1)}}
+    monkeypatch.setattr(training, "SCANS", grid)
+    monkeypatch.setattr(training, "candidates", lambda *_: [{"eta": x} for x in grid["dac"]["eta"]])
+    values, samples = training.best_of("dac", RECIPES["dac"], problem, TINY, seeds=2)
+    assert values == {"eta": 0.1}
+    assert samples.shape == (2, 16, 1)
+
+
+def test_floor_is_below_the_behaviours_distance() -> None:
+    for name in PROBLEMS:
+        floor, behavior = report.references([name], 500)
+        assert floor.w1 < floor.w1_high < 0.2 * behavior.w1
+        assert floor.energy < floor.energy_high < 0.5 * behavior.energy
+
+
+def test_command_writes_tables_and_pictures_and_joins_runs(tmp_path: Path) -> None:
+    common = ["--quick", "--out", str(tmp_path), "--flow_steps", "4"]
+    assert main([*common, "--methods", "rlpd", "--problems", "quadratic", "moons"]) == 0
+    assert main([*common, "--methods", "rebrac", "--problems", "quadratic"]) == 0
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = {(row["problem"], row["method"]): row for row in csv.DictReader(file)}
+    references = {(p, m) for p in ("quadratic", "moons") for m in ("exact tilt", "behaviour")}
+    methods = {("quadratic", "rlpd"), ("moons", "rlpd"), ("quadratic", "rebrac")}
+    assert set(rows) == references | methods
+    assert all(float(row["w1"]) >= 0 for row in rows.values())
+    text = (tmp_path / "table.md").read_text()
+    widths = {line.count("|") for line in text.splitlines()}
+    assert len(widths) == 1 and "| rebrac |" in text
+    for problem in ("quadratic", "moons"):
+        assert (tmp_path / f"densities_{problem}.png").stat().st_size > 10_000
+    first, *others = report.load(tmp_path).values()
+    report.save(tmp_path / "copy", {first[:3]: first})
+    (again,) = report.load(tmp_path / "copy").values()
+    assert torch.equal(first.samples, again.samples) and first[:5] == again[:5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "qma"], "error: --methods qma: no such name; did you mean qam?"),
+        (["--problems", "moon"], "error: --problems moon: no such name; did you mean moons?"),
+        (["--out", "FILE"], "is a file; name a folder"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = [str(tmp_path / "file") if x == "FILE" else x for x in arguments]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--seeds", "--flow_steps"])
+def test_numbers_out_of_range_are_named(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([flag, "0"])
+    assert caught.value.code == 2
+    assert f"{flag}: expected at least 1, found 0" in capsys.readouterr().err
+
+
+def test_foreign_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / report.SAMPLES).write_text("nothing of the kind")
+    assert main(["--quick", "--out", str(tmp_path)]) == 2
+    assert "no samples of this laboratory" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_qam_leaves_the_behaviour_for_the_tilt() -> None:
+    problem = PROBLEMS["quadratic"]
+    effort = training.Effort(steps=600, flow_steps=20, samples=2000)
+    target = training.tilt_sample(problem, effort.samples)
+    reached = training.run(RECIPES["qam"], {"tau": problem.tau}, problem, effort, seed=0)
+    behavior = report.behavior("quadratic", effort.samples).samples[0]
+    assert sliced_wasserstein(reached, target) < sliced_wasserstein(behavior, target) / 3
