@@ -42,7 +42,7 @@ class DAC(Method):
     def __init__(self, eta: float, **shared: Any) -> None:
         """Build the diffusion policy."""
         super().__init__(**shared)
-        require(eta >= 0, "eta", eta, "at least 0")
+        require(0 <= eta < float("inf"), "eta", eta, "at least 0 and finite")
         self.eta = eta
         self.actor = DiffusionPolicy(*self.sizes, self.flow_steps, posterior_sample)
 

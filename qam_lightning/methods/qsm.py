@@ -38,8 +38,8 @@ class QSM(Method):
     def __init__(self, tau: float, eta: float, **shared: Any) -> None:
         """Build the diffusion policy."""
         super().__init__(**shared)
-        require(tau >= 0, "tau", tau, "at least 0")
-        require(eta >= 0, "eta", eta, "at least 0")
+        require(0 <= tau < float("inf"), "tau", tau, "at least 0 and finite")
+        require(0 <= eta < float("inf"), "eta", eta, "at least 0 and finite")
         self.tau, self.eta = tau, eta
         self.actor = DiffusionPolicy(*self.sizes, self.flow_steps, ancestral_sample)
 

@@ -61,8 +61,8 @@ class GuidedFlow(ClonedFlow):
     ) -> None:
         """Build the flow."""
         super().__init__(obs_dim, dim, width, depth, steps, ema=True)
-        require(tau >= 0, "tau", tau, "at least 0")
-        require(vartheta >= 0, "vartheta", vartheta, "at least 0")
+        require(0 <= tau < float("inf"), "tau", tau, "at least 0 and finite")
+        require(0 <= vartheta < float("inf"), "vartheta", vartheta, "at least 0 and finite")
         self.tau, self.vartheta = tau, vartheta
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ class TimeGuidedFlow(GuidedFlow):
     ) -> None:
         """Build the flow."""
         super().__init__(obs_dim, dim, width, depth, steps, tau, vartheta)
-        require(varrho >= 0, "varrho", varrho, "at least 0")
+        require(0 <= varrho < float("inf"), "varrho", varrho, "at least 0 and finite")
         self.varrho, self.error = varrho, error
 
     def draws(self) -> dict[str, Draw]:

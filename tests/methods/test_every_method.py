@@ -215,6 +215,8 @@ def test_state_survives_saving(method: Method, build: Build, batch: Batch, tmp_p
         ("edit_scale", -0.1),
         ("noise_scale", -0.1),
         ("eta", -0.1),
+        ("eta", float("inf")),
+        ("vartheta", float("inf")),
         ("vartheta", -0.1),
         ("varrho", -0.1),
     ],
