@@ -20,6 +20,7 @@ SMALL: dict[str, Any] = {
     "width": 32,
     "depth": 2,
     "learning_rate": 3e-4,
+    "decay_steps": 0,
     "clip": 1.0,
     "clip_mode": "norm",
     "best_of_n": 1,

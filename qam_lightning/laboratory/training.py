@@ -30,6 +30,7 @@ SHARED: dict[str, Any] = {
     "width": 64,
     "depth": 2,
     "learning_rate": LEARNING_RATE,
+    "decay_steps": 0,
     "clip": 0.0,
     "clip_mode": "norm",
     "best_of_n": 1,

@@ -5,6 +5,7 @@ losses and metrics out. All randomness of a step is drawn in one place, as a fun
 (seed, step), so that any step can be recomputed and a resumed run draws what it would have drawn.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
@@ -60,6 +61,8 @@ class Method(L.LightningModule):
         width: hidden width of every network.
         depth: number of hidden layers of every network.
         learning_rate: Adam's step size, > 0.
+        decay_steps: gradient steps in which the step size falls to 0 along half a cosine, >= 0;
+            0 keeps it constant.
         clip: bound on the gradient over all parameters jointly; 0 switches clipping off.
         clip_mode: "norm" rescales to global norm ``clip``; "value" clips element-wise.
         best_of_n: N >= 1 candidates when acting; the one with the largest value is taken.
@@ -80,6 +83,7 @@ class Method(L.LightningModule):
         width: int,
         depth: int,
         learning_rate: float,
+        decay_steps: int,
         clip: float,
         clip_mode: Literal["norm", "value"],
         best_of_n: int,
@@ -94,6 +98,7 @@ class Method(L.LightningModule):
             ("flow_steps", flow_steps, 1),
             ("width", width, 1),
             ("depth", depth, 1),
+            ("decay_steps", decay_steps, 0),
             ("best_of_n", best_of_n, 1),
             ("rho", rho, 0),
             ("clip", clip, 0),
@@ -108,7 +113,8 @@ class Method(L.LightningModule):
         self.discount, self.rho = discount, rho
         self.flow_steps = flow_steps
         self.sizes = (obs_dim, self.dim, width, depth)
-        self.learning_rate, self.clip, self.clip_mode = learning_rate, clip, clip_mode
+        self.learning_rate, self.decay_steps = learning_rate, decay_steps
+        self.clip, self.clip_mode = clip, clip_mode
         self.best_of_n, self.seed = best_of_n, seed
 
         self.critic = self.make_critic(obs_dim + self.dim, width, depth, ensemble)
@@ -245,11 +251,20 @@ class Method(L.LightningModule):
         for p in idle:
             p.grad = None
         norm = self._clip_gradients()
+        for group in optimizer.param_groups:
+            group["lr"] = self.step_size(self.gradient_step)
         optimizer.step()
         self.gradient_step += 1
         named = {name: value.detach() for name, value in losses.items()}
         # A delayed loss keeps its last value between its steps.
         self.metrics |= {"loss": loss.detach(), **named, **metrics, "grad_norm": norm}
+
+    def step_size(self, step: int) -> float:
+        """Return Adam's step size after ``step`` gradient steps; a run resumes with its own."""
+        if self.decay_steps == 0:
+            return self.learning_rate
+        done = min(step / self.decay_steps, 1.0)
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
     def due(self, step: int) -> bool:
         """Whether gradient step number ``step`` (from 1) updates the actor and the targets."""

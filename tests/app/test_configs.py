@@ -54,6 +54,7 @@ TABLE_3 = {
     "width": 512,
     "depth": 4,
     "learning_rate": 3e-4,
+    "decay_steps": 0,
     "best_of_n": 1,
 }
 

@@ -220,12 +220,26 @@ def test_changed_settings_are_told_on_resume(small_run, run, refused, capsys):
         "changed since the checkpoint: trainer.max_steps: 1 -> 2",
         "changed since the checkpoint: model.init_args.learning_rate: 0.0003 -> 0.01",
     ]
+    assert step_size(run) == 0.01
     kept = (run / "config.yaml").read_text()
     message = refused(*small_run(3, "--ckpt_path=last", "--model.width=9"))
     assert "networks of other sizes" in message and "model.init_args.width: 8 -> 9" in message
     message = refused(*small_run(3, "--ckpt_path=last", "--method=bam"))
     assert "qam_lightning.methods.qam.QAM" in message and "qam_lightning.methods.bam.BAM" in message
     assert (run / "config.yaml").read_text() == kept
+
+
+def step_size(run):
+    """Adam's step size in the run's last gradient step."""
+    return last(run)["optimizer_states"][0]["param_groups"][0]["lr"]
+
+
+def test_the_step_size_decays_along_half_a_cosine_also_through_a_resume(small_run, run):
+    decaying = ("--model.learning_rate=0.01", "--model.decay_steps=4")
+    assert main(small_run(2, *decaying)) == 0
+    assert step_size(run) == pytest.approx(0.01 * (2 + 2**0.5) / 4)
+    assert main(small_run(3, *decaying, "--ckpt_path=last")) == 0
+    assert step_size(run) == pytest.approx(0.005)
 
 
 def test_the_saved_configuration_repeats_and_resumes_the_run(small_run, run, tmp_path):

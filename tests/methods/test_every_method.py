@@ -203,6 +203,7 @@ def test_state_survives_saving(method: Method, build: Build, batch: Batch, tmp_p
         ("ensemble", 0),
         ("flow_steps", 0),
         ("learning_rate", 0.0),
+        ("decay_steps", -1),
         ("clip", -1.0),
         ("discount", 0.0),
         ("best_of_n", 0),

@@ -54,6 +54,7 @@ class Case:
             "width": width,
             "depth": 1 + len(rest),
             "learning_rate": c["lr"],
+            "decay_steps": 0,
             "clip": 1.0,
             "clip_mode": "norm",
             "best_of_n": c.get("best_of_n", 1),
