@@ -8,6 +8,7 @@ the next one and its ``valid`` is 0.
 """
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from qam_lightning.batch import Batch
 ACTION_LIMIT = 1.0 - 1e-5
 
 
-def sample_indices(seed: int, step: int, batch_size: int, num: int) -> np.ndarray:
+def sample_indices(seed: int, step: int, batch_size: int, num: int, stream: int = 0) -> np.ndarray:
     """Draws the chunk indices of one training step, uniformly and with replacement.
 
     A pure function: the generator is counter-based, keyed on ``seed`` with ``step`` in its counter,
@@ -30,13 +31,37 @@ def sample_indices(seed: int, step: int, batch_size: int, num: int) -> np.ndarra
         step: The gradient step, at least 0.
         batch_size: How many to draw, B: all ranks' share together.
         num: Number of indices to draw from.
+        stream: Tells several draws of the same step apart.
 
     Returns:
         (B,) int64 in [0, num).
     """
     # The lowest counter word counts blocks within a step, so steps can never overlap.
-    bits = np.random.Philox(key=[seed, 0], counter=[0, step, 0, 0])
+    bits = np.random.Philox(key=[seed, stream], counter=[0, step, 0, 0])
     return np.random.Generator(bits).integers(0, num, size=batch_size)
+
+
+class Folded(NamedTuple):
+    """What becomes of the steps of chunks: sum of rewards, mask and validity, (B,) float32 each."""
+
+    rewards: Tensor
+    masks: Tensor
+    valid: Tensor
+
+
+def fold(alive: Tensor, rewards: Tensor, goals: Tensor) -> Folded:
+    """Folds the steps of chunks together.
+
+    Args:
+        alive: (H, B) bool, whether a step belongs to the trajectory in which its chunk starts.
+        rewards: (H, B), discounted, in double precision.
+        goals: (H, B) bool, whether a step reached the goal.
+    """
+    # In double precision, and in order, so that the sum does not depend on where it is made.
+    total, *later = (rewards * alive).unbind()
+    for term in later:
+        total = total + term
+    return Folded(total.float(), (~(goals & alive).any(0)).float(), alive[-1].float())
 
 
 class ChunkStorage:
@@ -90,7 +115,9 @@ class ChunkStorage:
         self._rewards, self._masks = _tensor(rewards, device), _tensor(masks, device)
         # For each trajectory the number of the first transition behind it.
         self._stops = _tensor(np.asarray(ends) - np.arange(len(ends)), device)
-        self._steps = torch.arange(chunk, device=device)
+        self._steps = torch.arange(chunk, device=device)[:, None]
+        powers = [[discount**i] for i in range(chunk)]
+        self._weights = torch.tensor(powers, dtype=torch.float64, device=device)
 
     @property
     def num_chunks(self) -> int:
@@ -116,22 +143,17 @@ class ChunkStorage:
         trajectory = torch.searchsorted(self._stops, start, right=True)
         row = start + trajectory  # every earlier trajectory has one row more than transitions
         lengths = (self._stops[trajectory] - start).clamp(max=self.chunk)
-        alive = self._steps < lengths[:, None]
-        steps = start[:, None] + self._steps
+        alive = self._steps < lengths
+        steps = start + self._steps  # (H, B)
         rewards = self._rewards[steps].double()
         if self.sparse:
             rewards = -(rewards != 0).double()
-        # In double precision, and in order, so that the sum does not depend on where it is made.
-        total = torch.zeros_like(rewards[:, 0])
-        for i in range(self.chunk):
-            total += torch.where(alive[:, i], self.discount**i * rewards[:, i], 0.0)
+        folded = fold(alive, rewards * self._weights, self._masks[steps] == 0)
         return Batch(
             observations=self._observations.index_select(0, row),
             actions=self._actions.index_select(0, start).clamp_(-ACTION_LIMIT, ACTION_LIMIT),
-            rewards=total.float(),
             next_observations=self._observations.index_select(0, row + lengths),
-            masks=torch.where(alive, self._masks[steps].float(), 1.0).amin(1),
-            valid=(lengths == self.chunk).float(),
+            **folded._asdict(),
         )
 
 

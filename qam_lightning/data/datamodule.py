@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from typing import Literal
 
 import gymnasium
@@ -19,6 +20,7 @@ from qam_lightning.data.download import fetch
 from qam_lightning.data.environment import file_layout, is_ogbench, make_task_env
 from qam_lightning.data.labels import task_labels
 from qam_lightning.data.minari import import_minari
+from qam_lightning.data.replay import Mixture
 from qam_lightning.data.source import Source, official, own
 from qam_lightning.data.store import Store
 from qam_lightning.errors import UserError
@@ -81,6 +83,7 @@ class OGBenchData(L.LightningDataModule):
         self.directory, self.base_url = directory, base_url
         self.path, self.store, self.keep, self.prefetch = path, store, keep, prefetch
         self.train: ChunkStorage | None = None
+        self.online: Mixture | None = None  # set by whoever acts
         lowest = {"task": 1, "chunk": 1, "batch_size": 1, "seed": 0, "prefetch": 0}
         for key, least in lowest.items():
             if getattr(self, key) < least:
@@ -257,8 +260,13 @@ class OGBenchData(L.LightningDataModule):
         share = self.batch_size // world_size
         # Every rank draws the whole batch and keeps its share, so that any number of ranks trains
         # on the same chunks.
-        whole = sample_indices(self.seed, step, self.batch_size, self._storage.num_chunks)
-        return self._storage.gather(whole[rank * share : (rank + 1) * share])
+        mine = slice(rank * share, (rank + 1) * share)
+        storage, known = self._storage, self._storage.num_chunks
+        if self.online is None or step < self.online.schedule.offline:
+            return storage.gather(sample_indices(self.seed, step, self.batch_size, known)[mine])
+        whole = self.online.draw(self.seed, step, self.batch_size, known)
+        self.online.wait(whole, known)
+        return self.online.gather(storage, whole[mine])
 
     def train_dataloader(self) -> Batches:
         """An endless iterable of batches that starts at the model's gradient step."""
@@ -266,4 +274,5 @@ class OGBenchData(L.LightningDataModule):
         resident = self.keep == "device"
         cuda = self.trainer.strategy.root_device.type == "cuda"
         ahead = 0 if resident else self.prefetch
-        return Batches(self.batch_at, self.trainer, ahead, pin=cuda and not resident)
+        until = self.online.schedule.offline if self.online else math.inf
+        return Batches(self.batch_at, self.trainer, ahead, cuda and not resident, until)

@@ -1,5 +1,6 @@
 """Environments by name: which exist, what sparse means, and that a seed decides an episode."""
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -81,3 +82,90 @@ def test_numpys_global_generator_is_left_alone():
     np.random.seed(5)
     play(env, 0)
     np.testing.assert_array_equal(np.random.uniform(size=3), expected)
+
+
+# -- the whole benchmark -------------------------------------------------------------------------
+
+# Typed from the benchmark's tables: observation and action sizes, steps of an episode, and the
+# number of things that can be right, of which the dense reward counts the wrong ones.
+DOMAINS = {
+    "antmaze-large": (29, 8, 1000, 1),
+    "antmaze-giant": (29, 8, 1000, 1),
+    "humanoidmaze-medium": (69, 21, 2000, 1),
+    "humanoidmaze-large": (69, 21, 2000, 1),
+    "scene": (40, 5, 750, 5),
+    "puzzle-3x3": (55, 5, 500, 9),
+    "puzzle-4x4": (83, 5, 500, 16),
+    "cube-double": (37, 5, 500, 2),
+    "cube-triple": (46, 5, 1000, 3),
+    "cube-quadruple": (55, 5, 1000, 4),
+}
+
+
+def reach_goal(env):
+    """Puts the simulation into the goal of its task."""
+    inner = env.unwrapped
+    if hasattr(inner, "set_xy"):
+        inner.set_xy(inner.cur_goal_xy)
+        return
+    for i in range(getattr(inner, "_num_cubes", 0)):
+        inner._data.joint(f"object_joint_{i}").qpos[:3] = inner._data.mocap_pos[i]
+    if hasattr(inner, "_target_button_states"):
+        inner._cur_button_states = inner._target_button_states.copy()
+        inner._apply_button_states()
+    for thing in ("drawer", "window"):
+        if hasattr(inner, f"_target_{thing}_pos"):
+            place = getattr(inner, f"_target_{thing}_pos")
+            inner._data.joint(f"{thing}_slide").qpos[0] = place
+    mujoco.mj_forward(inner._model, inner._data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", range(1, 6))
+@pytest.mark.parametrize("name", DOMAINS)
+def test_all_fifty_environments(name, task):
+    obs, act, steps, parts = DOMAINS[name]
+    assert episode_steps(name, task) == steps
+    dense, sparse = make_env(name, task), make_env(name, task, sparse=True)
+    assert dense.observation_space.shape == (obs,)
+    assert dense.action_space.shape == (act,)
+    assert (dense.action_space.low == -1).all() and (dense.action_space.high == 1).all()
+    rng = np.random.default_rng(task)
+    for env in (dense, sparse):
+        env.reset(seed=task)
+    for _ in range(10):
+        action = rng.uniform(-1, 1, act).astype(np.float32)
+        (seen, reward, terminated, truncated, info), (_, mapped, *_) = (
+            env.step(action) for env in (dense, sparse)
+        )
+        assert seen.shape == (obs,) and np.isfinite(seen).all()
+        assert reward == int(reward) and -parts <= reward <= 0
+        assert mapped == (0.0 if reward == 0 else -1.0)
+        assert info["success"] == float(reward == 0) == float(terminated) == 0.0
+        assert not truncated
+    for env in (dense, sparse):
+        reach_goal(env)
+        _, reward, terminated, _, info = env.step(np.zeros(act, np.float32))
+        assert (reward, terminated, info["success"]) == (0.0, True, 1.0)
+
+
+def test_any_gymnasium_environment_can_be_made():
+    env = make_env("Pendulum-v1", 1)
+    assert episode_steps("Pendulum-v1", 1) == 200
+    assert (env.action_space.low, env.action_space.high) == (-1.0, 1.0)
+    assert env.reset(seed=0)[0].shape == (3,)
+    *_, info = env.step(np.ones(1, np.float32))
+    assert info["success"] == 0.0
+    np.testing.assert_array_equal(play_own(env, 3), play_own(env, 3))
+    for name, task, says in [
+        ("Nothing-v1", 1, "gymnasium cannot make 'Nothing-v1'"),
+        ("no_such_module:Some-v1", 1, "No module named 'no_such_module'"),
+        ("Pendulum-v1", 2, "has one task only, not 2"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            make_env(name, task)
+
+
+def play_own(env, seed):
+    env.reset(seed=seed)
+    return np.stack([env.step(np.full(1, 0.5, np.float32))[0] for _ in range(5)])
