@@ -205,37 +205,6 @@ def check_losses(
         assert close, f"{name}: off by {(found - expected).abs().max()}, allowed {tolerance}"
 
 
-def mlp_state(tree: dict[str, Tensor], prefix: str = "", ours: str = "") -> dict[str, Tensor]:
-    """Translate Dense_i kernels (in, out) and biases into our MLP's names."""
-    state = {}
-    for name, value in tree.items():
-        if not name.startswith(prefix + "Dense_"):
-            continue
-        layer, kind = name.removeprefix(prefix).split("/")
-        key = f"{ours}layers.{layer.removeprefix('Dense_')}."
-        if kind == "kernel":
-            state[key + "weight"] = value.T.contiguous()
-        else:
-            state[key + "bias"] = value
-    return state
-
-
-def critic_state(tree: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Translate a recorded ensemble (K, in, out) into our critic's names."""
-    depth = max(int(n.split("/")[0].removeprefix("Dense_")) for n in tree if "Dense_" in n)
-    state = {}
-    for name, value in tree.items():
-        module, kind = name.split("/")
-        module, number = module.split("_")
-        if module == "LayerNorm":
-            state[f"norms.{number}.{kind}"] = value[:, None, :]
-        else:
-            place = "out" if int(number) == depth else f"hidden.{number}"
-            ours = "weight" if kind == "kernel" else "bias"
-            state[f"{place}.{ours}"] = value if kind == "kernel" else value[:, None, :]
-    return state
-
-
 def finite_or_inf(value: float) -> float:
     """Return α as our methods read it: the reference marks plain QAM by 0."""
     return value if value > 0 else math.inf
