@@ -121,25 +121,26 @@ def _two_moons(per_moon: int = 24) -> Mixture:
     return Mixture(torch.full((count,), 1.0 / count), means, torch.full((count,), 0.06))
 
 
-PEAK, CURVATURE, RADIUS = 0.1, 8.0, 0.5
+PEAK, CURVATURE = 0.5, 3.0
+CENTER, RADIUS = _row(-0.25, 0.1), 0.4
 
 PROBLEMS: dict[str, Problem] = {
     "quadratic": Problem(
         "two Gaussians, quadratic Q",
-        Mixture(_row(0.5, 0.5), _row(-0.45, 0.35)[:, None], _row(0.15, 0.15)),
+        Mixture(_row(0.5, 0.5), _row(-0.3, 0.3)[:, None], _row(0.18, 0.18)),
         lambda a: -0.5 * CURVATURE * (a - PEAK).square().sum(-1),
         tau=3.0,
     ),
     "multimodal": Problem(
-        "two Gaussians, Q with three peaks",
+        "two Gaussians, Q with two peaks",
         Mixture(_row(0.6, 0.4), _row(-0.2, 0.3)[:, None], _row(0.22, 0.18)),
-        lambda a: 0.5 * (3.0 * math.pi * a).cos().sum(-1) - 0.5,
+        lambda a: 0.5 * (2.0 * math.pi * (a - 0.45)).cos().sum(-1) - 0.5,
         tau=3.0,
     ),
     "moons": Problem(
         "two moons, Q highest on a ring",
         _two_moons(),
-        lambda a: -8.0 * (a.norm(dim=-1) - RADIUS).square(),
+        lambda a: -8.0 * ((a - CENTER).norm(dim=-1) - RADIUS).square(),
         tau=3.0,
     ),
 }

@@ -7,7 +7,7 @@ run of a few methods joins an earlier one of the others.
 import csv
 import json
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,27 +120,22 @@ def save(folder: Path, entries: Entries) -> None:
     part.replace(folder / SAMPLES)
 
 
-def measure(entry: Entry) -> Row:
-    """Compare an entry's samples with the exact tilt's."""
+def measure(entry: Entry, high: Callable[[list[float]], float] = max) -> Row:
+    """Compare an entry's samples with the exact tilt's; ``high`` sums up the seeds' worst."""
     problem = PROBLEMS[entry.problem]
     target = tilt_sample(problem, entry.samples.shape[1])
     w1 = [sliced_wasserstein(x, target) for x in entry.samples]
     energy = [energy_distance(x, target) for x in entry.samples]
     q = problem.q(entry.samples.flatten(0, 1)).mean().item()
-    of_seeds = (float(np.mean(w1)), max(w1), float(np.mean(energy)), max(energy), q)
+    of_seeds = (float(np.mean(w1)), high(w1), float(np.mean(energy)), high(energy), q)
     return Row(*entry[:4], len(w1), entry.values, *of_seeds)
 
 
 def floor(name: str, n: int) -> Row:
     """Compare exact samples of n points with each other: the error of sampling alone."""
     exact = [tilt_sample(PROBLEMS[name], n, number) for number in range(1, REPETITIONS + 1)]
-    row = measure(Entry(name, TILT, 0, 0, "", torch.stack(exact)))
-    target = tilt_sample(PROBLEMS[name], n)
-    w1, energy = (
-        float(np.quantile([distance(x, target) for x in exact], 0.95))
-        for distance in (sliced_wasserstein, energy_distance)
-    )
-    return row._replace(w1_high=w1, energy_high=energy)
+    entry = Entry(name, TILT, 0, 0, "", torch.stack(exact))
+    return measure(entry, high=lambda distances: float(np.quantile(distances, 0.95)))
 
 
 def behavior(name: str, n: int) -> Entry:

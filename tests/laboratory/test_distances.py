@@ -51,7 +51,7 @@ def test_energy_distance_of_two_points() -> None:
 
 
 def test_energy_distance_between_shifted_gaussians() -> None:
-    """E|X - Y| of Y - X ~ N(m, 2) is 2 φ-ish: sqrt(4/π) exp(-m²/4) + m erf(m / 2)."""
+    """As Y - X ~ N(m, 2), E|X - Y| = sqrt(4/π) exp(-m²/4) + m erf(m / 2)."""
     m = 1.5
     apart = math.sqrt(4 / math.pi) * math.exp(-m * m / 4) + m * math.erf(m / 2)
     expected = math.sqrt(2 * apart - 2 * math.sqrt(4 / math.pi))

@@ -72,9 +72,9 @@ def test_quadratic_tilt_is_the_closed_mixture() -> None:
     closed = problem.behavior.tilted(torch.tensor([PEAK]), problem.tau * CURVATURE)
     a = points(problem)
     torch.testing.assert_close(closed.density(a), problem.tilt_density(a), atol=2e-3, rtol=1e-3)
-    # Typed in: a component N(m, v) becomes N((m/v + c p) / (1/v + c), 1 / (1/v + c)), c = 24.
-    assert closed.means.flatten().tolist() == pytest.approx([-0.25714, 0.26234], abs=1e-4)
-    assert closed.stds.tolist() == pytest.approx([0.12089, 0.12089], abs=1e-4)
+    # Typed in: a component N(m, v) becomes N((m/v + c p) / (1/v + c), 1 / (1/v + c)), c = 9.
+    assert closed.means.flatten().tolist() == pytest.approx([-0.11939, 0.34515], abs=1e-4)
+    assert closed.stds.tolist() == pytest.approx([0.15838, 0.15838], abs=1e-4)
 
 
 def test_tilting_in_the_plane_agrees_with_the_grid() -> None:
