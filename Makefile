@@ -24,11 +24,14 @@ $(VENV)/.installed: $(VENV)/.runtime
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+# One thread per process: several processes with several threads each are slower than either.
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
+
 test: install  ## run the tests, under 8 minutes on two cores
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-slow: install  ## run the long tests too
-	$(RUN) -m pytest -m ''
+	$(PYTEST) -m ''
 
 check: install  ## lint and types
 	$(RUN) -m ruff check .
