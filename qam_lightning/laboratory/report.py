@@ -91,9 +91,10 @@ def load(folder: Path) -> Entries:
     Raises:
         UserError: the file is no such file.
     """
-    path, entries = folder / SAMPLES, {}
+    path = folder / SAMPLES
+    entries: Entries = {}
     if not path.exists():
-        return {}
+        return entries
     try:
         with np.load(path, allow_pickle=False) as file:
             for name in file.files:
