@@ -140,7 +140,7 @@ class ChunkStorage:
             The batch, sharing no memory with the storage.
         """
         start = torch.as_tensor(indices, device=self._steps.device)
-        trajectory = torch.searchsorted(self._stops, start, right=True)
+        trajectory = self._trajectory(start)
         row = start + trajectory  # every earlier trajectory has one row more than transitions
         lengths = (self._stops[trajectory] - start).clamp(max=self.chunk)
         alive = self._steps < lengths
@@ -155,6 +155,13 @@ class ChunkStorage:
             next_observations=self._observations.index_select(0, row + lengths),
             **folded._asdict(),
         )
+
+    def _trajectory(self, start: Tensor) -> Tensor:
+        """Number of the trajectory that each transition is in."""
+        if start.device.type != "cpu":
+            return torch.searchsorted(self._stops, start, right=True)
+        # Torch would hand even these few numbers to all threads, at many times the cost.
+        return torch.from_numpy(np.searchsorted(self._stops.numpy(), start.numpy(), side="right"))
 
 
 def _tensor(array: np.ndarray, device: str | torch.device | None) -> Tensor:
