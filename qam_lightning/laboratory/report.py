@@ -9,7 +9,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -110,14 +110,16 @@ def load(folder: Path) -> Entries:
 
 def save(folder: Path, entries: Entries) -> None:
     """Write all samples to ``folder``, at half precision."""
-    arrays = {
-        json.dumps({k: v for k, v in e._asdict().items() if k != "samples"}): e.samples.half()
+    arrays: dict[str, Any] = {
+        json.dumps(
+            {k: v for k, v in e._asdict().items() if k != "samples"}
+        ): e.samples.half().numpy()
         for _, e in sorted(entries.items())
     }
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{SAMPLES}.part"
     with open(part, "wb") as file:
-        np.savez_compressed(file, **{name: x.numpy() for name, x in arrays.items()})
+        np.savez_compressed(file, **arrays)
     part.replace(folder / SAMPLES)
 
 
@@ -246,7 +248,9 @@ def _panel_2d(cell: Axes, problem: Problem, sample: Tensor) -> None:
     points = 120
     tilt = problem.tilt_density(grid(2, points)).view(points, points).T
     x = grid(1, points)[:, 0].numpy()
-    counts, *_ = np.histogram2d(*sample.T.numpy(), bins=44, range=[[-1, 1]] * 2, density=True)
+    edges = np.linspace(-1.0, 1.0, 45)
+    first, second = sample.T.numpy()
+    counts, *_ = np.histogram2d(first, second, bins=[edges, edges], density=True)
     top = tilt.max().item()
     cell.imshow(
         counts.T, extent=(-1, 1, -1, 1), origin="lower", cmap="Blues", vmin=0, vmax=top,

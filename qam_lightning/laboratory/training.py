@@ -152,7 +152,9 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
     trained = [p for p in method.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=method.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    pairs = [tuple(map(list, map(nn.Module.parameters, pair))) for pair in method.ema_pairs()]
+    averages = method.ema_pairs()
+    online: list[Tensor] = [p for network, _ in averages for p in network.parameters()]
+    target: list[Tensor] = [p for _, average in averages for p in average.parameters()]
     generator = torch.Generator().manual_seed(mix(method.seed, 1))
     for _ in range(steps):
         batch = behavior_batch(problem, BATCH, generator)
@@ -165,9 +167,8 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            for online, target in pairs:
-                if target:
-                    torch._foreach_lerp_(target, online, EMA_RATE)
+            if target:
+                torch._foreach_lerp_(target, online, EMA_RATE)
 
 
 def behavior_batch(problem: Problem, size: int, generator: torch.Generator) -> Batch:
