@@ -50,6 +50,16 @@ def test_generate_commands_parse(arguments: list[str]) -> None:
     assert parser.parse_args(arguments).env
 
 
+@pytest.mark.parametrize("arguments", commands("python", "train.py", "data"), ids=" ".join)
+def test_data_commands_get_as_far_as_the_missing_files(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = [f"--directory={tmp_path}", "--base_url=http://127.0.0.1:1"]
+    assert main(["data", *arguments, *nowhere]) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1 and "127.0.0.1" in message
+
+
 @pytest.mark.parametrize("arguments", commands("python", "eval.py"), ids=" ".join)
 def test_eval_commands_get_as_far_as_the_missing_run(arguments: list[str], tmp_path: Path) -> None:
     result = subprocess.run(
