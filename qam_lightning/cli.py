@@ -26,6 +26,7 @@ from qam_lightning.callbacks.checkpoints import (
 )
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.evaluation import Evaluate
+from qam_lightning.callbacks.online import Online
 from qam_lightning.callbacks.progress import Progress
 from qam_lightning.callbacks.recorder import Recorder
 from qam_lightning.data.datamodule import OGBenchData
@@ -183,7 +184,8 @@ class Trainer(pl.Trainer):
         """Sets up Lightning's trainer.
 
         Args:
-            max_steps: Gradient steps at which training ends.
+            max_steps: Gradient steps on the dataset alone; training ends there, unless it goes on
+                online.
             accelerator: Where to train: auto, cpu, gpu, ...
             devices: How many devices, or which.
             strategy: How several devices work together.
@@ -271,9 +273,10 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(Recorder, "log")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Progress, "progress")
-        for key in ("log", "checkpoints"):
+        parser.add_lightning_class_args(Online, "online")
+        for key in ("log", "checkpoints", "online"):
             parser.link_arguments("run_dir", f"{key}.run_dir")
-        for key in ("data", "model.init_args"):
+        for key in ("data", "model.init_args", "online"):
             parser.link_arguments("seed", f"{key}.seed")
         for key in ("chunk", "discount"):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}")
@@ -336,10 +339,11 @@ class FitCLI(LightningCLI):
         Raises:
             UserError: The method cannot be trained as configured.
         """
-        if not self.model.offline_phase:
+        if not self.model.offline_phase and not self.config.online.steps:
             raise UserError(
                 f"{type(self.model).__name__} has no offline phase, it learns from its own "
-                "environment steps only; choose another --method to train on a dataset"
+                "environment steps only; set --online.steps, or choose another --method to train "
+                "on a dataset"
             )
         settings = self.settings()
         if self.checkpoint is not None:

@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"numpy", "torch", "lightning", "ogbench", "gymnasium", "rich", "minari"},
     "envs": {"numpy", "gymnasium", "ogbench"},
     "callbacks": {"torch", "numpy", "lightning", "rich", "wandb", "yaml"}
-    | {"envs", "evaluation", "methods"},
+    | {"data", "envs", "evaluation", "methods"},
     "evaluation": {"numpy", "matplotlib", "imageio", "rich"},
     "laboratory": {"torch", "numpy", "matplotlib", "rich", "yaml"}
     | {"core", "nets", "methods", "explain"},

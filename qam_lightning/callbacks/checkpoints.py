@@ -89,6 +89,12 @@ class Checkpoints(pl.Callback):
         elif step % self.every == 0:
             self._write_last(trainer, step)
 
+    def on_collection(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops after an interrupt also where environment steps follow on each other."""
+        self._written = None  # the state has moved on, although no update was made
+        if self._stop_wanted(trainer, cast(Method, pl_module).env_step):
+            trainer.should_stop = True
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the final state, also that of a run stopped by an interrupt."""
         if self._written != self._boundary:

@@ -66,6 +66,10 @@ class Progress(ProgressBar):
         elif self._enabled and time.monotonic() - self._printed >= self.every:
             self._show(trainer, pl_module)
 
+    def on_collection(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows that steps are taken in the environment, while there are no updates to show."""
+        self.on_train_batch_end(trainer, pl_module)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows the final state."""
         if self._enabled:
@@ -108,6 +112,8 @@ def status(method: Method, total: int, recorder: Recorder | None) -> str:
     """
     step = method.gradient_step
     parts = [f"{method.phase} {step:,}/{total:,}"]
+    if method.env_step:
+        parts.append(f"environment {method.env_step:,}")
     latest = recorder.latest if recorder else {}
     speed = latest.get("steps_per_second", 0.0)
     if speed > 0:

@@ -10,11 +10,11 @@ so that every row of every batch is the same whoever simulates it.
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import gymnasium
 import numpy as np
@@ -72,9 +72,15 @@ class Episode(NamedTuple):
     frames: list[np.ndarray]
 
 
-def episode_seed(seed: int, index: int) -> int:
-    """The reset seed (32 bits) of episode ``index`` of the evaluation with this ``seed``."""
-    return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
+def episode_seed(seed: int, index: int, *stream: int) -> int:
+    """The reset seed (32 bits) of an episode.
+
+    Args:
+        seed: of all episodes.
+        index: number of the episode.
+        stream: tells series of episodes with the same seed apart; an evaluation's has none.
+    """
+    return int(np.random.SeedSequence((seed, index), spawn_key=stream).generate_state(1)[0])
 
 
 def available_cores() -> int:
@@ -141,7 +147,7 @@ class ChunkedEnv:
 class EnvGroup:
     """The environments of one worker; every call serves several of them."""
 
-    def __init__(self, env: str, task: int, sparse: bool, render_size: tuple[int, int]):
+    def __init__(self, env: str, task: int, sparse: bool, render_size: tuple[int, int] | None):
         """Remember what to make; environments are made when first reset."""
         self._make = lambda: ChunkedEnv(make_env(env, task, sparse, render_size))
         self._envs: dict[int, ChunkedEnv] = {}
@@ -157,6 +163,34 @@ class EnvGroup:
         """Execute by (slot, actions)."""
         return [self._envs[slot].execute(actions) for slot, actions in requests]
 
+    def follow(self, request: tuple[np.ndarray, int]) -> Iterator[Chunk | np.ndarray]:
+        """Execute actions (H, A) in the first environment, and answer after each.
+
+        Where they end the episode, another one begins at once.
+
+        Args:
+            request: the actions, and the seed of the next episode.
+
+        Yields:
+            A chunk of one step per action; after one that ended the episode only the first
+            observation of the next.
+        """
+        actions, seed = request
+        for action in actions:
+            step = self._envs[0].execute(action[None])
+            yield step
+            if step.done:
+                yield self._envs[0].reset(seed)[0]
+                return
+
+    def serve(self, verb: str, request: Any) -> Iterator[Any]:
+        """Do what one of the other methods does; yields one answer, or those of `follow`."""
+        answer = getattr(self, verb)(request)
+        if isinstance(answer, Iterator):
+            yield from answer
+        else:
+            yield answer
+
     def close(self) -> None:
         """Close all environments."""
         for env in self._envs.values():
@@ -164,24 +198,27 @@ class EnvGroup:
 
 
 class LocalWorker:
-    """Runs its environments in this process, when the answer is fetched."""
+    """Runs its environments in this process, when an answer is fetched."""
 
     def __init__(self, *settings):
         """See `EnvGroup`."""
         self._group = EnvGroup(*settings)
 
-    def send(self, verb: str, requests: list) -> None:
+    def send(self, verb: str, request: Any) -> None:
         """Accept work."""
-        self._work = verb, requests
+        self._answers = self._group.serve(verb, request)
 
-    def receive(self) -> list:
-        """Do the work and answer."""
-        verb, requests = self._work
-        return getattr(self._group, verb)(requests)
+    def receive(self) -> Any:
+        """Do the work, or the next part of it, and answer."""
+        return next(self._answers)
 
     def close(self) -> None:
         """Close the environments."""
         self._group.close()
+
+
+class WorkerError(RuntimeError):
+    """An environment failed in its process, or the process died."""
 
 
 class ProcessWorker:
@@ -206,21 +243,21 @@ class ProcessWorker:
         theirs.close()
         self._pipe.send(settings)
 
-    def send(self, verb: str, requests: list) -> None:
+    def send(self, verb: str, request: Any) -> None:
         """Hand over work."""
         try:
-            self._pipe.send((verb, requests))
+            self._pipe.send((verb, request))
         except OSError:
             raise self._death() from None
 
-    def receive(self) -> list:
-        """Wait for the answer to the work handed over."""
+    def receive(self) -> Any:
+        """Wait for the next answer to the work handed over."""
         try:
             answer = self._pipe.recv()
         except (EOFError, OSError):
             raise self._death() from None
         if isinstance(answer, str):
-            raise RuntimeError(f"an environment failed in a rollout worker:\n{answer}")
+            raise WorkerError(f"an environment failed in a rollout worker:\n{answer}")
         return answer
 
     def close(self) -> None:
@@ -232,10 +269,10 @@ class ProcessWorker:
             self._process.kill()
             self._process.wait()
 
-    def _death(self) -> RuntimeError:
+    def _death(self) -> WorkerError:
         code = self._process.wait()
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return RuntimeError(
+        return WorkerError(
             f"rollout worker (process {self._process.pid}) ended unexpectedly {how}; "
             "its own output, if any, stands above; was memory exhausted?"
         )

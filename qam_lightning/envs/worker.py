@@ -11,17 +11,18 @@ from qam_lightning.envs.rollout import EnvGroup
 
 def main(descriptor: int) -> None:
     """Serve requests from the pipe with this file descriptor until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business.
+    for number in (signal.SIGINT, signal.SIGTERM):  # both reach whole groups of processes
+        signal.signal(number, signal.SIG_IGN)  # when to stop is the parent's business
     pipe = Connection(descriptor)
     try:
         group = EnvGroup(*pipe.recv())
         while True:
-            verb, requests = pipe.recv()
+            verb, request = pipe.recv()
             try:
-                answer = getattr(group, verb)(requests)
+                for answer in group.serve(verb, request):
+                    pipe.send(answer)
             except Exception:
-                answer = traceback.format_exc()
-            pipe.send(answer)
+                pipe.send(traceback.format_exc())
     except (EOFError, OSError):
         pass
     # GL contexts complain when torn down by the interpreter; the system frees them without noise.

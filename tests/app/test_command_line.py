@@ -102,7 +102,9 @@ def test_generate_collects_and_refuses_to_overwrite(refused, tmp_path, capsys):
 
 
 def test_a_method_without_an_offline_phase_is_refused_a_dataset(refused, small_run, tmp_path):
-    assert "RLPD has no offline phase" in refused(*small_run(1, "--method", "rlpd"))
+    assert "RLPD has no offline phase" in refused(
+        *small_run(1, "--method", "rlpd", "--online.steps=0")
+    )
     assert not (tmp_path / "run").exists()
 
 

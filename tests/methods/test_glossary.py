@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from qam_lightning.batch import Batch
+from qam_lightning.callbacks.online import results
 from qam_lightning.callbacks.recorder import Recorder
 from qam_lightning.evaluation.statistics import summarize
 from qam_lightning.methods.base import Method
@@ -36,6 +38,8 @@ def logged(method: Method, batch: Batch, folder: Path) -> set[str]:
     trainer = pl.Trainer(
         max_steps=2, accelerator="cpu", enable_progress_bar=False, callbacks=[recorder], **quiet
     )
+    online = results([[1.0, -3.0, 4.0]], episodes=1, discarded=0)
+    method.metrics |= {name: torch.tensor(value) for name, value in online.items()}
     trainer.fit(method, DataLoader([batch, batch], batch_size=None))
     episode = SimpleNamespace(success=1.0, episode_return=-3.0, length=4)
     recorder.on_evaluation(trainer, method, {**summarize([episode]), "seconds": 1.0})
