@@ -24,6 +24,7 @@ SMALL: dict[str, Any] = {
     "clip": 1.0,
     "clip_mode": "norm",
     "best_of_n": 1,
+    "standardize": False,
     "compile": False,
     "seed": 0,
 }

@@ -130,6 +130,16 @@ class ChunkStorage:
         lengths = torch.diff(self._stops, prepend=self._stops.new_zeros(1))
         return int((lengths - self.chunk + 1).clamp(min=0).sum())
 
+    def observation_statistics(self, rows: int = 100_000) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (O,) of the observations, from evenly spaced rows.
+
+        Args:
+            rows: About how many rows to look at; all, if there are fewer.
+        """
+        every = max(1, len(self._observations) // rows)
+        std, mean = torch.std_mean(self._observations[::every].double(), dim=0, correction=0)
+        return mean.float(), std.float()
+
     def gather(self, indices: np.ndarray | Tensor) -> Batch:
         """Collects chunks.
 

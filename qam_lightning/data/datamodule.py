@@ -11,6 +11,7 @@ import numpy as np
 import ogbench.utils
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from qam_lightning.batch import Batch
 from qam_lightning.data.batches import Batches
@@ -267,6 +268,10 @@ class OGBenchData(L.LightningDataModule):
         whole = self.online.draw(self.seed, step, self.batch_size, known)
         self.online.wait(whole, known)
         return self.online.gather(storage, whole[mine])
+
+    def observation_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (O,) of the training observations."""
+        return self._storage.observation_statistics()
 
     def train_dataloader(self) -> Batches:
         """An endless iterable of batches that starts at the model's gradient step."""

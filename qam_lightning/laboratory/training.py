@@ -34,6 +34,7 @@ SHARED: dict[str, Any] = {
     "clip": 0.0,
     "clip_mode": "norm",
     "best_of_n": 1,
+    "standardize": False,
     "compile": False,
 }
 

@@ -21,6 +21,7 @@ from qam_lightning.core.draws import Draw, draw, mix
 from qam_lightning.errors import UserError, require
 from qam_lightning.nets.ensemble import CriticEnsemble
 from qam_lightning.nets.frozen import ema_copy
+from qam_lightning.nets.standardize import Standardize
 
 Noise = Mapping[str, Tensor]
 Losses = dict[str, Tensor]
@@ -66,6 +67,8 @@ class Method(L.LightningModule):
         clip: bound on the gradient over all parameters jointly; 0 switches clipping off.
         clip_mode: "norm" rescales to global norm ``clip``; "value" clips element-wise.
         best_of_n: N >= 1 candidates when acting; the one with the largest value is taken.
+        standardize: let the networks see observations with the dataset's means subtracted, divided
+            by its standard deviations (not in the paper).
         compile: compile the losses with torch.compile (needs a C++ compiler on CPUs): a minute
             at the start, then faster updates.
         seed: seed of all training noise (linked to the run's seed).
@@ -87,6 +90,7 @@ class Method(L.LightningModule):
         clip: float,
         clip_mode: Literal["norm", "value"],
         best_of_n: int,
+        standardize: bool,
         compile: bool,
         seed: int,
     ) -> None:
@@ -117,6 +121,7 @@ class Method(L.LightningModule):
         self.clip, self.clip_mode = clip, clip_mode
         self.best_of_n, self.seed = best_of_n, seed
 
+        self.seen = Standardize(obs_dim) if standardize else nn.Identity()
         self.critic = self.make_critic(obs_dim + self.dim, width, depth, ensemble)
         self.critic_ema = ema_copy(self.critic)
 
@@ -190,6 +195,12 @@ class Method(L.LightningModule):
 
     # A training step ---------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        """Take the dataset's statistics, once: a resumed run has them in its checkpoint."""
+        if isinstance(self.seen, Standardize) and self.gradient_step == 0:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.seen.fit(*data.observation_statistics())
+
     def losses(
         self, batch: Batch, noise: Noise, with_actor: bool = True
     ) -> tuple[Losses, dict[str, Tensor]]:
@@ -200,6 +211,10 @@ class Method(L.LightningModule):
             noise: every quantity of :meth:`step_draws`, leading dimension B.
             with_actor: whether the actor is trained too; not on every step under ``delay``.
         """
+        batch = batch._replace(
+            observations=self.seen(batch.observations),
+            next_observations=self.seen(batch.next_observations),
+        )
         critic, metrics = self.critic_loss(batch, noise)
         actor, more = self.actor_losses(batch, noise) if with_actor else ({}, {})
         return {"critic/loss": critic, **actor}, {**metrics, **more}
@@ -311,6 +326,7 @@ class Method(L.LightningModule):
     @torch.no_grad()
     def act(self, s: Tensor, noise: Noise) -> Tensor:
         """Return action chunks in [-1, 1], (n, H, A), at states ``s`` (n, O): the best of N."""
+        s = self.seen(s)
         candidates = self._candidates(self.policy, s, noise)
         if self.best_of_n == 1:
             best = candidates[:, 0]
@@ -322,7 +338,7 @@ class Method(L.LightningModule):
     def behavior_act(self, s: Tensor, noise: Noise) -> Tensor:
         """Return action chunks of the cloned behaviour, (n, H, A), the first candidate of each."""
         first = {name: x[:, :1] for name, x in noise.items()}
-        chunks = self._candidates(self.behavior_policy, s, first)[:, 0]
+        chunks = self._candidates(self.behavior_policy, self.seen(s), first)[:, 0]
         return chunks.unflatten(-1, (self.chunk, self.action_dim))
 
     def _merits(self, s: Tensor, candidates: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ TABLE_3 = {
     "depth": 4,
     "learning_rate": 3e-4,
     "decay_steps": 0,
+    "standardize": False,
     "best_of_n": 1,
 }
 

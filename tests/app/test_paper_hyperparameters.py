@@ -223,6 +223,7 @@ DOMAINS: dict[str, tuple[int, float, float, bool, int]] = {
 
 # Typed from Table 3.
 NETWORKS = {"ensemble": 10, "flow_steps": 10, "width": 512, "depth": 4, "learning_rate": 3e-4}
+NETWORKS |= {"decay_steps": 0, "standardize": False}
 CLIPPED = {"qsm", "dac", "qam", "qam_fql", "qam_edit", "bam"}  # BAM is trained as QAM is
 
 # The other settings that a method's file may fix.

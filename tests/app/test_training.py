@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -240,6 +241,19 @@ def test_the_step_size_decays_along_half_a_cosine_also_through_a_resume(small_ru
     assert step_size(run) == pytest.approx(0.01 * (2 + 2**0.5) / 4)
     assert main(small_run(3, *decaying, "--ckpt_path=last")) == 0
     assert step_size(run) == pytest.approx(0.005)
+
+
+def test_statistics_of_the_observations_are_the_datasets_and_stay(small_run, run, dataset):
+    assert main(small_run(1, "--model.standardize=true")) == 0
+    first = last(run)["state_dict"]
+    with np.load(dataset / "cube-single-play-v0.npz") as data:
+        observations = data["observations"].astype(np.float64)
+    mean, std = observations.mean(0), observations.std(0).clip(0.01)
+    np.testing.assert_allclose(first["seen.mean"], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first["seen.std"], std, rtol=1e-5, atol=1e-6)
+    half = ("--model.standardize=true", "--data.fraction=0.4", "--ckpt_path=last")
+    assert main(small_run(2, *half)) == 0
+    assert torch.equal(last(run)["state_dict"]["seen.mean"], first["seen.mean"])
 
 
 def test_the_saved_configuration_repeats_and_resumes_the_run(small_run, run, tmp_path):

@@ -184,6 +184,21 @@ def test_best_of_n_takes_the_candidate_of_largest_merit(method: Method, batch: B
         torch.testing.assert_close(best[row], winner, rtol=1e-5, atol=1e-6)
 
 
+def test_standardising_is_training_and_acting_on_standardised_observations(
+    method: Method, build: Build, batch: Batch
+) -> None:
+    twin = make(type(method), build, standardize=True)
+    twin.load_state_dict(method.state_dict(), strict=False)
+    mean, std = batch.observations.mean(0), torch.linspace(0.0, 2.0, method.obs_dim)
+    twin.seen.fit(mean, std)
+    scale = std.clamp(min=0.01)
+    s, t = ((x - mean) / scale for x in (batch.observations, batch.next_observations))
+    other = update(method, batch._replace(observations=s, next_observations=t))
+    torch.testing.assert_close(update(twin, batch), other)
+    noise = method.policy_noise(len(s), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(twin.act(batch.observations, noise), method.act(s, noise))
+
+
 def test_state_survives_saving(method: Method, build: Build, batch: Batch, tmp_path: Path) -> None:
     with torch.no_grad():
         for p in method.parameters():

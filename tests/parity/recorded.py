@@ -58,6 +58,7 @@ class Case:
             "clip": 1.0,
             "clip_mode": "norm",
             "best_of_n": c.get("best_of_n", 1),
+            "standardize": False,
             "compile": False,
             "seed": 0,
         }
