@@ -1,11 +1,10 @@
 """The endless stream of training batches, made ahead of time by other threads."""
 
-import functools
 import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from qam_lightning.batch import Batch
@@ -56,13 +55,12 @@ class Batches:
         if self._ahead:
             early = itertools.takewhile(lambda s: s < self._until, itertools.count(step))
             with ThreadPoolExecutor(self._ahead, "batches") as pool:
-                coming = deque(map(self._submit(pool), itertools.islice(early, self._ahead)))
+                coming = deque(
+                    pool.submit(self._batch, s) for s in itertools.islice(early, self._ahead)
+                )
                 while coming:
                     batch = coming.popleft().result()
-                    coming.extend(map(self._submit(pool), itertools.islice(early, 1)))
+                    coming.extend(pool.submit(self._batch, s) for s in itertools.islice(early, 1))
                     yield batch
                     step += 1
         yield from map(self._batch, itertools.count(step))
-
-    def _submit(self, pool: ThreadPoolExecutor) -> Callable[[int], Future[Batch]]:
-        return functools.partial(pool.submit, self._batch)
