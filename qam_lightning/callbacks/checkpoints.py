@@ -108,6 +108,7 @@ class Checkpoints(pl.Callback):
         """Saves what a failure would lose, unless the failure left a step half done."""
         self._restore_handlers()
         whole = self._boundary is not None and self._boundary == pl_module.gradient_step
+        whole &= not any(getattr(c, "busy", False) for c in trainer.callbacks)  # type: ignore[attr-defined]
         # On several devices the other ranks may be gone, and saving would wait for them for ever.
         if whole and trainer.world_size == 1 and _all_finite(pl_module):
             if self._written != self._boundary:

@@ -205,6 +205,9 @@ class Online(pl.Callback):
     The last of the callbacks: a step is begun when all that belongs to the update before is done.
     Callbacks that have a method ``on_collection(trainer, pl_module)`` are told of every step that
     no update follows.
+
+    Attributes:
+        busy: Whether a step is being taken; after a failure, that it was left half done.
     """
 
     def __init__(
@@ -247,6 +250,7 @@ class Online(pl.Callback):
             raise UserError(f"online.steps is {steps}, expected 0 or more than start, {start}")
         self.run_dir, self.steps, self.start, self.utd_ratio = run_dir, steps, start, utd_ratio
         self.mix, self.envs, self.ahead, self.seed = mix, envs, ahead, seed
+        self.busy = False
         # Environment steps in the counts that follow, which are those of the checkpoint.
         self.counted, self.episodes, self.discarded = 0, 0, 0
         self.recent: list[list[float]] = []
@@ -334,7 +338,7 @@ class Online(pl.Callback):
             replay = Replay(self._open(rank), kind, data.chunk, data.discount, envs)
             replay.restore(rows)
         self._replay = replay
-        data.online = Mixture(self._schedule, replay, self.mix == "half", self._receive)
+        data.online = Mixture(self._schedule, replay, self.mix == "half", self._fetch)
         worker = ProcessWorker if self.ahead else LocalWorker
         for number in range(rank, envs, ranks):
             self._streams[number] = Stream(
@@ -405,17 +409,30 @@ class Online(pl.Callback):
     def _advance(self, trainer: pl.Trainer, method: Method) -> None:
         wanted = self._schedule.rows(method.gradient_step) if self.steps else 0
         while method.env_step < wanted and not trainer.should_stop:
-            method.phase = "online"
-            self._receive()
-            self._count()
-            number = method.env_step % cast(Replay, self._replay).envs
-            if number in self._streams:
-                self._streams[number].begin(self._act)
-            method.env_step += 1
+            with self._stepping():
+                method.phase = "online"
+                self._receive()
+                self._count()
+                number = method.env_step % cast(Replay, self._replay).envs
+                if number in self._streams:
+                    self._streams[number].begin(self._act)
+                method.env_step += 1
             if method.env_step < wanted:
                 for callback in trainer.callbacks:  # type: ignore[attr-defined]
                     if hasattr(callback, "on_collection"):
                         callback.on_collection(trainer, method)
+
+    @contextlib.contextmanager
+    def _stepping(self) -> Iterator[None]:
+        """Marks a failure that leaves a step half done."""
+        self.busy = True
+        yield
+        self.busy = False
+
+    def _fetch(self) -> None:
+        """Adds the row of the step that was begun last, as a batch holds it."""
+        with self._stepping():
+            self._receive()
 
     def _act(self, observation: np.ndarray) -> np.ndarray:
         """Samples the chunk (H, A) that starts with the step after the last row."""
@@ -433,11 +450,12 @@ class Online(pl.Callback):
         replay = self._replay
         if replay is None or replay.count == self._method.env_step:
             return
+        with self._writing():
+            replay.reserve()
         number = replay.count % replay.envs
         row = self._streams[number].take(self._act) if number in self._streams else None
         row = self._trainer.strategy.broadcast(row, number % self._trainer.world_size)
-        with self._writing():
-            replay.append(cast(np.ndarray, row))
+        replay.append(cast(np.ndarray, row))
 
     # -- results -----------------------------------------------------------------------------------
 

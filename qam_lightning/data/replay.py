@@ -92,14 +92,22 @@ class Replay:
         """All rows so far, (N,) of the row type."""
         return self._mapped[: self.count]
 
-    def append(self, row: np.ndarray) -> None:
-        """Adds a row.
+    def reserve(self) -> None:
+        """Sees that there is room for another row.
 
         Raises:
             OSError: The file cannot grow, as the disk is full.
         """
         if self.count == len(self._mapped):
             self._grow()
+
+    def append(self, row: np.ndarray) -> None:
+        """Adds a row.
+
+        Raises:
+            OSError: See `reserve`.
+        """
+        self.reserve()
         self._mapped[self.count] = row
         self.crc32 = zlib.crc32(row.tobytes(), self.crc32)
         self.count += 1

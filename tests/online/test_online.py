@@ -1,5 +1,6 @@
 """Runs through both phases: what they store, and that nothing depends on time or interruption."""
 
+import errno
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from qam_lightning.callbacks import online
 from qam_lightning.callbacks.checkpoints import read_checkpoint
 from qam_lightning.callbacks.online import Online
 from qam_lightning.cli import main
+from qam_lightning.data import replay
 from qam_lightning.data.replay import RUNNING, TERMINATED, TRUNCATED, row_type
 from qam_lightning.envs.make import make_env
 from qam_lightning.methods.base import Method
@@ -211,6 +213,27 @@ def test_an_interrupt_stops_the_first_steps_too(whole, arguments, tmp_path, monk
     assert stopped["gradient_step"] == OFFLINE and 5 < stopped["env_step"] < START
     assert stopped["phase"] == "online"
     assert main(arguments("--evaluation.every=6", "--ckpt_path=last")) == 0
+    assert_same_runs(whole, run)
+
+
+def test_a_full_disk_stops_the_run_with_what_was_saved(
+    whole, arguments, tmp_path, monkeypatch, capsys
+):
+    run, flags, grow = tmp_path / "run", ("--evaluation.every=6",), replay.Replay._grow
+
+    def full(self):
+        if self.count:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        grow(self)
+
+    monkeypatch.setattr(replay, "_BLOCK", 16)
+    monkeypatch.setattr(replay.Replay, "_grow", full)
+    assert main(arguments(*flags, "--checkpoints.every=7")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "replay.bin: cannot write: No space left" in error
+    assert last(run)["counters"]["gradient_step"] == 7  # not a state with a step half done
+    monkeypatch.undo()
+    assert main(arguments(*flags, "--ckpt_path=last")) == 0
     assert_same_runs(whole, run)
 
 
