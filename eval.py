@@ -4,18 +4,13 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from qam_lightning.arguments import Parser, at_least, run
+from qam_lightning.errors import UserError
 
 FRAMES_IN_PICTURE = 6
 FRAMES_IN_VIDEO = 250  # a frame costs a software renderer 0.2 s, more than the physics
-
-
-class Parser(argparse.ArgumentParser):
-    """Answers mistakes with one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit with code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -78,31 +73,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def at_least(bound: int) -> Any:
-    """Give an argument type: integers from ``bound`` on."""
-
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < bound:
-            raise argparse.ArgumentTypeError(f"expected at least {bound}, found {value}")
-        return value
-
-    return integer
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = parse(arguments)
-    from qam_lightning.errors import UserError
-
-    try:
-        evaluate(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run(evaluate, parse(arguments))
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -115,7 +88,6 @@ def evaluate(options: argparse.Namespace) -> None:
     from qam_lightning.callbacks.evaluation import EpisodePolicy
     from qam_lightning.envs.make import env_id
     from qam_lightning.envs.rollout import RolloutPool
-    from qam_lightning.errors import UserError
     from qam_lightning.evaluation.plots import read_curve
     from qam_lightning.evaluation.report import build_report, write_report
     from qam_lightning.evaluation.tables import report_table
@@ -159,7 +131,6 @@ def evaluate(options: argparse.Namespace) -> None:
 def locate(source: Path, which: str) -> tuple[Path, Path]:
     """Find the checkpoint file and the run folder it belongs to."""
     from qam_lightning.callbacks.checkpoints import checkpoint_path
-    from qam_lightning.errors import UserError
 
     if source.is_dir():
         return checkpoint_path(source, which), source

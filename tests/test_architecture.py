@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "qam_lightning"
-COMMON = {"qam_lightning.batch", "qam_lightning.errors", "qam_lightning.provenance"}
+COMMON = {f"qam_lightning.{name}" for name in ("arguments", "batch", "errors", "provenance")}
 """Root modules that every room may use."""
 
 MAY_IMPORT: dict[str, set[str]] = {

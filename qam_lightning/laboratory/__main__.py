@@ -8,27 +8,9 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-
-class Parser(argparse.ArgumentParser):
-    """Answers mistakes with one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit with code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
-
-
-def at_least(bound: int) -> Any:
-    """Give an argument type: integers from ``bound`` on."""
-
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < bound:
-            raise argparse.ArgumentTypeError(f"expected at least {bound}, found {value}")
-        return value
-
-    return integer
+from qam_lightning.arguments import Parser, at_least, run
+from qam_lightning.errors import UserError
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -59,17 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = parse(arguments)
-    from qam_lightning.errors import UserError
-
-    try:
-        experiment(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run(experiment, parse(arguments))
 
 
 def chosen(flag: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
@@ -78,7 +50,6 @@ def chosen(flag: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
     Raises:
         UserError: a name is unknown.
     """
-    from qam_lightning.errors import UserError
     from qam_lightning.explain import closest
 
     known = list(known)
@@ -94,7 +65,6 @@ def experiment(options: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
 
-    from qam_lightning.errors import UserError
     from qam_lightning.laboratory import report, training
     from qam_lightning.laboratory.problems import PROBLEMS
 

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -85,6 +85,24 @@ class Case:
         """Return all arrays below ``prefix``, keyed by the rest of their names."""
         start = prefix + "/"
         return {n[len(start) :]: self.tensor(n) for n in self.arrays if n.startswith(start)}
+
+
+class Agent(NamedTuple):
+    """How a recorded agent maps onto one of our methods."""
+
+    method: type[Method]
+    arguments: dict[str, str]  # ours -> theirs
+    draws: list[str]  # in the recorded order
+    terms: dict[str, str]  # theirs -> ours
+    places: Places
+
+
+CRITIC_TERMS = {
+    "critic/critic_loss": "critic/loss",
+    "critic/q_mean": "critic/q_mean",
+    "critic/q_max": "critic/q_max",
+    "critic/q_min": "critic/q_min",
+}
 
 
 def critics(*recorded: str) -> Places:

@@ -1,6 +1,6 @@
 """FBRAC, FQL, FAWAC, IFQL and FEdit against recorded losses, gradients and actions."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +12,11 @@ from qam_lightning.methods.fedit import FEdit
 from qam_lightning.methods.fql import FQL
 from qam_lightning.methods.ifql import IFQL
 from tests.parity.recorded import (
+    CRITIC_TERMS,
     FOLDER,
     PATHS,
+    Agent,
     Case,
-    Places,
     check_losses,
     critics,
     gaussian,
@@ -23,24 +24,7 @@ from tests.parity.recorded import (
     restore,
 )
 
-
-class Agent(NamedTuple):
-    """How a recorded agent maps onto one of our methods."""
-
-    method: type[Method]
-    arguments: dict[str, str]  # ours -> theirs
-    draws: list[str]  # in the recorded order
-    terms: dict[str, str]  # theirs -> ours
-    places: Places
-
-
-TERMS = {
-    "critic/critic_loss": "critic/loss",
-    "critic/q_mean": "critic/q_mean",
-    "critic/q_max": "critic/q_max",
-    "critic/q_min": "critic/q_min",
-}
-CLONING = {**TERMS, "actor/bc_flow_loss": "actor/flow_loss"}
+CLONING = {**CRITIC_TERMS, "actor/bc_flow_loss": "actor/flow_loss"}
 CRITIC, CRITIC_AND_VALUE = critics("critic"), critics("critic", "value")
 
 AGENTS = {
@@ -66,7 +50,7 @@ AGENTS = {
         FAWAC,
         {"tau": "inv_temp"},
         ["next/z", "x_0", "u"],
-        {**TERMS, "actor/actor_loss": "actor/flow_loss", "critic/value_loss": "value/loss"},
+        {**CRITIC_TERMS, "actor/actor_loss": "actor/flow_loss", "critic/value_loss": "value/loss"},
         {**CRITIC_AND_VALUE, "actor/mlp": "actor.flow.mlp."},
     ),
     "ifql": Agent(

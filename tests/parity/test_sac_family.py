@@ -1,7 +1,5 @@
 """ReBRAC, DSRL and RLPD against recorded losses, gradients and actions."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 
@@ -10,10 +8,11 @@ from qam_lightning.methods.dsrl import DSRL
 from qam_lightning.methods.rebrac import ReBRAC
 from qam_lightning.methods.rlpd import RLPD
 from tests.parity.recorded import (
+    CRITIC_TERMS,
     FOLDER,
     PATHS,
+    Agent,
     Case,
-    Places,
     check_losses,
     critics,
     gaussian,
@@ -21,23 +20,6 @@ from tests.parity.recorded import (
     restore,
 )
 
-
-class Agent(NamedTuple):
-    """How a recorded agent maps onto one of our methods."""
-
-    method: type[Method]
-    arguments: dict[str, str]  # ours -> theirs
-    draws: list[str]  # in the recorded order
-    terms: dict[str, str]  # theirs -> ours
-    places: Places
-
-
-TERMS = {
-    "critic/critic_loss": "critic/loss",
-    "critic/q_mean": "critic/q_mean",
-    "critic/q_max": "critic/q_max",
-    "critic/q_min": "critic/q_min",
-}
 TUNING = {
     "actor/alpha_loss": "actor/coefficient_loss",
     "actor/alpha": "actor/entropy_coefficient",
@@ -49,7 +31,7 @@ AGENTS = {
         ReBRAC,
         {"alpha": "alpha_actor", "noise_scale": "actor_noise"},
         ["next/z"],
-        {**TERMS, "actor/actor_loss": "actor/q_loss", "actor/bc_loss": "actor/bc_loss"},
+        {**CRITIC_TERMS, "actor/actor_loss": "actor/q_loss", "actor/bc_loss": "actor/bc_loss"},
         {
             **critics("critic"),
             "actor/actor_net": "actor.mlp.",
@@ -63,7 +45,7 @@ AGENTS = {
         {"noise_scale": "noise_scale"},
         ["next/z", "latent/z", "x_0", "u", "policy/z"],
         {
-            **TERMS,
+            **CRITIC_TERMS,
             **TUNING,
             "critic/distill_loss": "latent/loss",
             "actor/flow_loss": "actor/flow_loss",
@@ -81,7 +63,7 @@ AGENTS = {
         RLPD,
         {},
         ["next/z", "policy/z"],
-        {**TERMS, **TUNING},
+        {**CRITIC_TERMS, **TUNING},
         {
             **critics("critic"),
             **gaussian("actor", "actor.gaussian."),
