@@ -354,7 +354,8 @@ class Method(L.LightningModule):
     # Counters ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store our own counters; nothing depends on how Lightning counts."""
+        """Store our own counters, and the metrics that a delayed loss left from its last step."""
+        checkpoint["metrics"] = {name: x.cpu() for name, x in self.metrics.items()}
         checkpoint["counters"] = {
             "gradient_step": self.gradient_step,
             "env_step": self.env_step,
@@ -362,6 +363,7 @@ class Method(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters."""
+        """Restore the counters and metrics."""
+        self.metrics = dict(checkpoint.get("metrics", {}))
         for name, value in checkpoint["counters"].items():
             setattr(self, name, value)

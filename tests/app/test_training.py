@@ -211,6 +211,17 @@ def test_a_run_can_branch_off_another_and_go_back_to_its_best(small_run, run, tm
     assert steps(branch / "metrics/train.csv") == [3]
 
 
+def test_a_delayed_loss_is_logged_after_a_resume_as_without_it(small_run, run, tmp_path):
+    whole, method = tmp_path / "whole", "--method=rebrac"
+    assert main(small_run(3, method, run_dir=whole)) == 0
+    assert main(small_run(2, method)) == 0
+    assert main(small_run(3, method, "--ckpt_path=last")) == 0
+    resumed, straight = (read_csv(folder / "metrics/train.csv") for folder in (run, whole))
+    for row in (*resumed, *straight):
+        del row["steps_per_second"]
+    assert resumed == straight and resumed[-1]["actor/bc_loss"]
+
+
 def test_changed_settings_are_told_on_resume(small_run, run, refused, capsys):
     assert main(small_run(1)) == 0
     capsys.readouterr()
