@@ -1,5 +1,6 @@
 """Fixtures and builders that several rooms' tests share."""
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,12 @@ SMALL: dict[str, Any] = {
     "compile": False,
     "seed": 0,
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Take SIGINT as from a terminal, also where the tests were started in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
