@@ -20,6 +20,7 @@ _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>"
     r"|Problem with given class_path|Expected a path but"
 )
+_GIVEN = re.compile(r"Given value: (.*)")
 _CLASS_PATH = re.compile(r"given class_path '([\w.]+)'")
 
 
@@ -43,6 +44,9 @@ def explain(error: Exception, parser: ArgumentParser, argv: Sequence[str]) -> st
     key = ".".join(re.findall(r"'([\w.]+)'", keys))
     message = re.sub(r"<class '([\w.]+)'>", r"\1", message[len(keys) :])
     message = re.sub(r"typing\.Literal\[([^]]*)\]", r"one of \1", message)
+    # A value that may also be left out is answered in other words than one that may not.
+    if (one := re.fullmatch(r"Expected an? ([\w.]+)", message)) and (given := _GIVEN.search(text)):
+        message = f"expected {one[1]}, found {given[1]}"
     message = re.sub(r"Expected an? (.*?)\. Got value:", r"expected \1, found", message)
     return f"{key}: {message}{_place(key, argv)}" if key else message
 

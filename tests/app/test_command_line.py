@@ -49,7 +49,7 @@ SCENE = ("fit", "--config", "scene.yaml")
         ((*SCENE, "--ckpt_path", "nowhere.ckpt"), "--ckpt_path nowhere.ckpt: no such file"),
         (("generate",), "required: env"),
         (("generate", "--env", "sceen"), "'sceen'"),
-        (("generate", "--env", "scene", "--episodes", "few"), "episodes: Expected a int"),
+        (("generate", "--env", "scene", "--episodes", "few"), "episodes: expected int, found few"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
