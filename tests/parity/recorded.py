@@ -176,6 +176,19 @@ def restore(case: Case, method: Method, places: Places) -> Method:
     return method
 
 
+def rebuild(case: Case, agent: Agent, **changes: Any) -> Method:
+    """Build our method as it was recorded, with the recorded weights."""
+    own = {ours: case.config[theirs] for ours, theirs in agent.arguments.items()}
+    return restore(case, agent.method(**{**case.shared(), **own, **changes}), agent.places)
+
+
+def check_agent(case: Case, agent: Agent) -> None:
+    """Compare all losses and gradients of an agent with the recorded ones."""
+    method = rebuild(case, agent)
+    noise = name_draws(case.draws("loss_noise"), agent.draws, method.step_draws())
+    check_losses(case, method, noise, agent.terms, agent.places)
+
+
 def name_draws(
     draws: Sequence[Tensor], names: Sequence[str], spec: Mapping[str, Draw]
 ) -> dict[str, Tensor]:

@@ -1,11 +1,8 @@
 """FBRAC, FQL, FAWAC, IFQL and FEdit against recorded losses, gradients and actions."""
 
-from typing import Any
-
 import pytest
 import torch
 
-from qam_lightning.methods.base import Method
 from qam_lightning.methods.fawac import FAWAC
 from qam_lightning.methods.fbrac import FBRAC
 from qam_lightning.methods.fedit import FEdit
@@ -17,11 +14,11 @@ from tests.parity.recorded import (
     PATHS,
     Agent,
     Case,
-    check_losses,
+    check_agent,
     critics,
     gaussian,
     name_draws,
-    restore,
+    rebuild,
 )
 
 CLONING = {**CRITIC_TERMS, "actor/bc_flow_loss": "actor/flow_loss"}
@@ -94,22 +91,17 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
 
-def build(case: Case, **changes: Any) -> tuple[Method, Agent]:
-    agent = AGENTS[case.config["agent_name"]]
-    own = {ours: case.config[theirs] for ours, theirs in agent.arguments.items()}
-    method = agent.method(**{**case.shared(), **own, **changes})
-    return restore(case, method, agent.places), agent
+def agent(case: Case) -> Agent:
+    return AGENTS[case.config["agent_name"]]
 
 
 def test_losses_and_gradients(case: Case) -> None:
-    method, agent = build(case)
-    noise = name_draws(case.draws("loss_noise"), agent.draws, method.step_draws())
-    check_losses(case, method, noise, agent.terms, agent.places)
+    check_agent(case, agent(case))
 
 
 def test_actions(case: Case) -> None:
     candidates = case.config.get("num_samples", 1)
-    method, _ = build(case, best_of_n=candidates)
+    method = rebuild(case, agent(case), best_of_n=candidates)
     spec, draws = method.policy_draws(), case.draws("act_noise")
     if candidates > 1:  # all candidates of one state after those of another
         noise = {"z": torch.stack(draws)}

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from qam_lightning.methods.base import Method
 from qam_lightning.methods.dsrl import DSRL
 from qam_lightning.methods.rebrac import ReBRAC
 from qam_lightning.methods.rlpd import RLPD
@@ -13,11 +12,11 @@ from tests.parity.recorded import (
     PATHS,
     Agent,
     Case,
-    check_losses,
+    check_agent,
     critics,
     gaussian,
     name_draws,
-    restore,
+    rebuild,
 )
 
 TUNING = {
@@ -81,20 +80,16 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
 
-def build(case: Case) -> tuple[Method, Agent]:
-    agent = AGENTS[case.config["agent_name"]]
-    own = {ours: case.config[theirs] for ours, theirs in agent.arguments.items()}
-    return restore(case, agent.method(**case.shared(), **own), agent.places), agent
+def agent(case: Case) -> Agent:
+    return AGENTS[case.config["agent_name"]]
 
 
 def test_losses_and_gradients(case: Case) -> None:
-    method, agent = build(case)
-    noise = name_draws(case.draws("loss_noise"), agent.draws, method.step_draws())
-    check_losses(case, method, noise, agent.terms, agent.places)
+    check_agent(case, agent(case))
 
 
 def test_actions(case: Case) -> None:
-    method, _ = build(case)
+    method = rebuild(case, agent(case))
     noise = name_draws(case.draws("act_noise"), ["z"], method.policy_draws())
     actions = method.act(case.batch().observations, {"z": noise["z"][:, None]}).flatten(1)
     torch.testing.assert_close(actions, case.tensor("actions"), rtol=1e-4, atol=1e-5)
