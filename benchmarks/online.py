@@ -19,12 +19,11 @@ import warnings
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from qam_lightning.callbacks.evaluation import EpisodePolicy
-from qam_lightning.cli import CONFIGS, FitCLI
+from qam_lightning.cli import FitCLI
 from qam_lightning.data.generate import generate
 from qam_lightning.envs.make import make_env
 from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool
@@ -32,7 +31,7 @@ from qam_lightning.methods.base import Method
 
 SIZES: dict[str, dict[str, int]] = {
     "paper": {"width": 512, "depth": 4, "ensemble": 10, "flow_steps": 10},
-    "quickstart": yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())["model"]["init_args"],
+    "quickstart": {"width": 128, "depth": 3, "ensemble": 5, "flow_steps": 5},
 }
 WARM_UP = 10  # steps of each phase that are not timed
 

@@ -37,7 +37,7 @@ from qam_lightning.methods.base import Method
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, TRANSITIONS = 46, 5, 5, 256, 300_000
 SIZES: dict[str, dict[str, int]] = {
     "paper": {"width": 512, "depth": 4, "ensemble": 10, "flow_steps": 10},
-    "quickstart": yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())["model"]["init_args"],
+    "quickstart": {"width": 128, "depth": 3, "ensemble": 5, "flow_steps": 5},
 }
 
 

@@ -108,9 +108,7 @@ def test_every_domain_builds_with_every_method(domain, monkeypatch, tmp_path):
     monkeypatch.setattr(datamodule, "make_task_env", make)
     small = ["--model.width=8", "--model.depth=1", f"--run_dir={tmp_path}"]
     cpu = ["--trainer.accelerator=cpu"]
-    # The quickstarts set a temperature, which only QAM's family takes as they mean it.
-    family = ["bam", "qam", "qam_edit", "qam_fql"]
-    for method in family if domain.startswith("quickstart") else METHODS:
+    for method in METHODS:
         cli = FitCLI([f"--config={domain}.yaml", f"--config=methods/{method}.yaml", *small, *cpu])
         assert type(cli.model).__module__ == f"qam_lightning.methods.{method}"
         assert cli.config.method == method
