@@ -20,12 +20,13 @@ _LINE, _FAINT, _INK = "#2a6fbb", "#9db8d6", "#333333"
 
 
 class Curve(NamedTuple):
-    """A learning curve.
+    """A learning curve through both phases.
 
     Attributes:
-        steps: (n,) gradient steps, increasing.
+        steps: (n,) gradient steps of the offline phase, plus the environment steps of the online
+            phase; increasing.
         success: (n,) success rates in [0, 1].
-        online_from: the step at which the online phase took over, None if there is none.
+        online_from: where the online phase begins, None if there is none.
     """
 
     steps: np.ndarray
@@ -41,20 +42,31 @@ def read_curve(run: Path) -> Curve:
     """
     path = run / "metrics" / "eval.csv"
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        steps = np.array([int(row["gradient_step"]) for row in rows])
+        rows = _rows(path)
+        gradient, env = (np.array([int(r[k]) for r in rows]) for k in ("gradient_step", "env_step"))
+        online = np.array([row["phase"] == "online" for row in rows])
         success = np.array([float(row["success"]) for row in rows])
     except OSError:
         raise UserError(f"{path}: no such file; the learning curve is read from it") from None
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{path}: expected a CSV file with numbers in 'gradient_step' and 'success'"
+            f"{path}: expected a CSV file with numbers in 'gradient_step', 'env_step' and "
+            "'success', and a 'phase'"
         ) from None
     if not rows:
         raise UserError(f"{path}: holds no evaluation yet; train for longer")
-    offline = sum(row.get("phase") != "online" for row in rows)
-    return Curve(steps, success, int(steps[max(0, offline - 1)]) if offline < len(rows) else None)
+    if not online.any():
+        return Curve(gradient, success, None)
+    # Rows of training come more often than evaluations, so they know the last offline step better.
+    train = path.with_name("train.csv")
+    known = [*rows, *(_rows(train) if train.exists() else [])]
+    start = max((int(r["gradient_step"]) for r in known if r["phase"] == "offline"), default=0)
+    return Curve(np.where(online, start + env, gradient), success, start)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def draw_picture(
@@ -64,10 +76,10 @@ def draw_picture(
     frames: Sequence[np.ndarray] = (),
     frame_steps: Sequence[int] = (),
 ) -> Path:
-    """Draw success against gradient steps, above a strip of rollout frames, as a PNG file.
+    """Draw success over both phases of training, above a strip of rollout frames, as a PNG file.
 
-    Several runs (seeds of one configuration) are drawn faintly, with their mean and its 95%
-    bootstrap band at the steps that all of them evaluated.
+    A dotted line marks where the online phase begins. Several runs (seeds of one configuration)
+    are drawn faintly, with their mean and its 95% bootstrap band at the steps that all evaluated.
 
     Args:
         path: the file to write; its folder is made, an older file replaced.
@@ -111,6 +123,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     for start in {curve.online_from for curve in curves if curve.online_from is not None}:
         axes.axvline(start, color=_INK, lw=0.8, ls=":")
         axes.annotate(" online", (start, 1.0), color=_INK, fontsize=8, va="top")
+    both = any(curve.online_from is not None for curve in curves)
     axes.annotate(
         f"{success[-1]:.0%}",
         (steps[-1], success[-1]),
@@ -121,7 +134,8 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
         va="center",
         annotation_clip=False,
     )
-    axes.set(xlabel="gradient steps", ylabel="success", ylim=(0, 1))
+    label = "gradient steps offline, then environment steps" if both else "gradient steps"
+    axes.set(xlabel=label, ylabel="success", ylim=(0, 1))
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))

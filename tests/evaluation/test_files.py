@@ -5,10 +5,11 @@ import json
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from qam_lightning.envs.rollout import Episode
 from qam_lightning.errors import UserError
-from qam_lightning.evaluation.plots import draw_picture, read_curve
+from qam_lightning.evaluation.plots import _draw_curves, draw_picture, read_curve
 from qam_lightning.evaluation.report import build_report, write_report
 from qam_lightning.evaluation.video import write_video
 
@@ -23,8 +24,8 @@ def write_curve(run, rows, header=HEADER):
 
 @pytest.fixture
 def runs(tmp_path):
-    first = ["100,0,offline,0.1,-9,9,1", "200,0,offline,0.3,-9,9,1", "300,100,online,0.5,-9,9,1"]
-    second = ["100,0,offline,0.2,-9,9,1", "300,100,online,0.9,-9,9,1"]
+    first = ["100,0,offline,0.1,-9,9,1", "200,0,offline,0.3,-9,9,1", "300,150,online,0.5,-9,9,1"]
+    second = ["100,0,offline,0.2,-9,9,1", "200,0,offline,0.2,-9,9,1", "300,150,online,0.9,-9,9,1"]
     return [write_curve(tmp_path / "a", first), write_curve(tmp_path / "b", second)]
 
 
@@ -38,10 +39,42 @@ def test_a_video_holds_the_frames(tmp_path):
 
 def test_read_curve(runs):
     curve = read_curve(runs[0])
-    np.testing.assert_array_equal(curve.steps, [100, 200, 300])
+    # Offline gradient steps, then environment steps: there are more of these than of updates.
+    np.testing.assert_array_equal(curve.steps, [100, 200, 350])
     np.testing.assert_array_equal(curve.success, [0.1, 0.3, 0.5])
     assert curve.online_from == 200  # the last step evaluated offline
-    assert read_curve(runs[1]).online_from == 100
+
+
+def test_the_online_phase_begins_with_the_last_offline_row_of_training(runs):
+    rows = ["190,0,offline,1", "230,0,offline,1", "240,60,online,1"]
+    table = "gradient_step,env_step,phase,loss\n" + "".join(f"{row}\n" for row in rows)
+    (runs[0] / "metrics/train.csv").write_text(table)
+    curve = read_curve(runs[0])
+    assert curve.online_from == 230
+    np.testing.assert_array_equal(curve.steps, [100, 200, 380])
+
+
+def test_a_run_without_an_offline_phase_starts_at_no_step(tmp_path):
+    curve = read_curve(write_curve(tmp_path / "run", ["20,120,online,0.5,-9,9,1"]))
+    assert (curve.online_from, curve.steps.tolist()) == (0, [120])
+
+
+def test_a_run_of_one_phase_has_no_mark(tmp_path):
+    curve = read_curve(write_curve(tmp_path / "run", ["20,0,offline,0.5,-9,9,1"]))
+    assert (curve.online_from, curve.steps.tolist()) == (None, [20])
+
+
+def test_pictures_mark_where_the_online_phase_begins(tmp_path, runs):
+    axes = Figure().add_subplot()
+    _draw_curves(axes, [read_curve(runs[0])])
+    curve, mark = axes.lines
+    assert curve.get_xdata().tolist() == [100, 200, 350]
+    assert set(mark.get_xdata()) == {200}
+    assert axes.get_xlabel() == "gradient steps offline, then environment steps"
+    alone = Figure().add_subplot()
+    offline = write_curve(tmp_path / "run", ["20,0,offline,0.5,-9,9,1"])
+    _draw_curves(alone, [read_curve(offline)])
+    assert len(alone.lines) == 1 and alone.get_xlabel() == "gradient steps"
 
 
 @pytest.mark.parametrize(
