@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qam_lightning.envs.rollout import RolloutPool
+from qam_lightning.envs.rollout import RolloutPool, Share
 from qam_lightning.errors import UserError
 from qam_lightning.evaluation.statistics import summarize
 from qam_lightning.methods.base import Method
@@ -61,8 +61,8 @@ class Evaluate(pl.Callback):
     given to every callback that has a method ``on_evaluation(trainer, pl_module, results)``, in the
     order of the callbacks. Also evaluates at the end of training, unless it was interrupted.
 
-    The same episodes are run every time, so that differences come from the policy. On several
-    devices the first rank evaluates while the others wait; all receive the results.
+    The same episodes are run every time, so that differences come from the policy. Several ranks
+    simulate a share of the environments each, and the results are those of one, to the bit.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Evaluate(pl.Callback):
         Args:
             every: gradient steps between evaluations.
             episodes: episodes per evaluation.
-            workers: processes that simulate; 0 simulates in this one; None uses all cores. The
-                results do not depend on it.
+            workers: processes that simulate, on every rank; 0 simulates in this one; None uses all
+                cores. The results do not depend on it.
             seed: seed of the episodes and of the policy's noise.
             at_start: evaluate before the first step too.
 
@@ -136,9 +136,9 @@ class Evaluate(pl.Callback):
     def _evaluate(self, trainer: pl.Trainer, method: Method) -> None:
         if self._evaluated == method.gradient_step:
             return  # Online, several environment steps may pass without a gradient step.
-        found = self._roll_out(trainer, method) if trainer.is_global_zero else None
+        found = self._roll_out(trainer, method)
         self._evaluated = method.gradient_step  # only now: an interrupted one is done again
-        self.latest = cast(dict[str, float], trainer.strategy.broadcast(found))
+        self.latest = trainer.strategy.broadcast(found)  # the first rank's, for the time it took
         method.evaluation = self.latest  # type: ignore[assignment]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             listener = getattr(callback, "on_evaluation", None)
@@ -149,7 +149,14 @@ class Evaluate(pl.Callback):
         start = time.perf_counter()
         if self._pool is None:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            self._pool = RolloutPool(data.env, data.task, data.sparse, self.workers)
+            ranks = trainer.world_size
+
+            def gather(mine: Any) -> list[Any]:
+                return [trainer.strategy.broadcast(mine, rank) for rank in range(ranks)]
+
+            share = Share(trainer.global_rank, ranks, gather)
+            settings = (data.env, data.task, data.sparse, self.workers)
+            self._pool = RolloutPool(*settings, share=share)
         policy = EpisodePolicy(method, self.seed)
         found = summarize(self._pool.run(policy, self.episodes, self.seed))
         return {**found, "seconds": time.perf_counter() - start}

@@ -278,6 +278,27 @@ class ProcessWorker:
         )
 
 
+class Share(NamedTuple):
+    """One of several programs that roll out the same episodes together.
+
+    Each runs the same policy on all rows, but simulates its share of the environments only: slot j
+    belongs to rank j mod ``ranks``. So the episodes are the same, bit for bit, as with one.
+
+    Attributes:
+        rank: which this is.
+        ranks: how many there are.
+        gather: ``gather(mine)`` gives what every rank gave, in their order; all call it at once.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    gather: Callable[[Any], list[Any]] = lambda mine: [mine]
+
+
+ALONE = Share()
+"""All of it."""
+
+
 class RolloutPool:
     """Environments of one task, spread over worker processes, for use again and again.
 
@@ -292,6 +313,7 @@ class RolloutPool:
         workers: int | None = None,
         slots: int = 8,
         render_size: tuple[int, int] = (320, 240),
+        share: Share = ALONE,
     ):
         """Describe the pool.
 
@@ -303,11 +325,13 @@ class RolloutPool:
             slots: environments to run at once (never more than episodes). It is the number of rows
                 of the policy's batch, therefore independent of ``workers``.
             render_size: (width, height) of recorded frames.
+            share: this program's part, where several roll out together.
 
         Raises:
             UserError: unknown environment or task.
         """
         env_id(env, task)
+        self._share = share
         self._settings = (env, task, sparse, render_size)
         self._wanted = available_cores() if workers is None else workers
         self._slots = slots
@@ -388,10 +412,28 @@ class RolloutPool:
             running[slot].observation, running[slot].frames = answer
 
     def _exchange(self, verb: str, requests: list) -> list:
+        """Has every request served by the rank that has its slot; the answers in their order."""
+        if not requests:
+            return []
+        rank, ranks, gather = self._share
+        mine: list | Exception
+        try:
+            mine = self._serve(verb, [r for r in requests if r[0] % ranks == rank])
+        except Exception as error:  # the others wait for an answer too
+            mine = error
+        gathered = gather(mine)
+        for answers in gathered:
+            if isinstance(answers, Exception):
+                raise answers
+        parts = [iter(answers) for answers in gathered]
+        return [next(parts[slot % ranks]) for slot, *_ in requests]
+
+    def _serve(self, verb: str, requests: list) -> list:
         """One message to every worker concerned, one answer each, in the order of requests."""
         shares: dict[int, list[int]] = {}
         for position, (slot, *_) in enumerate(requests):
-            shares.setdefault(slot % len(self._workers), []).append(position)
+            worker = slot // self._share.ranks % len(self._workers)
+            shares.setdefault(worker, []).append(position)
         for worker, positions in shares.items():
             self._workers[worker].send(verb, [requests[p] for p in positions])
         answers: list = [None] * len(requests)
@@ -403,7 +445,8 @@ class RolloutPool:
     def _start(self, slots: int) -> None:
         if not self._workers:
             kind = ProcessWorker if self._wanted else LocalWorker
-            count = max(1, min(self._wanted, slots))
+            mine = len(range(self._share.rank, slots, self._share.ranks))
+            count = max(1, min(self._wanted, mine))
             self._workers = [kind(*self._settings) for _ in range(count)]
 
     def close(self) -> None:
