@@ -11,7 +11,7 @@ import netrc
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlparse
@@ -31,8 +31,9 @@ Row = dict[str, Any]
 class Recorder(pl.Callback):
     """Writes the method's metrics and the evaluations' results.
 
-    Besides the method's own metrics a row carries ``gradient_step``, ``env_step``, ``phase`` and
-    ``steps_per_second`` (gradient steps, evaluations not counted).
+    Besides the method's own metrics, averaged over ranks, a row carries ``gradient_step``,
+    ``env_step``, ``phase`` and ``steps_per_second`` (gradient steps; neither evaluations count nor
+    environment steps that no update follows).
 
     Attributes:
         latest: The latest row of training metrics, empty before the first.
@@ -96,6 +97,10 @@ class Recorder(pl.Callback):
         """Starts the clock of the training speed."""
         self._step, self._since = cast(Method, pl_module).gradient_step, time.perf_counter()
 
+    def on_collection(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock anew: what a long collection takes is not the speed of updates."""
+        self.on_train_start(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
     ) -> None:
@@ -107,7 +112,8 @@ class Recorder(pl.Callback):
         method = cast(Method, pl_module)
         if method.gradient_step % self.every != 0:
             return
-        metrics = host_values(method.metrics)
+        # All ranks see a loss that is not finite on one, and stop together.
+        metrics = host_values(method.metrics, trainer.strategy.reduce)
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"training diverged: the loss is {metrics['loss']} at gradient step "
@@ -159,11 +165,18 @@ class Recorder(pl.Callback):
         return round(speed, 3)
 
 
-def host_values(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Brings 0-dim tensors to the host with a single synchronisation, as floats of 6 digits."""
+def host_values(
+    metrics: Mapping[str, torch.Tensor], combine: Callable[[Any], Any] = lambda values: values
+) -> dict[str, float]:
+    """Brings 0-dim tensors to the host with a single synchronisation, as floats of 6 digits.
+
+    Args:
+        metrics: Name -> 0-dim tensor.
+        combine: What to do with all of them, as one tensor, beforehand.
+    """
     if not metrics:
         return {}
-    values = torch.stack([value.float() for value in metrics.values()]).tolist()
+    values = combine(torch.stack([value.float() for value in metrics.values()])).tolist()
     return {name: float(f"{value:.6g}") for name, value in zip(metrics, values, strict=True)}
 
 
