@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from qam_lightning.batch import Batch
@@ -120,6 +121,7 @@ class Method(L.LightningModule):
         self.learning_rate, self.decay_steps = learning_rate, decay_steps
         self.clip, self.clip_mode = clip, clip_mode
         self.best_of_n, self.seed = best_of_n, seed
+        self.ranks, self.rank = 1, 0  # processes that share every batch, and which this is
 
         self.seen = Standardize(obs_dim) if standardize else nn.Identity()
         self.critic = self.make_critic(obs_dim + self.dim, width, depth, ensemble)
@@ -196,7 +198,10 @@ class Method(L.LightningModule):
     # A training step ---------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Take the dataset's statistics, once: a resumed run has them in its checkpoint."""
+        """Note the ranks; take the dataset's statistics, which a resumed run's checkpoint has."""
+        self.ranks, self.rank = self.trainer.world_size, self.trainer.global_rank
+        # What a checkpoint brought lies on the CPU.
+        self.metrics = {name: x.to(self.device) for name, x in self.metrics.items()}
         if isinstance(self.seen, Standardize) and self.gradient_step == 0:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             self.seen.fit(*data.observation_statistics())
@@ -247,11 +252,22 @@ class Method(L.LightningModule):
         All ranks draw for the global batch and keep their rows, so that R ranks with batches of
         B / R train as one rank with B.
         """
-        alone = self._trainer is None
-        ranks, rank = (1, 0) if alone else (self.trainer.world_size, self.trainer.global_rank)
         generator = torch.Generator(self.device).manual_seed(mix(self.seed, self.gradient_step))
-        noise = draw(self.step_draws(), (size * ranks,), generator)
-        return {name: x[rank * size : (rank + 1) * size] for name, x in noise.items()}
+        noise = draw(self.step_draws(), (size * self.ranks,), generator)
+        mine = slice(self.rank * size, (self.rank + 1) * size)
+        return {name: x[mine] for name, x in noise.items()}
+
+    def batch_mean(self, x: Tensor) -> Tensor:
+        """Return the mean of ``x`` (B,) over the batches of all ranks, without gradient.
+
+        For what a loss divides by and the like: averaged gradients make up for means that enter a
+        loss linearly, not for others.
+        """
+        mean = x.detach().mean()
+        if self.ranks > 1:
+            torch.distributed.all_reduce(mean)
+            mean /= self.ranks
+        return mean
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Sum the losses, differentiate once, clip jointly, and take one Adam step."""
@@ -260,8 +276,10 @@ class Method(L.LightningModule):
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
         # Several devices wait for a gradient of every parameter on every step. The zeros of an
-        # actor that is not due are dropped again: with them, Adam's momentum would move it.
-        idle = self._idle_parameters()
+        # actor that is not due are dropped again: with them, Adam's momentum would move it, which
+        # it does not on one device, where it has no gradient at all.
+        parallel = isinstance(self.trainer.strategy, ParallelStrategy)
+        idle = self._idle_parameters() if parallel else []
         self.manual_backward(loss + sum(0.0 * p.sum() for p in idle))
         for p in idle:
             p.grad = None
@@ -355,7 +373,8 @@ class Method(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store our own counters, and the metrics that a delayed loss left from its last step."""
-        checkpoint["metrics"] = {name: x.cpu() for name, x in self.metrics.items()}
+        mean = self.trainer.strategy.reduce  # over ranks, as they are logged
+        checkpoint["metrics"] = {n: mean(x.clone()).cpu() for n, x in self.metrics.items()}
         checkpoint["counters"] = {
             "gradient_step": self.gradient_step,
             "env_step": self.env_step,

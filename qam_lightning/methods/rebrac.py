@@ -52,7 +52,7 @@ class ReBRAC(Method):
         s = batch.observations
         action = self.actor(s)
         value = pessimistic(frozen(self.critic)(s, action), self.rho)
-        scale = 1.0 / value.detach().abs().mean()
+        scale = 1.0 / self.batch_mean(value.abs())
         distance = (action - batch.actions).square().sum(-1)
         losses = {
             "actor/q_loss": -scale * value.mean(),
