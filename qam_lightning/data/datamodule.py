@@ -23,7 +23,7 @@ from qam_lightning.data.labels import task_labels
 from qam_lightning.data.minari import import_minari
 from qam_lightning.data.replay import Mixture
 from qam_lightning.data.source import Source, official, own
-from qam_lightning.data.store import Store
+from qam_lightning.data.store import PHYSICAL_MEMORY, Store, read_singly
 from qam_lightning.errors import UserError
 from qam_lightning.provenance import mismatches
 
@@ -205,7 +205,9 @@ class OGBenchData(L.LightningDataModule):
         arrays = (store.array("actions"), *self.labels(store))
         actions, rewards, masks = (array[:transitions] for array in arrays)
         observations = store.array("observations")[:rows]
-        size = sum(array.nbytes for array in (observations, actions, rewards, masks))
+        size = sum(array.nbytes for array in (observations, *arrays))
+        if self.keep == "disk" and size > PHYSICAL_MEMORY / 2:
+            read_singly((observations, *arrays))
         made = ChunkStorage(
             observations,
             actions,

@@ -7,6 +7,9 @@ transitions only (see ``chunks.py`` for how they are numbered).
 """
 
 import json
+import mmap
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from qam_lightning.errors import UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+PHYSICAL_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Store:
@@ -130,3 +134,13 @@ class Store:
 def layout_of(manifest: dict[str, Any]) -> Layout:
     """The layout a store was made with."""
     return {key: Column(*column) for key, column in manifest["layout"].items()}
+
+
+def read_singly(arrays: Iterable[np.ndarray]) -> None:
+    """Tells the system to read of mapped arrays only what is looked up.
+
+    Otherwise it reads all around it too, up to megabytes for a row of bytes: a good way to bring a
+    file into memory, but of one that is larger than memory, most is dropped before it is used.
+    """
+    for array in arrays:
+        array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
