@@ -1,6 +1,7 @@
 """The DataModule against OGBench's own loader, and its batches under a Trainer."""
 
 import sys
+from pathlib import Path
 
 import gymnasium
 import lightning as L
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from qam_lightning.batch import Batch
+from qam_lightning.data import datamodule
 from qam_lightning.data.chunks import ACTION_LIMIT
 from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate
@@ -225,6 +227,22 @@ def test_the_store_can_be_elsewhere(scene):
     load("scene", scene, store=str(scene / "fast"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how the files are mapped")
+@pytest.mark.parametrize("memory", [1, 1 << 40])
+def test_of_a_set_larger_than_memory_only_what_is_needed_is_read(scene, monkeypatch, memory):
+    monkeypatch.setattr(datamodule, "PHYSICAL_MEMORY", memory)
+    data = load("scene", scene)
+    assert data.batch_at(0).observations.shape == (256, 40)
+    mapping, flags = None, {}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if str(scene) in line:
+            mapping = Path(line.split()[-1]).name
+        elif line.startswith("VmFlags:") and mapping:
+            flags[mapping], mapping = line.split(), None
+    for name in ("observations.float32", "actions.float32", "rewards.float32", "masks.uint8"):
+        assert ("rr" in flags[name]) == (memory == 1)  # the system's word for random access
+
+
 def own_file(path, episodes=3, steps=20, **changes):
     """Pendulum data in the common format: an episode of n steps has n + 1 rows."""
     rng = np.random.default_rng(0)
@@ -266,25 +284,49 @@ def test_bad_data_of_ones_own_are_refused(tmp_path, changes, words):
         load("Pendulum-v1", tmp_path, path=str(tmp_path / "mine.npz"))
 
 
+def play_pendulum(minari, seed, steps, terminated):
+    """An episode of Minari's, really played, with an end made up."""
+    env = gymnasium.make("Pendulum-v1")
+    env.action_space.seed(seed)
+    seen, actions, rewards = [env.reset(seed=seed)[0]], [], []
+    for _ in range(steps):
+        actions.append(env.action_space.sample())
+        observation, reward, *_ = env.step(actions[-1])
+        seen.append(observation)
+        rewards.append(reward)
+    last = np.eye(steps, dtype=bool)[-1]
+    ends = {"terminations": last & terminated, "truncations": last & (not terminated)}
+    return minari.data_collector.EpisodeBuffer(
+        id=seed, observations=np.stack(seen), actions=np.stack(actions), rewards=rewards, **ends
+    )
+
+
 def test_a_minari_dataset(tmp_path, monkeypatch):
     minari = pytest.importorskip("minari")
+    pytest.importorskip("h5py")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    env = minari.DataCollector(gymnasium.make("Pendulum-v1", max_episode_steps=30))
-    for seed in range(2):
-        env.reset(seed=seed)
-        env.action_space.seed(seed)
-        for _ in range(30):
-            env.step(env.action_space.sample())
-    made = env.create_dataset(dataset_id="test/pendulum-v0", algorithm_name="random")
-    first = made[0]
-    data = load("Pendulum-v1", tmp_path, path="minari:test/pendulum-v0", chunk=1)
-    assert data.num_transitions == 60
-    batch = data.train.gather(np.arange(30))
-    np.testing.assert_array_equal(batch.observations, first.observations[:-1].astype(np.float32))
-    np.testing.assert_array_equal(batch.next_observations, first.observations[1:])
-    np.testing.assert_allclose(batch.actions, first.actions / 2.0, atol=2e-5)
-    np.testing.assert_allclose(batch.rewards, first.rewards, rtol=1e-6)
-    assert batch.masks.min() == 1.0  # a pendulum's episodes are cut off, never over
+    episodes = [play_pendulum(minari, 0, 30, False), play_pendulum(minari, 1, 20, True)]
+    name = "test/pendulum-v0"
+    minari.create_dataset_from_buffers(name, episodes, env="Pendulum-v1", algorithm_name="random")
+    data = load("Pendulum-v1", tmp_path, path=f"minari:{name}", chunk=1)
+    assert data.num_transitions == 50
+    batch, at = data.train.gather(np.arange(50)), 0
+    for episode in episodes:
+        mine = slice(at, at := at + len(episode.actions))
+        np.testing.assert_array_equal(batch.observations[mine], episode.observations[:-1])
+        np.testing.assert_array_equal(batch.next_observations[mine], episode.observations[1:])
+        np.testing.assert_allclose(batch.actions[mine], episode.actions / 2.0, atol=2e-5)
+        np.testing.assert_allclose(batch.rewards[mine], episode.rewards, rtol=1e-6)
+        np.testing.assert_array_equal(batch.masks[mine], ~episode.terminations)
+
+
+def test_a_minari_dataset_that_is_not_there_is_explained(tmp_path, monkeypatch):
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("MINARI_REMOTE", "no_such_remote://x")
+    with pytest.raises(UserError, match="Minari cannot load test/nothing-v0: ") as caught:
+        load("Pendulum-v1", tmp_path, path="minari:test/nothing-v0")
+    assert "\n" not in str(caught.value)
 
 
 def test_minari_that_is_not_installed_is_explained(tmp_path, monkeypatch):

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import ogbench
 import pytest
 
+from qam_lightning.cli import main
 from qam_lightning.data import manipulation
-from qam_lightning.data.environment import file_layout, make_task_env
 from qam_lightning.data.generate import generate, make_collector
 from qam_lightning.data.manipulation import is_healthy
-from qam_lightning.data.npz import check_npz
 from qam_lightning.data.source import COLLECTABLE
 from qam_lightning.errors import UserError
 from qam_lightning.provenance import versions
@@ -245,19 +245,22 @@ def test_an_unhealthy_episode_is_collected_again(monkeypatch):
 @pytest.mark.parametrize(
     ("env", "dataset"), [(env, kind) for env, kinds in COLLECTABLE.items() for kind in kinds]
 )
-def test_every_environment_can_be_collected(env, dataset, tmp_path):
-    paths = generate(env, dataset, str(tmp_path), episodes=1, workers=2, episode_steps=150)
-    layout = file_layout(make_task_env(env, 1))
-    for path in paths:
-        check_npz(path, layout)
-        arrays = read(path)
-        assert len(arrays["terminals"]) == 150
+def test_every_environment_can_be_collected(env, dataset, tmp_path, capsys):
+    folders = [tmp_path / str(workers) for workers in (2, 1)]
+    for folder, workers in zip(folders, (2, 1), strict=True):
+        generate(env, dataset, str(folder), episodes=1, workers=workers, episode_steps=150)
+    for path in folders[0].iterdir():
+        assert path.read_bytes() == (folders[1] / path.name).read_bytes()
+    name = ("--env", env, "--dataset", dataset, "--directory", str(folders[0]))
+    for action in ("info", "verify"):
+        assert main(["data", action, *name]) == 0
+    assert capsys.readouterr().out.endswith(": good\n")
+    _, train, val = ogbench.make_env_and_datasets(
+        f"{env}-{dataset}-singletask-v0", dataset_dir=str(folders[0])
+    )
+    for arrays in (train, val):
+        assert len(arrays["rewards"]) == len(arrays["next_observations"]) == 149
         assert np.ptp(arrays["observations"], axis=0).max() > 0.1
-    collector = make_collector(env, dataset, 150)
-    for index in (0, 1):
-        episode = collector.episode(0, index)
-    for key, array in read(paths[1]).items():
-        np.testing.assert_array_equal(array, episode[key])
 
 
 def walls_and_cells(collector, positions):
