@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from qam_lightning.callbacks import online
+from qam_lightning.callbacks import online, recorder
 from qam_lightning.callbacks.checkpoints import read_checkpoint
 from qam_lightning.callbacks.online import Online
 from qam_lightning.cli import main
@@ -370,6 +370,28 @@ def test_sparse_rewards_are_mapped_online_too(arguments, tmp_path):
     rows = rows_of(tmp_path / "run")
     assert set(rows["reward"]) == {-1.0, 0.0}
     np.testing.assert_array_equal(rows["reward"] == 0, rows["end"] == TERMINATED)
+
+
+def test_the_first_steps_are_not_taken_for_slow_updates(arguments, tmp_path, monkeypatch):
+    """On a clock that environment steps move by 100 seconds and updates by one."""
+    clock, step, update = [0.0], Tiny.step, Method.training_step
+
+    def stepping(self, action):
+        clock[0] += 100
+        return step(self, action)
+
+    def updating(self, batch, batch_idx):
+        clock[0] += 1
+        return update(self, batch, batch_idx)
+
+    monkeypatch.setattr(Tiny, "step", stepping)
+    monkeypatch.setattr(Method, "training_step", updating)
+    monkeypatch.setattr(recorder.time, "perf_counter", lambda: clock[0])
+    assert main(arguments()) == 0
+    speeds = [float(r["steps_per_second"]) for r in read_csv(tmp_path / "run/metrics/train.csv")]
+    assert speeds[:OFFLINE] == [1.0] * OFFLINE
+    # Of the steps before, no more than the last is still under way with the first update.
+    assert 1 / 203 < speeds[OFFLINE] and speeds[-2] == pytest.approx(1 / 101, abs=1e-3)
 
 
 def test_rlpd_starts_at_random_and_learns_from_halves(arguments, tmp_path, monkeypatch):
