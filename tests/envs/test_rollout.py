@@ -2,12 +2,14 @@
 
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from qam_lightning.envs.make import headless_gl, make_env
-from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool, episode_seed, run_episodes
+from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool, Share, episode_seed, run_episodes
 from qam_lightning.errors import UserError
 
 ENV, TASK = "pointmaze-medium", 3
@@ -83,6 +85,41 @@ def test_workers_do_not_change_results():
         np.testing.assert_array_equal(shown, results[0][1])
     # The batch keeps its size while environments finish.
     assert {len(rows) for rows in results[0][2]} == {3}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_several_ranks_roll_out_what_one_does(ranks):
+    """Ranks in threads, which meet to exchange what their environments did."""
+    with RolloutPool(ENV, TASK, workers=0, slots=3) as pool:
+        alone = pool.run(Walker(), episodes=5, seed=1)
+    meeting, board = threading.Barrier(ranks), [None] * ranks
+    served = [set() for _ in range(ranks)]
+
+    def roll_out(rank):
+        def gather(mine):
+            board[rank] = mine
+            meeting.wait(60)
+            gathered = list(board)
+            meeting.wait(60)
+            return gathered
+
+        with RolloutPool(ENV, TASK, workers=0, slots=3, share=Share(rank, ranks, gather)) as pool:
+            found = pool.run(Walker(), episodes=5, seed=1)
+            served[rank] = set(pool._workers[0]._group._envs)
+        return found
+
+    with ThreadPoolExecutor(ranks) as threads:
+        assert list(threads.map(roll_out, range(ranks))) == [alone] * ranks
+    assert served == [{slot for slot in range(3) if slot % ranks == r} for r in range(ranks)]
+
+
+def test_a_failure_is_the_failure_of_all_ranks():
+    """One rank is told of what happened on the other, and does not wait for its answer."""
+    with RolloutPool(
+        ENV, TASK, workers=0, share=Share(0, 2, lambda mine: [mine, OSError()])
+    ) as pool:
+        with pytest.raises(OSError):
+            pool.run(still, 2, seed=0)
 
 
 def test_an_episode_does_not_depend_on_how_many_there_are():
