@@ -1,7 +1,6 @@
 """ReBRAC, DSRL and RLPD: delays, scales, bounds, distillation and entropy tuning."""
 
 import math
-from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -54,7 +53,7 @@ class Watch(pl.Callback):
         self.named.append(set(method.metrics))
 
 
-def fit(method: Method, batch: Batch, *callbacks: pl.Callback, **devices: Any) -> None:
+def fit(method: Method, batch: Batch, *callbacks: pl.Callback) -> None:
     """Train six steps on one batch."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = pl.Trainer(
@@ -63,7 +62,6 @@ def fit(method: Method, batch: Batch, *callbacks: pl.Callback, **devices: Any) -
         enable_progress_bar=False,
         callbacks=[EmaTargets(0.1), *callbacks],
         **quiet,
-        **devices,
     )
     trainer.fit(method, DataLoader([batch] * 6, batch_size=None))
 
@@ -75,16 +73,6 @@ def test_actor_and_averages_move_on_every_second_step_only(build, batch) -> None
     fit(build(ReBRAC, alpha=0.1, noise_scale=0.2), batch, watch)
     assert watch.moved == [{"critic"}, set(parts)] * 3  # steps 1, 2, ..., 6
     assert ["actor/q_loss" in names for names in watch.named] == [False] + 5 * [True]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_two_devices_train_a_delayed_actor_like_one(build, batch) -> None:
-    alone, shared = (build(ReBRAC, alpha=0.1, noise_scale=0.0) for _ in range(2))
-    fit(alone, batch)
-    fit(shared, batch, devices=2, strategy="ddp_spawn", use_distributed_sampler=False)
-    # Both ranks have the same batch and there is no noise, so their mean gradient is one's own.
-    torch.testing.assert_close(weights(shared), weights(alone), rtol=1e-4, atol=1e-6)
 
 
 def test_the_value_loss_does_not_depend_on_the_scale_of_values(build, batch) -> None:
