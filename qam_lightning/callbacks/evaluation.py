@@ -40,10 +40,10 @@ class EpisodePolicy:
     def __call__(self, observations: np.ndarray, episodes: list[int]) -> np.ndarray:
         """Return action chunks (N, H, A) for ``observations`` (N, O) of these episodes."""
         drawn = [self._method.policy_noise(1, self._stream(episode)) for episode in episodes]
-        device = self._method.device
-        noise = {name: torch.cat([d[name] for d in drawn]).to(device) for name in drawn[0]}
+        device, kind = self._method.device, self._method.dtype
+        noise = {name: torch.cat([d[name] for d in drawn]).to(device, kind) for name in drawn[0]}
         with evaluating(self._method):
-            actions = self._act(torch.from_numpy(observations).to(device), noise)
+            actions = self._act(torch.from_numpy(observations).to(device, kind), noise)
         return actions.float().cpu().numpy()
 
     def _stream(self, episode: int) -> torch.Generator:
