@@ -40,10 +40,10 @@ class EpisodePolicy:
     def __call__(self, observations: np.ndarray, episodes: list[int]) -> np.ndarray:
         """Return action chunks (N, H, A) for ``observations`` (N, O) of these episodes."""
         drawn = [self._method.policy_noise(1, self._stream(episode)) for episode in episodes]
-        device, kind = self._method.device, self._method.dtype
-        noise = {name: torch.cat([d[name] for d in drawn]).to(device, kind) for name in drawn[0]}
+        weights = next(self._method.parameters())  # where, and in which precision, they are
+        noise = {name: torch.cat([d[name] for d in drawn]).to(weights) for name in drawn[0]}
         with evaluating(self._method):
-            actions = self._act(torch.from_numpy(observations).to(device, kind), noise)
+            actions = self._act(torch.from_numpy(observations).to(weights), noise)
         return actions.float().cpu().numpy()
 
     def _stream(self, episode: int) -> torch.Generator:
