@@ -38,14 +38,14 @@ check: install  ## lint and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-quickstart: $(DATA)/scene-play-v0.npz  ## collect data, train QAM, score it: 15 minutes on two cores
+quickstart: $(DATA)/cube-single-play-v0.npz  ## collect data, train QAM, score it: 15 minutes on two cores
 	$(RUN) train.py fit --config quickstart.yaml \
 		$$(test -e $(QUICK)/checkpoints/last.ckpt && echo --ckpt_path last)
-	$(RUN) eval.py $(QUICK) --policy behavior --episodes 20
+	$(RUN) eval.py $(QUICK) --policy behavior
 	$(RUN) eval.py $(QUICK) --picture
 
-$(DATA)/scene-play-v0.npz: | $(VENV)/.runtime
-	$(RUN) train.py generate --env scene --dataset play --episodes 100 --directory $(DATA)
+$(DATA)/cube-single-play-v0.npz: | $(VENV)/.runtime
+	$(RUN) train.py generate --env cube-single --dataset play --episodes 100 --directory $(DATA)
 
 bench: install  ## where the time of an update goes
 	$(RUN) benchmarks/update.py
