@@ -65,6 +65,7 @@ def make_files(env, dataset, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a humanoid takes 2000 steps, twice
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_domain_trains_and_is_scored(domain, tmp_path, capsys):
     dataset = read_config(find_config(domain, "domain"))["data"]["dataset"]
