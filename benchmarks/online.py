@@ -3,30 +3,30 @@
 python benchmarks/online.py                                   QAM at the quickstart's size, scene
 python benchmarks/online.py --domain cube_single --size paper --steps 400
 
-Trains for some steps on a small dataset collected for the purpose, then online, with the
-environment stepped by this process and with one that runs ahead in its own; and rolls the policy
-out as evaluations do, all environments at once and one policy call per chunk for all of them,
-against one environment with a policy call at every step.
+Trains for some steps on a small dataset collected for the purpose, then online, by turns with an
+environment that runs ahead in a process of its own (A) and with one stepped by this process (B).
+Rolls the policy out, by turns as evaluations do, all environments at once and one policy call per
+chunk for all of them (A), and in one environment with a policy call at every step (B). What is
+compared was measured side by side (A, B, A, B, ...), and ratios are those of neighbours: so a
+machine that is busy for a while touches both sides.
 """
 
 import argparse
 import logging
-import os
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from qam_lightning.callbacks.evaluation import EpisodePolicy
+from qam_lightning.callbacks.evaluation import EpisodePolicy, Evaluate
 from qam_lightning.cli import FitCLI
 from qam_lightning.data.generate import generate
 from qam_lightning.envs.make import make_env
-from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool
+from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool, available_cores
 from qam_lightning.methods.base import Method
 
 SIZES: dict[str, dict[str, int]] = {
@@ -78,29 +78,35 @@ def train(options: argparse.Namespace, data: str, ahead: bool) -> tuple[FitCLI, 
             "model.compile": str(options.compile).lower(),
         }
         cli = FitCLI([f"--{key}={value}" for key, value in settings.items()])
-        cli.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+        kept = [c for c in cli.trainer.callbacks if not isinstance(c, Evaluate)]  # type: ignore[attr-defined]
+        cli.trainer.callbacks = [*kept, watch]  # type: ignore[attr-defined]
         cli.trainer.progress_bar_callback.disable()  # type: ignore[union-attr]
         cli.fit()
     return cli, watch
 
 
-def episodes_per_minute(cli: FitCLI, episodes: int) -> tuple[float, float]:
-    """Return the rate of evaluations, and that of one environment asked for every action."""
-    data, policy = cli.datamodule, EpisodePolicy(cli.model, 0)
-    with RolloutPool(data.env, data.task, data.sparse) as pool:
-        pool.run(policy, 1, 1)  # starts the processes
-        start = time.perf_counter()
-        pool.run(policy, episodes, 0)
-        together = 60 * episodes / (time.perf_counter() - start)
-    env = ChunkedEnv(make_env(data.env, data.task, data.sparse))
+def together(cli: FitCLI, pool: RolloutPool, episodes: int) -> float:
+    """Return episodes per minute as evaluations run them."""
+    start = time.perf_counter()
+    pool.run(EpisodePolicy(cli.model, 0), episodes, 0)
+    return 60 * episodes / (time.perf_counter() - start)
+
+
+def alone(cli: FitCLI, env: ChunkedEnv) -> float:
+    """Return episodes per minute in one environment that asks for every action."""
+    policy, start, done = EpisodePolicy(cli.model, 0), time.perf_counter(), False
     observation, _ = env.reset(0)
-    start, done = time.perf_counter(), False
     while not done:
         step = env.execute(policy(observation[None], [0])[0, :1])
         observation, done = step.observations[-1], step.done
-    alone = 60 / (time.perf_counter() - start)
-    env.close()
-    return together, alone
+    return 60 / (time.perf_counter() - start)
+
+
+def row(name: str, a: Sequence[float], b: Sequence[float]) -> str:
+    """Return a line of the table: medians, and the ratio a / b with its range over the pairs."""
+    ratios = np.divide(a, b)
+    ratio = f"{np.median(ratios):.2f} ({ratios.min():.2f} – {ratios.max():.2f})"
+    return f"| {name} | {np.median(a):.3g} | {np.median(b):.3g} | {ratio} |"
 
 
 def main() -> None:
@@ -111,29 +117,38 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="quickstart")
     parser.add_argument("--steps", type=int, default=200, help="updates of each phase")
     parser.add_argument("--episodes", type=int, default=8, help="evaluation episodes")
+    parser.add_argument("--rounds", type=int, default=3, help="how often A and B take turns")
     parser.add_argument("--compile", action="store_true", help="compile the losses")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
+    watches: dict[bool, list[Stopwatch]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         env = options.domain.replace("_", "-")
         generate(env, "play", folder, episodes=2, workers=1, episode_steps=60)
-        cli, serial = train(options, folder, ahead=False)
-        _, ahead = train(options, folder, ahead=True)
-    together, alone = episodes_per_minute(cli, options.episodes)
-    table = Table(title=f"{options.method}, {options.size} size, {env}, {os.cpu_count()} cores")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    for name, value in (
-        ("offline update, ms", ahead.mean("offline")),
-        ("online update, ms, environment ahead in its own process", ahead.mean("online")),
-        ("online update, ms, environment in this process", serial.mean("online")),
-        ("evaluation episodes a minute, batched, a call per chunk", together),
-        ("evaluation episodes a minute, one environment, a call per step", alone),
-    ):
-        table.add_row(name, f"{value:.1f}")
-    Console().print(table)
+        for ahead in (True, False) * options.rounds:
+            cli, watch = train(options, folder, ahead)
+            watches[ahead].append(watch)
+    rates: tuple[list[float], list[float]] = ([], [])
+    data = cli.datamodule
+    single = ChunkedEnv(make_env(data.env, data.task, data.sparse))
+    with RolloutPool(data.env, data.task, data.sparse) as pool:
+        for turn in range(options.rounds + 1):
+            pair = together(cli, pool, options.episodes), alone(cli, single)
+            if turn:  # the first starts the processes
+                rates[0].append(pair[0])
+                rates[1].append(pair[1])
+    offline, online = ([w.mean(p) for w in watches[True]] for p in ("offline", "online"))
+    here, base = ([w.mean(p) for w in watches[False]] for p in ("online", "offline"))
+    print(f"{options.method}, {options.size} size, {env}, {available_cores()} cores,", end=" ")
+    print(f"{torch.get_num_threads()} threads, {options.rounds} rounds of {options.steps} updates")
+    print("\n| A against B | A | B | A / B (range over pairs) |\n|---|---|---|---|")
+    print(row("ms per online step, environment ahead, against an offline one", online, offline))
+    print(row("ms per online step, environment in this process, likewise", here, base))
+    print(row("ms per online step, environment ahead, against in this process", online, here))
+    what = "episodes a minute, all at once, a call per chunk, against one, a call per step"
+    print(row(what, *rates))
 
 
 if __name__ == "__main__":
