@@ -176,6 +176,7 @@ class Trainer(pl.Trainer):
         max_steps: int,
         accelerator: str = "auto",
         devices: int | str | list[int] = 1,
+        num_nodes: int = 1,
         strategy: str = "auto",
         precision: str = "32-true",
         deterministic: bool = False,
@@ -187,7 +188,8 @@ class Trainer(pl.Trainer):
             max_steps: Gradient steps on the dataset alone; training ends there, unless it goes on
                 online.
             accelerator: Where to train: auto, cpu, gpu, ...
-            devices: How many devices, or which.
+            devices: How many devices, or which, on each node.
+            num_nodes: How many nodes, started by torchrun or SLURM.
             strategy: How several devices work together.
             precision: Number format, e.g. 32-true or bf16-mixed.
             deterministic: Use deterministic kernels only.
@@ -200,6 +202,7 @@ class Trainer(pl.Trainer):
             max_epochs=-1,
             accelerator=accelerator,
             devices=devices,
+            num_nodes=num_nodes,
             strategy=strategy,
             precision=precision,  # type: ignore[arg-type]
             deterministic=deterministic,
