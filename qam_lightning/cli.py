@@ -21,7 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from qam_lightning.callbacks.checkpoints import (
     ENTRY,
     Checkpoints,
+    check_newest,
     checkpoint_path,
+    last_checkpoints,
+    newest,
     read_checkpoint,
 )
 from qam_lightning.callbacks.ema import EmaTargets
@@ -272,8 +275,8 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks, in the order in which they act, and what follows from what."""
         parser.add_lightning_class_args(EmaTargets, "ema")
-        parser.add_lightning_class_args(Evaluate, "evaluation")
         parser.add_lightning_class_args(Recorder, "log")
+        parser.add_lightning_class_args(Evaluate, "evaluation")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Progress, "progress")
         parser.add_lightning_class_args(Online, "online")
@@ -501,9 +504,11 @@ def resume_path(wanted: str | None, run_dir: Path) -> Path | None:
         run_dir: Folder of the run.
 
     Raises:
-        UserError: The checkpoint does not exist, or the folder holds another run's checkpoints.
+        UserError: The checkpoint does not exist, the folder holds another run's checkpoints, or its
+            own run has got further.
     """
-    held = [path for name in ("last", "best") if (path := checkpoint_path(run_dir, name)).exists()]
+    best = checkpoint_path(run_dir, "best")
+    held = [*last_checkpoints(run_dir), *([best] if best.exists() else [])]
     if wanted is None:
         if held and getattr(rank_zero_only, "rank", 0) == 0:
             raise UserError(
@@ -511,18 +516,16 @@ def resume_path(wanted: str | None, run_dir: Path) -> Path | None:
                 "another --run_dir"
             )
         return None
-    if wanted in ("last", "best"):
-        path = checkpoint_path(run_dir, wanted)
-        if not path.is_file():
-            raise UserError(f"--ckpt_path {wanted}: there is no {path}; leave it out to start anew")
-        return path
-    path = Path(wanted)
+    if wanted == "last":
+        return newest(run_dir)
+    path = best if wanted == "best" else Path(wanted)
     if not path.is_file():
         raise UserError(f"--ckpt_path {wanted}: no such file; expected last, best or a checkpoint")
     if held and run_dir.resolve() not in path.resolve().parents:
         raise UserError(
             f"{run_dir} already holds a run, and {path} is not part of it; choose another --run_dir"
         )
+    check_newest(path, run_dir)
     return path
 
 

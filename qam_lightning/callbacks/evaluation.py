@@ -1,6 +1,7 @@
 """Periodic evaluation during training, and the policy that rolls a method out."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -10,10 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from qam_lightning.envs.rollout import RolloutPool, Share
+from qam_lightning.envs.rollout import Episode, RolloutPool, Share, WorkerError
 from qam_lightning.errors import UserError
 from qam_lightning.evaluation.statistics import summarize
 from qam_lightning.methods.base import Method
+
+_ATTEMPTS = 3  # of an evaluation whose environments die, before giving up
 
 
 class EpisodePolicy:
@@ -46,6 +49,11 @@ class EpisodePolicy:
             actions = self._act(torch.from_numpy(observations).to(weights), noise)
         return actions.float().cpu().numpy()
 
+    @property
+    def begun(self) -> int:
+        """How many episodes it has acted in."""
+        return len(self._streams)
+
     def _stream(self, episode: int) -> torch.Generator:
         if episode not in self._streams:
             state = np.random.SeedSequence((self._seed, episode)).generate_state(1, np.uint64)
@@ -56,10 +64,11 @@ class EpisodePolicy:
 class Evaluate(pl.Callback):
     """Rolls the policy out every so many gradient steps and tells the other callbacks.
 
-    Results are ``success`` (last step, in [0, 1]), ``return``, ``length`` (means over episodes) and
-    ``seconds``. They are kept in ``latest``, set as the method's attribute ``evaluation``, and
-    given to every callback that has a method ``on_evaluation(trainer, pl_module, results)``, in the
-    order of the callbacks. Also evaluates at the end of training, unless it was interrupted.
+    Results are ``success`` (last step, in [0, 1]), ``return``, ``length`` (means over episodes),
+    ``discarded`` (episodes run anew, as an environment's process died) and ``seconds``. They are
+    kept in ``latest``, set as the method's attribute ``evaluation``, and given to every callback
+    that has a method ``on_evaluation(trainer, pl_module, results)``, in the order of the callbacks.
+    Also evaluates at the end of training, unless it was interrupted.
 
     The same episodes are run every time, so that differences come from the policy. Several ranks
     simulate a share of the environments each, and the results are those of one, to the bit.
@@ -157,9 +166,23 @@ class Evaluate(pl.Callback):
             share = Share(trainer.global_rank, ranks, gather)
             settings = (data.env, data.task, data.sparse, self.workers)
             self._pool = RolloutPool(*settings, share=share)
-        policy = EpisodePolicy(method, self.seed)
-        found = summarize(self._pool.run(policy, self.episodes, self.seed))
-        return {**found, "seconds": time.perf_counter() - start}
+        episodes, discarded = self._insist(self._pool, method)
+        seconds = time.perf_counter() - start
+        return {**summarize(episodes), "discarded": discarded, "seconds": seconds}
+
+    def _insist(self, pool: RolloutPool, method: Method) -> tuple[list[Episode], float]:
+        """Runs all episodes anew where an environment's process dies: they come out the same."""
+        discarded, failures = 0.0, 0
+        while True:
+            policy = EpisodePolicy(method, self.seed)
+            try:
+                return pool.run(policy, self.episodes, self.seed), discarded
+            except WorkerError as error:
+                failures += 1
+                if failures == _ATTEMPTS:
+                    raise
+                print(f"evaluation: {error}\nevaluation: runs its episodes anew", file=sys.stderr)
+                discarded += policy.begun
 
 
 @contextlib.contextmanager

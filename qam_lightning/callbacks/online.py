@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from qam_lightning.callbacks.evaluation import EpisodePolicy
+from qam_lightning.callbacks.recorder import writing
 from qam_lightning.data.replay import (
     RUNNING,
     TERMINATED,
@@ -297,19 +298,21 @@ class Online(pl.Callback):
                 f"{counters['gradient_step']} gradient steps offline; the online phase begins then"
             )
         if counters["env_step"] and self._loaded:
-            self._check_settings(self._loaded)
+            self._check_settings(trainer, self._loaded)
 
-    def _settings(self, envs: int) -> dict[str, int]:
-        """What the number of steps before an update and the place of their rows follow from."""
+    def _settings(self, trainer: pl.Trainer, envs: int) -> dict[str, Any]:
+        """What the rows of the replay, their places and their number before an update depend on."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         return {
+            **{f"data.{name}": getattr(data, name) for name in ("env", "task", "sparse")},
             "trainer.max_steps": self._schedule.offline,
             "online.start": self.start,
             "online.utd_ratio": self.utd_ratio,
             "online.envs": envs,
         }
 
-    def _check_settings(self, loaded: dict[str, Any]) -> None:
-        now = self._settings(self.envs or loaded["settings"]["online.envs"])
+    def _check_settings(self, trainer: pl.Trainer, loaded: dict[str, Any]) -> None:
+        now = self._settings(trainer, self.envs or loaded["settings"]["online.envs"])
         for key, value in loaded["settings"].items():
             if now[key] != value:
                 raise UserError(
@@ -334,7 +337,7 @@ class Online(pl.Callback):
         kind = row_type(data.obs_dim, data.action_dim)
         source = Path(trainer.ckpt_path or "").parent / FILE
         rows = read_rows(source, kind, known["rows"], known["crc32"])
-        with self._writing():
+        with writing(self.path):
             replay = Replay(self._open(rank), kind, data.chunk, data.discount, envs)
             replay.restore(rows)
         self._replay = replay
@@ -384,13 +387,6 @@ class Online(pl.Callback):
         """Ends the environments; the replay stays as the last checkpoint knows it, or longer."""
         for stream in self._streams.values():
             stream.close()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot write: {error.strerror or error}") from error
 
     # -- steps -------------------------------------------------------------------------------------
 
@@ -450,7 +446,7 @@ class Online(pl.Callback):
         replay = self._replay
         if replay is None or replay.count == self._method.env_step:
             return
-        with self._writing():
+        with writing(self.path):
             replay.reserve()
         number = replay.count % replay.envs
         row = self._streams[number].take(self._act) if number in self._streams else None
@@ -492,14 +488,14 @@ class Online(pl.Callback):
         if replay is None:
             return
         self._receive()
-        with self._writing():
+        with writing(self.path):
             replay.sync()
         streams = []
         for number in range(replay.envs):
             state = self._streams[number].state() if number in self._streams else None
             streams.append(trainer.strategy.broadcast(state, number % trainer.world_size))
         checkpoint["online"] = {
-            "settings": self._settings(replay.envs),
+            "settings": self._settings(trainer, replay.envs),
             "rows": replay.count,
             "crc32": replay.crc32,
             "streams": streams,

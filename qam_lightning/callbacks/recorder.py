@@ -5,13 +5,14 @@ evaluation. A resumed run continues both as if it had never stopped: rows beyond
 dropped first, since they will come again.
 """
 
+import contextlib
 import csv
 import math
 import netrc
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlparse
@@ -20,7 +21,8 @@ import lightning.pytorch as pl
 import torch
 import yaml
 
-from qam_lightning.callbacks.checkpoints import config_text
+from qam_lightning.callbacks.checkpoints import config_text, culprit
+from qam_lightning.data.atomic import sync
 from qam_lightning.errors import UserError
 from qam_lightning.methods.base import Method
 from qam_lightning.provenance import versions
@@ -85,21 +87,23 @@ class Recorder(pl.Callback):
         return self.run_dir / "metrics" / "eval.csv"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drops rows that the resumed run will write again, and opens the W&B run."""
-        if not trainer.is_global_zero:
-            return
-        for path in (self.train_csv, self.eval_csv):
-            rewind(path, cast(Method, pl_module).gradient_step)
-        if self.wandb != "disabled":
+        """Opens the W&B run."""
+        if trainer.is_global_zero and self.wandb != "disabled":
             self._run = _open_wandb(self)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock of the training speed."""
-        self._step, self._since = cast(Method, pl_module).gradient_step, time.perf_counter()
+        """Drops rows that the resumed run, now that nothing refused it, will write again."""
+        if trainer.is_global_zero:
+            for path in (self.train_csv, self.eval_csv):
+                rewind(path, cast(Method, pl_module).gradient_step)
+        self._start_clock(pl_module)
 
     def on_collection(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock anew: what a long collection takes is not the speed of updates."""
-        self.on_train_start(trainer, pl_module)
+        self._start_clock(pl_module)
+
+    def _start_clock(self, pl_module: pl.LightningModule) -> None:
+        self._step, self._since = cast(Method, pl_module).gradient_step, time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
@@ -107,7 +111,7 @@ class Recorder(pl.Callback):
         """Writes a row when it is due; the only place where training waits for the device.
 
         Raises:
-            UserError: The loss is not finite.
+            UserError: The loss is not finite, or the row cannot be written.
         """
         method = cast(Method, pl_module)
         if method.gradient_step % self.every != 0:
@@ -115,9 +119,11 @@ class Recorder(pl.Callback):
         # All ranks see a loss that is not finite on one, and stop together.
         metrics = host_values(method.metrics, trainer.strategy.reduce)
         if not math.isfinite(metrics["loss"]):
+            name = culprit(metrics) or "loss"
             raise UserError(
-                f"training diverged: the loss is {metrics['loss']} at gradient step "
-                f"{method.gradient_step}; lower model.learning_rate or clip gradients"
+                f"training diverged: {name} is {metrics[name]} at gradient step "
+                f"{method.gradient_step}; the checkpoints are of before; lower "
+                "model.learning_rate or clip gradients"
             )
         self.latest = {
             **_counters(method),
@@ -127,7 +133,7 @@ class Recorder(pl.Callback):
         if trainer.is_global_zero:
             append(self.train_csv, self.latest)
             if self._run is not None:
-                self._run.log(self.latest)
+                self._run.log(self.latest, step=method.gradient_step)
 
     def on_evaluation(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, result: Mapping[str, Any]
@@ -139,8 +145,22 @@ class Recorder(pl.Callback):
             counters = _counters(cast(Method, pl_module))
             append(self.eval_csv, counters | numbers)
             if self._run is not None:
-                self._run.log(counters | {f"evaluation/{k}": v for k, v in numbers.items()})
+                named = counters | {f"evaluation/{k}": v for k, v in numbers.items()}
+                self._run.log(named, step=counters["gradient_step"])
         self._since += result.get("seconds", 0.0)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Waits until the rows that a checkpoint goes with are on disk, too.
+
+        Raises:
+            UserError: They cannot be written.
+        """
+        for path in (self.train_csv, self.eval_csv):
+            if trainer.is_global_zero and path.exists():
+                with writing(path):
+                    sync(path)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -189,25 +209,27 @@ def _counters(method: Method) -> Row:
 
 def append(path: Path, row: Row) -> None:
     """Appends a row; where it brings new columns, earlier rows are left empty in them."""
-    columns = _columns(path)
-    if not set(row) <= set(columns):
-        rows = _read(path)[1] if columns else []
-        _replace(path, columns + [name for name in row if name not in columns], [*rows, row])
-        return
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.DictWriter(file, columns).writerow(row)
+    with writing(path):
+        columns = _columns(path)
+        if not set(row) <= set(columns):
+            rows = _read(path)[1] if columns else []
+            _replace(path, columns + [name for name in row if name not in columns], [*rows, row])
+            return
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, columns).writerow(row)
 
 
 def rewind(path: Path, gradient_step: int) -> None:
     """Drops the rows after ``gradient_step``, all of them if that is 0."""
     if not path.exists():
         return
-    columns, rows = _read(path)
-    kept = [row for row in rows if 0 < gradient_step >= int(row["gradient_step"])]
-    if kept:
-        _replace(path, columns, kept)
-    else:
-        path.unlink()
+    with writing(path):
+        columns, rows = _read(path)
+        kept = [row for row in rows if 0 < gradient_step >= int(row["gradient_step"])]
+        if kept:
+            _replace(path, columns, kept)
+        else:
+            path.unlink()
 
 
 def _columns(path: Path) -> list[str]:
@@ -230,11 +252,28 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
 def _replace(path: Path, columns: list[str], rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Words what goes wrong while a file is written.
+
+    Raises:
+        UserError: The system refused, as for a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
 # -- Weights & Biases ----------------------------------------------------------------------------

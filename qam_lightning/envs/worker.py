@@ -11,7 +11,8 @@ from qam_lightning.envs.rollout import EnvGroup
 
 def main(descriptor: int) -> None:
     """Serve requests from the pipe with this file descriptor until it is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # both reach whole groups of processes
+    # They reach whole groups of processes.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # when to stop is the parent's business
     pipe = Connection(descriptor)
     try:

@@ -29,7 +29,7 @@ def test_evaluates_when_due_and_at_the_end():
     assert [step for step, _, _ in listener.heard] == [0, 2, 4, 5]
     assert all(training for _, training, _ in listener.heard)
     assert evaluate.latest == listener.heard[-1][2]
-    assert set(evaluate.latest) == {"success", "return", "length", "seconds"}
+    assert set(evaluate.latest) == {"success", "return", "length", "discarded", "seconds"}
 
 
 def test_the_last_evaluation_is_not_repeated_at_the_end():

@@ -42,7 +42,8 @@ def logged(method: Method, batch: Batch, folder: Path) -> set[str]:
     method.metrics |= {name: torch.tensor(value) for name, value in online.items()}
     trainer.fit(method, DataLoader([batch, batch], batch_size=None))
     episode = SimpleNamespace(success=1.0, episode_return=-3.0, length=4)
-    recorder.on_evaluation(trainer, method, {**summarize([episode]), "seconds": 1.0})
+    numbers = {**summarize([episode]), "discarded": 0.0, "seconds": 1.0}
+    recorder.on_evaluation(trainer, method, numbers)
     files = (recorder.train_csv, recorder.eval_csv)
     return {name for file in files for name in file.read_text().splitlines()[0].split(",")}
 
