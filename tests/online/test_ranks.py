@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qam_lightning.callbacks.checkpoints import read_checkpoint
-from qam_lightning.cli import main
+from qam_lightning.cli import Trainer, main
 from qam_lightning.methods.base import Method
 from tests.app.test_training import assert_same
 from tests.online import test_online as online
@@ -85,6 +85,11 @@ def test_ranks_that_do_not_know_of_each_other_train_otherwise(
     (kind,) = (m for m in METHODS if m.__name__ == name)
     unaware = torch.load(two / f"{name}-alone-0.pt")["weights"]
     assert apart(fit(kind, data, 1, **ALONE[name])["weights"], unaware) > 1e4 * TOLERANCE
+
+
+def test_the_number_of_nodes_is_a_setting() -> None:
+    trainer = Trainer(max_steps=1, accelerator="cpu", strategy="ddp", num_nodes=2)
+    assert (trainer.num_nodes, trainer.world_size) == (2, 2)
 
 
 # -- both phases ---------------------------------------------------------------------------------
