@@ -242,6 +242,7 @@ def test_an_unhealthy_episode_is_collected_again(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three processes build the scene
 @pytest.mark.parametrize(
     ("env", "dataset"), [(env, kind) for env, kinds in COLLECTABLE.items() for kind in kinds]
 )
