@@ -12,12 +12,13 @@ import numpy as np
 import ogbench
 import pytest
 
-from qam_lightning.cli import main
 from qam_lightning.data import manipulation
+from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate, make_collector
 from qam_lightning.data.manipulation import is_healthy
 from qam_lightning.data.source import COLLECTABLE
 from qam_lightning.errors import UserError
+from qam_lightning.inspection import verify
 from qam_lightning.provenance import versions
 
 ROOT = Path(__file__).parents[2]
@@ -254,9 +255,9 @@ def test_every_environment_can_be_collected(env, dataset, tmp_path, capsys):
         assert arrays.keys() == episode.keys()
         for key, array in arrays.items():
             np.testing.assert_array_equal(array, episode[key])
-    name = ("--env", env, "--dataset", dataset, "--directory", str(tmp_path))
-    for action in ("info", "verify"):
-        assert main(["data", action, *name]) == 0
+    data = OGBenchData(env, dataset, directory=str(tmp_path))
+    data.prepare_data()
+    assert verify(data) == 0
     assert capsys.readouterr().out.endswith(": good\n")
     _, train, val = ogbench.make_env_and_datasets(
         f"{env}-{dataset}-singletask-v0", dataset_dir=str(tmp_path)
