@@ -31,7 +31,8 @@ from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.online import Online
 from qam_lightning.callbacks.progress import Progress
-from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.callbacks.recorder import Recorder, writing
+from qam_lightning.data.atomic import replacing
 from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate
 from qam_lightning.errors import UserError
@@ -354,7 +355,7 @@ class FitCLI(LightningCLI):
         settings = self.settings()
         if self.checkpoint is not None:
             check_resume(self.checkpoint, self.model, settings)
-        save_text(self.run_dir / "config.yaml", settings)
+        self.trainer.callbacks.insert(0, Settings(self.run_dir / "config.yaml", settings))  # type: ignore[attr-defined]
         try:
             self.trainer.fit(
                 self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True
@@ -565,18 +566,24 @@ def changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
     return lines
 
 
-@rank_zero_only
-def save_text(path: Path, text: str) -> None:
-    """Writes a small file, with its folders.
+class Settings(pl.Callback):
+    """Saves the configuration once nothing has refused the run."""
 
-    Raises:
-        UserError: It cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror}") from error
+    def __init__(self, path: Path, text: str) -> None:
+        """Notes what to write where."""
+        self._path, self._text = path, text
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the file, with its folders.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        if trainer.is_global_zero:
+            with writing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._path) as temporary:
+                temporary.write_text(self._text, encoding="utf-8")
 
 
 def _quiet() -> None:

@@ -86,16 +86,16 @@ class Recorder(pl.Callback):
         """Where evaluation results go."""
         return self.run_dir / "metrics" / "eval.csv"
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Opens the W&B run."""
-        if trainer.is_global_zero and self.wandb != "disabled":
-            self._run = _open_wandb(self)
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drops rows that the resumed run, now that nothing refused it, will write again."""
+        """Drops rows that the resumed run will write again, and opens the W&B run.
+
+        Not before: until now, something may have refused to go on.
+        """
         if trainer.is_global_zero:
             for path in (self.train_csv, self.eval_csv):
                 rewind(path, cast(Method, pl_module).gradient_step)
+            if self.wandb != "disabled":
+                self._run = _open_wandb(self)
         self._start_clock(pl_module)
 
     def on_collection(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from wandb.proto import wandb_internal_pb2
 
 from qam_lightning import provenance
 from qam_lightning.callbacks.checkpoints import load_method, read_checkpoint
@@ -180,6 +182,23 @@ def test_metrics_reach_the_host_in_one_transfer(monkeypatch):
     assert calls == [1]
 
 
+def history_steps(path: Path) -> list[int]:
+    """The steps of a W&B file's history: records in chunks (checksum, length, part) in blocks."""
+    content, place, record, steps = path.read_bytes(), 7, b"", []
+    while place + 7 <= len(content):
+        if (room := -place % 32768) < 7:
+            place += room
+        length, part = struct.unpack_from("<HB", content, place + 4)
+        record += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if part in (1, 4):  # whole, or the last part
+            message = wandb_internal_pb2.Record.FromString(record)
+            record = b""
+            if message.HasField("history"):
+                steps.append(message.history.step.num)
+    return steps
+
+
 def test_wandb_without_a_key_records_offline_and_goes_on(small_run, tmp_path, monkeypatch, capsys):
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -194,6 +213,8 @@ def test_wandb_without_a_key_records_offline_and_goes_on(small_run, tmp_path, mo
     assert (run / "wandb_run_id").read_text() == identity
     recorded = list(run.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb"))
     assert recorded and all(b"critic/q_mean" in path.read_bytes() for path in recorded)
+    # Its steps are gradient steps, so a row that comes again falls onto what is there.
+    assert sorted(map(history_steps, recorded)) == [[1, 2], [3, 4]]
     assert not (tmp_path / "wandb").exists()
 
 

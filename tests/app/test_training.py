@@ -1,6 +1,7 @@
 """Short real runs: what they leave behind, and how they stop, crash and go on."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_a_killed_run_goes_on_without_lost_or_repeated_rows(small_run, run):
     assert not list(run.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupt_stops_at_the_step_boundary(number, small_run, run, capsys, monkeypatch):
     step = Method.training_step
 
@@ -134,7 +135,7 @@ def test_an_interrupt_stops_at_the_step_boundary(number, small_run, run, capsys,
     assert last(run)["qam_lightning"]["gradient_step"] == 4
     assert steps(run / "metrics/train.csv") == [1, 2, 3, 4]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert {signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)} == {signal.SIG_DFL}
 
 
 def test_a_failure_between_steps_loses_nothing(small_run, run, refused, monkeypatch):
@@ -180,12 +181,13 @@ def test_divergence_ends_training_and_keeps_the_good_checkpoint(
 
     monkeypatch.setattr(Method, "training_step", diverging_step)
     arguments = small_run(10, "--checkpoints.every=2", "--log.every=100")
-    assert "weights are not finite at gradient step 4" in refused(*arguments)
+    message = refused(*arguments)
+    assert "critic/loss is not finite at gradient step 4" in message and "last.ckpt" in message
     assert last(run)["qam_lightning"]["gradient_step"] == 2
     monkeypatch.undo()
     monkeypatch.setattr(Method, "training_step", diverging_step)
     arguments = small_run(10, "--log.every=4", run_dir=run.parent / "other")
-    assert "the loss is nan at gradient step 4" in refused(*arguments)
+    assert "critic/loss is nan at gradient step 4" in refused(*arguments)
     assert not (run.parent / "other/checkpoints").exists()
 
 
@@ -200,13 +202,20 @@ def test_a_run_is_never_overwritten(small_run, run, refused):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_can_branch_off_another_and_go_back_to_its_best(small_run, run, tmp_path):
+def test_a_run_can_branch_off_another_but_not_overwrite_what_came_later(
+    small_run, run, refused, tmp_path
+):
     assert main(small_run(2)) == 0
     branch = tmp_path / "branch"
     start = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
     assert main(small_run(4, start, run_dir=branch)) == 0
     assert steps(branch / "metrics/train.csv") == [3, 4]
-    os.replace(run / "checkpoints/last.ckpt", branch / "checkpoints/best.ckpt")
+    shutil.copy(run / "checkpoints/last.ckpt", branch / "checkpoints/best.ckpt")
+    before = {path: path.read_bytes() for path in branch.rglob("*") if path.is_file()}
+    message = refused(*small_run(5, "--ckpt_path=best", run_dir=branch))
+    assert "best.ckpt is of gradient step 2, but" in message and "last.ckpt of 4" in message
+    assert {path: path.read_bytes() for path in branch.rglob("*") if path.is_file()} == before
+    (branch / "checkpoints/last.ckpt").unlink()  # the user's own decision
     assert main(small_run(3, "--ckpt_path=best", run_dir=branch)) == 0
     assert steps(branch / "metrics/train.csv") == [3]
 

@@ -305,6 +305,7 @@ def test_a_dead_environment_is_replaced_and_its_episode_counted(
         ("--online.envs=2", "online.envs was 1 and is 2"),
         ("--trainer.max_steps=5", "trainer.max_steps was 4 and is 5"),
         ("--online.steps=0", "online.steps is 0, but the checkpoint has taken 24"),
+        ("--data.sparse=true", "data.sparse was False and is True"),
     ],
 )
 def test_what_cannot_change_is_refused(flag, told, whole, arguments, capsys):
