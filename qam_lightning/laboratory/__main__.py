@@ -19,22 +19,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m qam_lightning.laboratory",
         description="Train every method's policy against an exact Q on problems where "
         "π_β exp(τ Q) is known, and report how near its samples come. Results join those that "
-        "earlier runs left in the folder.",
+        "earlier runs left in the folder; what is there at equal effort is not done again.",
     )
     add = parser.add_argument
     add("--methods", nargs="+", default=[], metavar="NAME", help="default: all there are")
     add("--problems", nargs="+", default=[], metavar="NAME", help="default: all there are")
-    add("--seeds", type=at_least(1), default=1, metavar="N", help="default: %(default)s")
-    add("--steps", type=at_least(1), default=1000, metavar="N", help="default: %(default)s")
+    add("--seeds", type=at_least(1), default=2, metavar="N", help="default: %(default)s")
+    add("--steps", type=at_least(1), default=500, metavar="N", help="default: %(default)s")
     add(
         "--flow_steps",
         type=at_least(1),
-        default=20,
+        default=50,
         metavar="T",
         help="steps of flows and diffusions; the fewer, the farther QAM is from the tilt; "
         "default: %(default)s",
     )
-    add("--out", type=Path, default=Path("docs/laboratory"), metavar="FOLDER")
+    add("--out", type=Path, default=Path("runs/tilt"), metavar="FOLDER")
     add("--quick", action="store_true", help="a short look: 100 steps, 500 samples")
     return parser.parse_args(arguments)
 
@@ -83,6 +83,9 @@ def experiment(options: argparse.Namespace) -> None:
     console = Console()
     for problem in problems:
         for method in methods:
+            there = entries.get((problem, method, effort.flow_steps))
+            if there and (there.steps, len(there.samples)) == (steps, options.seeds):
+                continue
             start = time.perf_counter()
             values, samples = training.best_of(
                 method, known[method], PROBLEMS[problem], effort, options.seeds

@@ -8,6 +8,7 @@ import csv
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from qam_lightning.core.draws import mix
 from qam_lightning.errors import UserError
 from qam_lightning.laboratory.distances import energy_distance, sliced_wasserstein
+from qam_lightning.laboratory.optimum import distances, weighting
 from qam_lightning.laboratory.problems import PROBLEMS, Problem, grid
 from qam_lightning.laboratory.training import tilt_sample
 
@@ -28,6 +30,10 @@ matplotlib.use("Agg")  # files only; needs no display
 
 SAMPLES = "samples.npz"
 REPETITIONS = 40
+SHOWN = ("qam", "fawac", "dac", "cgql", "fbrac", "fql", "ifql", "rebrac")
+"""The methods of the picture that has all problems: of every way to extract a policy, one."""
+CONVERGENCE = (10, 20, 50)
+"""The T at which QAM's own minimiser is computed."""
 _METHOD, _BEHAVIOR, _TILT, _INK = "#0072b2", "#d55e00", "#c4c4c4", "#333333"
 TILT, BEHAVIOR = "exact tilt", "behaviour"
 
@@ -161,7 +167,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def markdown(rows: Sequence[Row], flow_steps: int) -> str:
-    """Return the table of all methods, nearest first, and that of QAM's convergence in T.
+    """Return the tables of all methods, nearest first, of QAM by T and of FAWAC's weights.
 
     Args:
         rows: the lines of all problems.
@@ -184,15 +190,72 @@ def markdown(rows: Sequence[Row], flow_steps: int) -> str:
         numbers = [f"{r.w1:.3f} | {r.energy:.3f} | {r.q:.3f}" if r else "– | – | –" for r in found]
         values = "; ".join(dict.fromkeys(r.values for r in found if r and r.values))
         lines.append(f"| {method} | {' | '.join(numbers)} | {values} |")
-    return "\n".join([*lines, *_convergence(rows), ""])
+    return "\n".join([*lines, "", *_convergence(rows), "", *_weights(problems), ""])
 
 
 def _convergence(rows: Sequence[Row]) -> list[str]:
-    found = sorted((r for r in rows if r.method == "qam"), key=lambda r: (r.problem, r.flow_steps))
-    if len({row.flow_steps for row in found}) < 2:
-        return []
-    lines = [f"| {r.problem} | {r.flow_steps} | {r.w1:.3f} | {r.energy:.3f} |" for r in found]
-    return ["", "| QAM on | flow steps T | W1 | energy |", "|---|---:|---:|---:|", *lines]
+    """Return QAM's distance by T: of the clone's sampler, of the loss's minimiser, as trained."""
+    trained = {(r.problem, r.flow_steps): f"{r.w1:.3f}" for r in rows if r.method == "qam"}
+    lines = [
+        "| problem | flow steps T | W1: behaviour's ODE | QAM's exact minimiser | as trained |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name in dict.fromkeys(row.problem for row in rows):
+        if PROBLEMS[name].dim == 1:
+            for steps in CONVERGENCE:
+                ode, minimiser = _minimiser(name, steps)
+                found = trained.get((name, steps), "–")
+                lines.append(f"| {name} | {steps} | {ode:.3f} | {minimiser:.3f} | {found} |")
+    return lines
+
+
+@cache
+def _minimiser(name: str, steps: int) -> tuple[float, float]:
+    return distances(PROBLEMS[name], steps)
+
+
+def _weights(problems: Sequence[str]) -> list[str]:
+    """Return what becomes of weighted regression on each problem, from its weights alone."""
+    lines = [
+        "| problem | effective share of samples | tilt clipped | W1 of FAWAC's exact minimiser |",
+        "|---|---:|---:|---:|",
+    ]
+    for name in problems:
+        found = weighting(PROBLEMS[name])
+        w1 = "–" if found.w1 is None else f"{found.w1:.3f}"
+        lines.append(f"| {name} | {found.effective:.4f} | {found.clipped:.2f} | {w1} |")
+    return lines
+
+
+def draw_overview(path: Path, cells: dict[tuple[str, str], tuple[Entry, Row]]) -> None:
+    """Draw the densities of :data:`SHOWN`, a row per problem.
+
+    Args:
+        path: the PNG file to write.
+        cells: (problem, method) to its samples and its line of the table.
+    """
+    problems = [p for p in PROBLEMS if any(p == problem for problem, _ in cells)]
+    methods = [m for m in SHOWN if any(m == method for _, method in cells)]
+    if not methods:
+        return
+    size = (1.75 * len(methods), 1.55 * len(problems) + 0.7)
+    figure = Figure(figsize=size, dpi=140, layout="constrained", facecolor="white")
+    axes = figure.subplots(len(problems), len(methods), squeeze=False)
+    figure.suptitle(
+        "grey or outlined: exact tilt, dashed: behaviour, blue: method; numbers: (sliced) W1",
+        x=0.01, ha="left", color=_INK, fontsize=10,
+    )  # fmt: skip
+    for line, name in zip(axes, problems, strict=True):
+        panel = _panel_1d if PROBLEMS[name].dim == 1 else _panel_2d
+        for cell, method in zip(line, methods, strict=True):
+            if (name, method) not in cells:
+                cell.set_axis_off()
+                continue
+            entry, row = cells[name, method]
+            panel(cell, PROBLEMS[name], entry.samples[0])
+            cell.set_title(f"{method}  {row.w1:.3f}", fontsize=9, color=_INK, loc="left", pad=3)
+        line[0].set_ylabel(name, fontsize=10, color=_INK)
+    figure.savefig(path)
 
 
 def draw_densities(path: Path, name: str, entries: Sequence[Entry], rows: Sequence[Row]) -> None:
@@ -263,7 +326,7 @@ def _panel_2d(cell: Axes, problem: Problem, sample: Tensor) -> None:
 
 
 def write_all(folder: Path, entries: Entries, flow_steps: int) -> str:
-    """Write table.csv, table.md and one picture per problem; return the markdown.
+    """Write tilt.csv, tilt.md, tilt.png and a picture per problem; return the markdown.
 
     Args:
         folder: where to.
@@ -274,12 +337,14 @@ def write_all(folder: Path, entries: Entries, flow_steps: int) -> str:
     n = next(iter(entries.values())).samples.shape[1]
     lines = {key: measure(entry) for key, entry in sorted(entries.items())}
     rows = [*references(problems, n), *lines.values()]
-    write_csv(folder / "table.csv", rows)
+    write_csv(folder / "tilt.csv", rows)
     text = markdown(rows, flow_steps)
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    (folder / "tilt.md").write_text(text, encoding="utf-8")
     for name in problems:
         keys = [key for key in lines if key[0] == name and key[2] == flow_steps]
         if keys:
             chosen = [entries[k] for k in keys], [lines[k] for k in keys]
-            draw_densities(folder / f"densities_{name}.png", name, *chosen)
+            draw_densities(folder / f"tilt_{name}.png", name, *chosen)
+    compared = {k[:2]: (entries[k], row) for k, row in lines.items() if k[2] == flow_steps}
+    draw_overview(folder / "tilt.png", compared)
     return text

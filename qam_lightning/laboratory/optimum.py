@@ -1,0 +1,140 @@
+"""The minimisers of QAM's and FAWAC's losses themselves, without networks and training.
+
+Adjoint matching reaches the tilt as T grows; how far its minimiser is at a given T separates the
+error of discretisation from that of learning. In one dimension that minimiser,
+f(a, u_i) = -σ_i² E[g_i | a_i = a] / 2, follows from i = T - 1 down to 0:
+g_i = (1 + h J_i(a_i)) g_{i+1}, and a_{i+1} is Gaussian given a_i, with a mean that depends
+on f(a_i, u_i) itself: a fixed point.
+
+Weighted regression has the clipped weights times the behaviour for its minimiser: the tilt, where
+no weight is clipped. How many samples the weights leave is a matter of their spread.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qam_lightning.core.adjoint import action_gradient
+from qam_lightning.core.critic import advantage_weight
+from qam_lightning.core.flow import flow_times, integrate
+from qam_lightning.core.memoryless import noise_scale
+from qam_lightning.laboratory.distances import wasserstein
+from qam_lightning.laboratory.problems import Mixture, Problem, grid
+
+REACH, POINTS, NODES = 6.0, 2401, 33
+ITERATIONS, TOLERANCE = 200, 1e-7
+
+
+def _double(problem: Problem) -> Problem:
+    return problem._replace(behavior=Mixture(*(x.double() for x in problem.behavior)))
+
+
+def _axis() -> Tensor:
+    return torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)
+
+
+def interpolated(table: Tensor, x: Tensor) -> Tensor:
+    """Return the values (POINTS,) of a function on the axis, at points x of any shape."""
+    place = (x + REACH) * ((POINTS - 1) / (2.0 * REACH))
+    left = place.floor().clamp(0, POINTS - 2).long()
+    return torch.lerp(table[left], table[left + 1], (place - left).clamp(0.0, 1.0))
+
+
+def residual(problem: Problem, steps: int) -> list[Tensor]:
+    """Return the residual f(., u_i) that minimises QAM's loss, on the axis, for i = 0..T-1.
+
+    Args:
+        problem: one-dimensional.
+        steps: T.
+    """
+    problem = _double(problem)
+    a, h, field = _axis(), 1.0 / steps, problem.behavior.velocity
+    times = flow_times(steps, a)
+    z, weight = (torch.from_numpy(x) for x in np.polynomial.hermite_e.hermegauss(NODES))
+    weight = weight / weight.sum()
+
+    def v(x: Tensor, u: Tensor) -> Tensor:
+        return field(x[:, None], u)[:, 0]
+
+    end = a + h * v(a, times[-1])
+    slope = action_gradient(lambda x: problem.q(x.clamp(-1.0, 1.0)), end[:, None])[:, 0]
+    found: list[Tensor] = []
+    ahead = -problem.tau * slope  # the last step has no noise: g_T at the end of each a_{T-1}
+    for u, sigma in zip(times.flip(0), noise_scale(times, h).flip(0), strict=True):
+        steepness = action_gradient(lambda x, u=u: v(x[:, 0], u + h), a[:, None])[:, 0]
+        back = 1.0 + h * (2.0 * steepness - 1.0 / (u + h))
+        if not found:
+            g = back * ahead
+        else:
+            start, spread = a + h * (2.0 * v(a, u) - a / (u + h)), h**0.5 * sigma * z
+            g = torch.zeros_like(a)
+            for _ in range(ITERATIONS):
+                reached = start - h * sigma**2 * g
+                new = back * (interpolated(ahead, reached[:, None] + spread) @ weight)
+                done = (new - g).abs().max() < TOLERANCE
+                g = 0.5 * (g + new)
+                if done:
+                    break
+        found.append(-0.5 * sigma**2 * g)
+        ahead = g
+    return found[::-1]
+
+
+def distances(problem: Problem, steps: int, points: int = 20_000) -> tuple[float, float]:
+    """Return W1 of Euler's ODE samples: the behaviour's to the behaviour, the minimiser's to tilt.
+
+    Both are of discretisation alone: the flows are exact, the noise is the normal's quantiles.
+
+    Args:
+        problem: one-dimensional.
+        steps: T.
+        points: quantiles.
+    """
+    exact, table = _double(problem).behavior.velocity, residual(problem, steps)
+    share = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    z = torch.special.ndtri(share)[:, None]
+    a = grid(1, points)
+
+    def quantiles(density: Tensor) -> Tensor:
+        law = density.double().cumsum(0)
+        return a[torch.searchsorted(law / law[-1], share).clamp(max=points - 1)].double()
+
+    def v(x: Tensor, u: Tensor) -> Tensor:
+        return exact(x, u) + interpolated(table[round(u.item() * steps)], x)
+
+    pairs = (exact, problem.behavior.density(a)), (v, problem.tilt_density(a))
+    found = [
+        wasserstein(integrate(f, z, steps).clamp(-1.0, 1.0), quantiles(density)).item()
+        for f, density in pairs
+    ]
+    return found[0], found[1]
+
+
+class Weighting(NamedTuple):
+    """What FAWAC's weights do on a problem.
+
+    Attributes:
+        effective: effective share of the samples, (E w)² / E w², in (0, 1].
+        clipped: the tilt's mass where the weight exceeds its bound.
+        w1: W1 from the clipped weights' law to the tilt; None in the plane.
+    """
+
+    effective: float
+    clipped: float
+    w1: float | None
+
+
+def weighting(problem: Problem) -> Weighting:
+    """Evaluate the minimiser of FAWAC's losses, V = E Q, on a grid over the box."""
+    a = grid(problem.dim, 4000 if problem.dim == 1 else 300)
+    behavior, q = problem.behavior.density(a).double(), problem.q(a).double()
+    behavior = behavior / behavior.sum()
+    advantage = q - (behavior * q).sum()
+    weight = (problem.tau * advantage).exp()
+    used = advantage_weight(advantage, problem.tau)
+    effective = (behavior @ weight).square() / (behavior @ weight.square())
+    tilt, reached = (behavior * w / (behavior @ w) for w in (weight, used))
+    w1 = (tilt - reached).cumsum(0).abs().mean().item() * 2.0 if problem.dim == 1 else None
+    return Weighting(effective.item(), tilt[weight > used].sum().item(), w1)
