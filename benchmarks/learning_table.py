@@ -3,8 +3,9 @@
 python benchmarks/learning_table.py                      all methods, 3 seeds, the quickstart's task
 python benchmarks/learning_table.py --methods qam fql --seeds 1 --steps 2000
 
-Each run is `train.py fit --config <config> --method M --seed S` with the method's own Table 4
-values, scored by `eval.py`. Finished runs are kept: the command goes on where it was interrupted.
+Each run is `train.py fit --config <config> --method M --seed S` with the method's own values for the
+configuration, scored by `eval.py`. RLPD has no offline phase: it takes an environment step per
+update. Finished runs are kept: the command goes on where it was interrupted.
 Writes <out>.csv (a row per run) and <out>.md (a row per method).
 """
 
@@ -22,6 +23,7 @@ from qam_lightning.evaluation.statistics import bootstrap_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.yaml"))
+RANDOM_STEPS = 1_000  # of RLPD, before its updates begin
 
 
 class Row(NamedTuple):
@@ -63,6 +65,8 @@ def train(run: Path, config: str, method: str, seed: int, steps: int, overrides:
     flags = [f"--run_dir={run}", f"--trainer.max_steps={steps}", f"--evaluation.every={steps + 1}"]
     if (run / "checkpoints" / "last.ckpt").exists():
         flags.append("--ckpt_path=last")
+    if method == "rlpd":  # learns online only: as many updates, after the random actions
+        flags += [f"--online.start={RANDOM_STEPS}", f"--online.steps={RANDOM_STEPS + steps}"]
     options = ["--config", config, "--method", method, "--seed", seed]
     call("train.py", "fit", *options, *flags, *overrides)
 
