@@ -3,8 +3,8 @@
 python benchmarks/learning_table.py                      all methods, 3 seeds, the quickstart's task
 python benchmarks/learning_table.py --methods qam fql --seeds 1 --steps 2000
 
-Each run is `train.py fit --config <config> --method M --seed S` with the method's own values for the
-configuration, scored by `eval.py`. RLPD has no offline phase: it takes an environment step per
+Each run is `train.py fit --config <config> --method M --seed S` with the method's own values for
+the configuration, scored by `eval.py`. RLPD has no offline phase: it takes an environment step per
 update. Finished runs are kept: the command goes on where it was interrupted.
 Writes <out>.csv (a row per run) and <out>.md (a row per method).
 """
