@@ -35,7 +35,7 @@ class CGQL(Method):
     def __init__(self, tau: float, vartheta: float, **shared: Any) -> None:
         """Build the flow."""
         super().__init__(**shared)
-        self.actor = GuidedFlow(*self.sizes, self.flow_steps, tau, vartheta)
+        self.actor = GuidedFlow(*self.sizes, self.flow_steps, tau=tau, vartheta=vartheta)
 
     def make_critic(self, in_dim: int, width: int, depth: int, members: int) -> TimedCritic:
         """Build critics that also read the flow time."""

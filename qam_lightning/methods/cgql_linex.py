@@ -45,8 +45,9 @@ class CGQLLinex(Method):
     def __init__(self, tau: float, vartheta: float, varrho: float, **shared: Any) -> None:
         """Build the flow."""
         super().__init__(**shared)
-        guidance = (tau, vartheta, varrho, partial(linex, tau=tau))
-        self.actor = TimeGuidedFlow(*self.sizes, self.flow_steps, *guidance)
+        error = partial(linex, tau=tau)
+        own = {"tau": tau, "vartheta": vartheta, "varrho": varrho}
+        self.actor = TimeGuidedFlow(*self.sizes, self.flow_steps, error=error, **own)
 
     def policy(self, s: Tensor, noise: Noise) -> Tensor:
         """Return clip(ODE(v; s, z)), guided by the values of noisy actions."""

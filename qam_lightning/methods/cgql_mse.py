@@ -42,8 +42,8 @@ class CGQLMSE(Method):
     def __init__(self, tau: float, vartheta: float, varrho: float, **shared: Any) -> None:
         """Build the flow."""
         super().__init__(**shared)
-        guidance = (tau, vartheta, varrho, squared_error)
-        self.actor = TimeGuidedFlow(*self.sizes, self.flow_steps, *guidance)
+        own = {"tau": tau, "vartheta": vartheta, "varrho": varrho}
+        self.actor = TimeGuidedFlow(*self.sizes, self.flow_steps, error=squared_error, **own)
 
     def policy(self, s: Tensor, noise: Noise) -> Tensor:
         """Return clip(ODE(v; s, z)), guided by the values of noisy actions."""

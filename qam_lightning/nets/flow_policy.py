@@ -46,7 +46,7 @@ class FlowPolicy(nn.Module):
     """
 
     def __init__(
-        self, obs_dim: int, dim: int, width: int, depth: int, steps: int, ema: bool = False
+        self, obs_dim: int, dim: int, width: int, depth: int, steps: int, *, ema: bool = False
     ) -> None:
         """Build the velocity field; the EMA starts as a copy."""
         super().__init__()

@@ -14,6 +14,8 @@ from qam_lightning.errors import require
 from qam_lightning.nets.ensemble import CriticEnsemble
 from qam_lightning.nets.flow_policy import ClonedFlow
 
+Error = Callable[[Tensor, Tensor], Tensor]
+
 
 class TimedCritic(CriticEnsemble):
     """K critics Q_k(s, a, u) of actions at flow time u, which is 1 for clean ones.
@@ -40,27 +42,14 @@ class GuidedFlow(ClonedFlow):
     """A cloned flow that acts under a critic's guidance; both follow its EMA.
 
     Args:
-        obs_dim: O.
-        dim: D.
-        width: hidden width.
-        depth: number of hidden layers.
-        steps: T >= 1 flow steps.
+        sizes: as every flow policy takes them: O, D, hidden width, hidden layers, T.
         tau: inverse temperature τ >= 0 of the guidance.
         vartheta: its strength ϑ >= 0; 0 is cloning.
     """
 
-    def __init__(
-        self,
-        obs_dim: int,
-        dim: int,
-        width: int,
-        depth: int,
-        steps: int,
-        tau: float,
-        vartheta: float,
-    ) -> None:
+    def __init__(self, *sizes: int, tau: float, vartheta: float) -> None:
         """Build the flow."""
-        super().__init__(obs_dim, dim, width, depth, steps, ema=True)
+        super().__init__(*sizes, ema=True)
         require(0 <= tau < float("inf"), "tau", tau, "at least 0 and finite")
         require(0 <= vartheta < float("inf"), "vartheta", vartheta, "at least 0 and finite")
         self.tau, self.vartheta = tau, vartheta
@@ -86,31 +75,15 @@ class TimeGuidedFlow(GuidedFlow):
     """A guided flow whose critic learns the values of noisy actions from those of clean ones.
 
     Args:
-        obs_dim: O.
-        dim: D.
-        width: hidden width.
-        depth: number of hidden layers.
-        steps: T >= 1 flow steps.
-        tau: inverse temperature τ >= 0 of the guidance.
-        vartheta: its strength ϑ >= 0; 0 is cloning.
+        sizes: as every flow policy takes them.
         varrho: weight ϱ >= 0 of the critic's regression at noisy actions.
         error: element-wise loss of a prediction and its target.
+        guidance: τ and ϑ.
     """
 
-    def __init__(
-        self,
-        obs_dim: int,
-        dim: int,
-        width: int,
-        depth: int,
-        steps: int,
-        tau: float,
-        vartheta: float,
-        varrho: float,
-        error: Callable[[Tensor, Tensor], Tensor],
-    ) -> None:
+    def __init__(self, *sizes: int, varrho: float, error: Error, **guidance: float) -> None:
         """Build the flow."""
-        super().__init__(obs_dim, dim, width, depth, steps, tau, vartheta)
+        super().__init__(*sizes, **guidance)
         require(0 <= varrho < float("inf"), "varrho", varrho, "at least 0 and finite")
         self.varrho, self.error = varrho, error
 

@@ -47,6 +47,39 @@ class TanhGaussian(nn.Module):
         return squash(self.mean(hidden), self.log_std(hidden).clamp(*LOG_STD_RANGE), noise)
 
 
+class SoftGaussian(nn.Module):
+    """A tanh-Gaussian whose entropy is held at -D/2 by a learned coefficient (Eq. 77, 80).
+
+    Args:
+        in_dim: size of the conditioning input.
+        dim: D, size of a sample.
+        width: hidden width.
+        depth: number of hidden layers.
+    """
+
+    def __init__(self, in_dim: int, dim: int, width: int, depth: int) -> None:
+        """Build the tanh-Gaussian and its entropy coefficient."""
+        super().__init__()
+        self.gaussian = TanhGaussian(in_dim, dim, width, depth)
+        self.entropy_coefficient = LogScalar()
+        self.dim, self.target_entropy = dim, -0.5 * dim
+
+    def entropy_losses(self, log_prob: Tensor, name: str) -> dict[str, Tensor]:
+        """Return the entropy's and its coefficient's losses, both scalars.
+
+        Args:
+            log_prob: (B,), of samples, with gradient.
+            name: what the losses' names start with.
+        """
+        coefficient = self.entropy_coefficient()
+        return {
+            f"{name}entropy_loss": coefficient.detach() * log_prob.mean(),
+            f"{name}coefficient_loss": entropy_coefficient_loss(
+                coefficient, log_prob, self.target_entropy
+            ),
+        }
+
+
 class OneStepPolicy(nn.Module):
     """μ_ω(s, z): the noise-conditioned one-step policy of FQL and QAM-FQL (Eq. 29, 42)."""
 
@@ -78,7 +111,7 @@ class OneStepPolicy(nn.Module):
         }
 
 
-class EditPolicy(nn.Module):
+class EditPolicy(SoftGaussian):
     """π_ω(Δa | s, ã): the Gaussian edit policy of FEdit and QAM-EDIT (Eq. 30).
 
     Args:
@@ -90,12 +123,9 @@ class EditPolicy(nn.Module):
     """
 
     def __init__(self, obs_dim: int, dim: int, width: int, depth: int, scale: float) -> None:
-        """Build the tanh-Gaussian on concat(s, ã) and its entropy coefficient."""
-        super().__init__()
-        self.gaussian = TanhGaussian(obs_dim + dim, dim, width, depth)
-        self.entropy_coefficient = LogScalar()
+        """Build the tanh-Gaussian on concat(s, ã)."""
+        super().__init__(obs_dim + dim, dim, width, depth)
         self.scale = scale
-        self.target_entropy = -0.5 * dim
 
     def forward(self, s: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return clip(ã + σ_a Δa), (B, D), and log π(Δa), (B,)."""
@@ -114,11 +144,7 @@ class EditPolicy(nn.Module):
             noise: (B, D) standard normal.
         """
         edited, log_prob = self(s, action.detach(), noise)
-        coefficient = self.entropy_coefficient()
         return {
             "actor/edit_q_loss": -frozen(critic)(s, edited).mean(),
-            "actor/edit_entropy_loss": coefficient.detach() * log_prob.mean(),
-            "actor/edit_coefficient_loss": entropy_coefficient_loss(
-                coefficient, log_prob, self.target_entropy
-            ),
+            **self.entropy_losses(log_prob, "actor/edit_"),
         }

@@ -3,29 +3,14 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qam_lightning.core.draws import Draw
-from qam_lightning.core.policy import entropy_coefficient_loss
-from qam_lightning.nets.heads import LogScalar, TanhGaussian
+from qam_lightning.nets.heads import SoftGaussian
 
 
-class SoftPolicy(nn.Module):
-    """π(a | s): soft actor-critic's tanh-Gaussian with target entropy -D/2 (Eq. 80).
-
-    Args:
-        obs_dim: O.
-        dim: D.
-        width: hidden width.
-        depth: number of hidden layers.
-    """
-
-    def __init__(self, obs_dim: int, dim: int, width: int, depth: int) -> None:
-        """Build the tanh-Gaussian and its entropy coefficient."""
-        super().__init__()
-        self.gaussian = TanhGaussian(obs_dim, dim, width, depth)
-        self.entropy_coefficient = LogScalar()
-        self.dim, self.target_entropy = dim, -0.5 * dim
+class SoftPolicy(SoftGaussian):
+    """π(a | s): soft actor-critic's tanh-Gaussian at states (Eq. 80)."""
 
     @torch.no_grad()
     def act(self, s: Tensor, z: Tensor) -> Tensor:
@@ -47,16 +32,12 @@ class SoftPolicy(nn.Module):
             value: gives samples (B, D) their values (B,); its critic takes part frozen.
         """
         sample, log_prob = self.gaussian(s, noise["policy/z"])
-        coefficient = self.entropy_coefficient()
         losses = {
             "actor/q_loss": -value(sample).mean(),
-            "actor/entropy_loss": coefficient.detach() * log_prob.mean(),
-            "actor/coefficient_loss": entropy_coefficient_loss(
-                coefficient, log_prob, self.target_entropy
-            ),
+            **self.entropy_losses(log_prob, "actor/"),
         }
         metrics = {
             "actor/entropy": -log_prob.detach().mean(),
-            "actor/entropy_coefficient": coefficient.detach(),
+            "actor/entropy_coefficient": self.entropy_coefficient().detach(),
         }
         return losses, metrics

@@ -83,7 +83,7 @@ def test_timed_critic_takes_clean_actions_for_granted() -> None:
 
 def test_guided_actions_climb_the_value_and_carry_no_gradient() -> None:
     torch.manual_seed(0)
-    flow = GuidedFlow(5, 3, 16, 2, steps=10, tau=3.0, vartheta=0.3)
+    flow = GuidedFlow(5, 3, 16, 2, 10, tau=3.0, vartheta=0.3)
     s, z = torch.randn(64, 5), torch.randn(64, 3)
 
     def value(a: Tensor, u: Tensor) -> Tensor:
