@@ -38,7 +38,7 @@ check: install  ## lint and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-quickstart: $(DATA)/cube-single-play-v0.npz  ## collect data, train QAM, score it: 15 minutes on two cores
+quickstart: $(DATA)/cube-single-play-v0.npz  ## collect data, train QAM, score it: 12 minutes on two cores
 	$(RUN) train.py fit --config quickstart.yaml \
 		$$(test -e $(QUICK)/checkpoints/last.ckpt && echo --ckpt_path last)
 	$(RUN) eval.py $(QUICK) --policy behavior
