@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 DATA := datasets/quickstart
 QUICK := runs/quickstart
 
-.PHONY: help install test test-slow check quickstart bench clean
+.PHONY: help install test test-slow check quickstart online bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -43,6 +43,12 @@ quickstart: $(DATA)/cube-single-play-v0.npz  ## collect data, train QAM, score i
 		$$(test -e $(QUICK)/checkpoints/last.ckpt && echo --ckpt_path last)
 	$(RUN) eval.py $(QUICK) --policy behavior
 	$(RUN) eval.py $(QUICK) --picture
+
+online: $(DATA)/cube-single-play-v0.npz  ## the same into online fine-tuning: 25 minutes on two cores
+	$(RUN) train.py fit --config quickstart.yaml --run_dir $(QUICK)-online \
+		--model.decay_steps 16000 --online.start 1000 --online.steps 9000 \
+		$$(test -e $(QUICK)-online/checkpoints/last.ckpt && echo --ckpt_path last)
+	$(RUN) eval.py $(QUICK)-online --picture
 
 $(DATA)/cube-single-play-v0.npz: | $(VENV)/.runtime
 	$(RUN) train.py generate --env cube-single --dataset play --episodes 100 --directory $(DATA)
