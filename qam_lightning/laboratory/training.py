@@ -130,13 +130,13 @@ def recipes(folder: Path = CONFIGS) -> dict[str, Recipe]:
 
 
 SCANS: dict[str, dict[str, tuple[float, ...]]] = {
-    "cgql": {"vartheta": (0.03, 0.1, 0.3, 1.0)},
-    "cgql_linex": {"vartheta": (0.03, 0.1, 0.3, 1.0), "varrho": (1.0,)},
-    "cgql_mse": {"vartheta": (0.03, 0.1, 0.3, 1.0), "varrho": (1.0,)},
-    "dsrl": {"noise_scale": (0.5, 1.0, 1.5, 2.0)},
+    "cgql": {"vartheta": (0.003, 0.01, 0.03, 0.1, 0.3)},
+    "cgql_linex": {"vartheta": (0.003, 0.01, 0.03, 0.1, 0.3), "varrho": (1.0,)},
+    "cgql_mse": {"vartheta": (0.003, 0.01, 0.03, 0.1, 0.3), "varrho": (1.0,)},
+    "dsrl": {"noise_scale": (0.5, 1.0, 2.0, 4.0)},
     "fbrac": {"alpha": (0.3, 1.0, 3.0, 10.0)},
-    "fedit": {"edit_scale": (0.1, 0.2, 0.4)},
-    "fql": {"alpha": (1.0, 3.0, 10.0, 30.0)},
+    "fedit": {"edit_scale": (0.2, 0.4, 0.8)},
+    "fql": {"alpha": (0.1, 0.3, 1.0, 3.0, 10.0)},
     "ifql": {"kappa": (0.9,), "best_of_n": (2, 4, 8, 32)},
     "qam_edit": {"edit_scale": (0.1, 0.3)},
     "qam_fql": {"alpha": (10.0, 100.0)},
