@@ -58,13 +58,15 @@ def residual(problem: Problem, steps: int) -> list[Tensor]:
     def v(x: Tensor, u: Tensor) -> Tensor:
         return field(x[:, None], u)[:, 0]
 
+    def steepness(u: Tensor) -> Tensor:
+        return action_gradient(lambda x: v(x[:, 0], u), a[:, None])[:, 0]
+
     end = a + h * v(a, times[-1])
     slope = action_gradient(lambda x: problem.q(x.clamp(-1.0, 1.0)), end[:, None])[:, 0]
     found: list[Tensor] = []
     ahead = -problem.tau * slope  # the last step has no noise: g_T at the end of each a_{T-1}
     for u, sigma in zip(times.flip(0), noise_scale(times, h).flip(0), strict=True):
-        steepness = action_gradient(lambda x, u=u: v(x[:, 0], u + h), a[:, None])[:, 0]
-        back = 1.0 + h * (2.0 * steepness - 1.0 / (u + h))
+        back = 1.0 + h * (2.0 * steepness(u + h) - 1.0 / (u + h))
         if not found:
             g = back * ahead
         else:
