@@ -35,7 +35,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from qam_lightning.callbacks.checkpoints import Checkpoints, last_checkpoints, read_checkpoint
+from qam_lightning.callbacks.checkpoint_files import last_checkpoints, read_checkpoint
+from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.online import FILE, Online, Stream
 from qam_lightning.cli import main as train

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from qam_lightning.callbacks.checkpoints import load_method
+from qam_lightning.callbacks.checkpoint_files import load_method
 from qam_lightning.evaluation.statistics import bootstrap_interval
 
 ROOT = Path(__file__).resolve().parent.parent

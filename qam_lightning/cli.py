@@ -18,15 +18,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
-from qam_lightning.callbacks.checkpoints import (
+from qam_lightning.callbacks.checkpoint_files import (
     ENTRY,
-    Checkpoints,
     check_newest,
     checkpoint_path,
     last_checkpoints,
     newest,
     read_checkpoint,
 )
+from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.online import Online

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qam_lightning.callbacks.checkpoints import read_checkpoint
+from qam_lightning.callbacks.checkpoint_files import read_checkpoint
 from qam_lightning.cli import main
 from tests.app.test_training import assert_same
 

@@ -15,14 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from qam_lightning.callbacks import checkpoints as module
-from qam_lightning.callbacks.checkpoints import (
-    Checkpoints,
-    culprit,
-    last_checkpoints,
-    newest,
-    read_checkpoint,
-)
+from qam_lightning.callbacks import checkpoint_files as files
+from qam_lightning.callbacks.checkpoint_files import last_checkpoints, newest, read_checkpoint
+from qam_lightning.callbacks.checkpoints import Checkpoints, culprit
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.recorder import Recorder
 from qam_lightning.cli import main
@@ -177,8 +172,8 @@ def test_the_best_is_not_replaced_by_a_worse_one_after_a_resume(tmp_path):
     callback = Checkpoints(str(tmp_path))
     callback.load_state_dict({"best": 0.5})
     assert callback.state_dict() == {"best": float("-inf")}  # a branch has no best of its own
-    entry = dict.fromkeys(module._ENTRY_KEYS, 0)
-    best = {"state_dict": {}, module.ENTRY: entry, "callbacks": {"Checkpoints": {"best": 0.9}}}
+    entry = dict.fromkeys(files._ENTRY_KEYS, 0)
+    best = {"state_dict": {}, files.ENTRY: entry, "callbacks": {"Checkpoints": {"best": 0.9}}}
     torch.save(best, callback.path("best"))
     callback.load_state_dict({"best": 0.5})
     assert callback.state_dict() == {"best": 0.9}
@@ -222,7 +217,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_whole(
 def test_what_did_not_arrive_on_disk_is_not_taken_for_a_checkpoint(
     made, arguments, told, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(module, "checksum", lambda path: 0)
+    monkeypatch.setattr(files, "checksum", lambda path: 0)
     (line,) = told(2, *arguments(*FLAGS))
     assert "the disk does not give back what was written" in line
     assert not last_checkpoints(tmp_path / "run")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qam_lightning.callbacks import online, recorder
-from qam_lightning.callbacks.checkpoints import read_checkpoint
+from qam_lightning.callbacks.checkpoint_files import read_checkpoint
 from qam_lightning.callbacks.online import Online
 from qam_lightning.cli import main
 from qam_lightning.data import replay
