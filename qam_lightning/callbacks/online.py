@@ -69,7 +69,7 @@ class Stream:
         self._number, self._seed, self._kind, self._make = number, seed, kind, make
         self._worker: LocalWorker | ProcessWorker | None = None
         self._observation: np.ndarray | None = None
-        self._episode, self.length = 0, 0
+        self._episode, self.length, self._discarded = 0, 0, 0
         self._chunk: np.ndarray | None = None
         self._used = 0
 
@@ -85,7 +85,7 @@ class Stream:
         """What `restore` needs besides the replay."""
         chunk = None if self._chunk is None else torch.from_numpy(self._chunk.copy())
         counts = {"episode": self._episode, "length": self.length, "used": self._used}
-        return counts | {"chunk": chunk}
+        return counts | {"discarded": self._discarded, "chunk": chunk}
 
     def restore(self, state: dict[str, Any], rows: np.ndarray) -> None:
         """Takes the running episode up again by repeating its actions.
@@ -95,6 +95,7 @@ class Stream:
             rows: The episode's steps so far, ``state["length"]`` of them.
         """
         self._episode, self.length, self._used = state["episode"], state["length"], state["used"]
+        self._discarded = state.get("discarded", 0)
         self._chunk = None if state["chunk"] is None else state["chunk"].numpy()
         if not self.length:
             self._chunk = None
@@ -144,8 +145,9 @@ class Stream:
         row = np.zeros((), self._kind)
         row["observation"], row["action"] = self._seen(), self._chunk[self._used]
         row["reward"], row["success"] = chunk.rewards[0], chunk.success
-        row["next_observation"], row["first"] = chunk.observations[0], self.length == 0
-        row["end"] = _ending(chunk)
+        row["next_observation"], row["end"] = chunk.observations[0], _ending(chunk)
+        if self.length == 0:
+            row["first"], self._discarded = 1 + self._discarded, 0
         self._observation = chunk.observations[0]
         self.length, self._used = self.length + 1, self._used + 1
         if chunk.done:
@@ -192,6 +194,7 @@ class Stream:
         """Gives the running episode up; the replay keeps its steps."""
         self.close()
         self._episode, self.length, self._chunk = self._episode + 1, 0, None
+        self._discarded += 1
 
 
 def _ending(chunk: Chunk) -> int:
@@ -456,14 +459,13 @@ class Online(pl.Callback):
     # -- results -----------------------------------------------------------------------------------
 
     def _count(self) -> None:
-        """Takes the last row into the results, if it ended an episode or one broke off before."""
+        """Takes the last row into the results, if it ended an episode or some were discarded."""
         replay = cast(Replay, self._replay)
         if self.counted == replay.count:
             return
         self.counted = replay.count
-        row, before = replay.count - 1, replay.count - 1 - replay.envs
-        if replay.rows["first"][row] and before >= 0 and not replay.rows["end"][before]:
-            self.discarded += 1
+        row = replay.count - 1
+        self.discarded += max(0, int(replay.rows["first"][row]) - 1)
         if replay.rows["end"][row]:
             self.episodes += 1
             lived = replay.episode(row)

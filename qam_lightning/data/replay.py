@@ -4,7 +4,8 @@ One file of rows of equal size, to which rows are only ever added, mapped into m
 Row n, from 0, is environment step n + 1 of a run. With E environments it belongs to environment
 n mod E, so that a chunk is a number of rows E apart, and nothing but the number of rows visible to
 an update decides which chunks there are to draw. A row says whether it is the first of its episode,
-not whether it is the last: so an episode that broke off needs no mending of what is written.
+not whether it is the last: so an episode that broke off needs no mending of what is written. The
+field holds 0, or one more than the number of episodes discarded since the environment's last row.
 """
 
 import os

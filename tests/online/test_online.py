@@ -18,6 +18,7 @@ from qam_lightning.cli import main
 from qam_lightning.data import replay
 from qam_lightning.data.replay import RUNNING, TERMINATED, TRUNCATED, row_type
 from qam_lightning.envs.make import make_env
+from qam_lightning.envs.rollout import LocalWorker
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.qam import QAM
 from tests.app.conftest import read_csv
@@ -273,28 +274,51 @@ def test_an_episode_that_cannot_be_brought_back_is_discarded(
     assert rows["end"][known["rows"] - 1] == RUNNING
 
 
+@pytest.mark.parametrize("where", ["within an episode", "on its first step"])
 def test_a_dead_environment_is_replaced_and_its_episode_counted(
-    arguments, tmp_path, monkeypatch, capsys
+    where, arguments, tmp_path, monkeypatch, capsys
 ):
-    death, act = tmp_path / "death", Online._act
+    death, act, killed = tmp_path / "death", Online._act, []
     monkeypatch.setenv(DEATH, str(death))
 
     def deadly(self, observation):
-        if self._replay.count >= 12 and not self._killed:
-            self._killed = True
+        over = self._replay.rows["end"][-1:] != RUNNING
+        if self._replay.count >= 8 and not killed and over == (where == "on its first step"):
+            killed.append(self._replay.count)
             death.touch()
         return act(self, observation)
 
-    monkeypatch.setattr(Online, "_killed", False, raising=False)
     monkeypatch.setattr(Online, "_act", deadly)
     assert main(arguments(online__ahead="true")) == 0
-    assert not death.exists()
+    assert killed and not death.exists()
     error = capsys.readouterr().err
     assert "ended unexpectedly with exit code 9" in error and "goes on with a new episode" in error
-    rows = rows_of(tmp_path / "run")
+    rows, run = rows_of(tmp_path / "run"), tmp_path / "run"
     assert len(rows) == STEPS
-    broken = rows["first"][1:].astype(bool) & (rows["end"][:-1] == RUNNING)
-    assert float(table(tmp_path / "run")[-1]["online/discarded"]) == broken.sum() <= 1
+    broken = np.flatnonzero(rows["first"][1:].astype(bool) & (rows["end"][:-1] == RUNNING)) + 1
+    assert broken.tolist() == (killed if where == "within an episode" else [])
+    assert np.flatnonzero(rows["first"] == 2).tolist() == killed
+    assert float(table(run)[-1]["online/discarded"]) == 1
+    # Of the episodes that were begun, each has ended, was discarded, or is running.
+    stream = last(run)["online"]["streams"][0]
+    assert stream["episode"] == (rows["end"] != RUNNING).sum() + 1
+
+
+def test_an_episode_given_up_before_its_first_step_is_counted_after_a_resume_too():
+    """A checkpoint may come between a discarded episode and the next one's first row."""
+    kind = row_type(3, 2)
+
+    def stream():
+        return online.Stream(0, 0, kind, lambda: LocalWorker(ENV, 1, False, None))
+
+    def act(observation):
+        return np.zeros((CHUNK, 2), np.float32)
+
+    first, second = stream(), stream()
+    first._discard()
+    second.restore(first.state(), np.empty(0, kind))
+    assert second.take(act)["first"] == 2
+    assert second.state()["discarded"] == 0
 
 
 @pytest.mark.parametrize(
