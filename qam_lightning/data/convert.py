@@ -108,7 +108,7 @@ def _survey(files: list[Path], layout: Layout) -> tuple[list[str], int]:
     for path in files:
         with NpzFile(path) as file:
             prints.append(file.fingerprint())
-            rows = file.shape("terminals")[0][0]
+            rows = file.rows()
             for key, column in layout.items():
                 file.check_header(key, column, rows)
                 dtype = str(file.shape(key)[1])

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -118,15 +119,24 @@ class NpzFile:
         if shape[0] != rows:
             raise UserError(f"{self.path}: {key} has {shape[0]} rows, but terminals has {rows}")
 
+    def rows(self) -> int:
+        """How many rows there are.
+
+        Raises:
+            UserError: The terminals are not a row of numbers.
+        """
+        shape, _ = self.shape("terminals")
+        if len(shape) != 1:
+            raise UserError(f"{self.path}: terminals has shape {shape}, expected one dimension")
+        return shape[0]
+
     def ends(self) -> np.ndarray:
         """The last row of every trajectory, (trajectories,) int64.
 
         Raises:
             UserError: The terminals do not divide all rows into trajectories of two or more.
         """
-        shape, _ = self.shape("terminals")
-        if len(shape) != 1:
-            raise UserError(f"{self.path}: terminals has shape {shape}, expected one dimension")
+        self.rows()
         found, start = [], 0
         for block in self.blocks("terminals"):
             if block.dtype.kind not in "biuf" or not np.isin(block, (0, 1)).all():
@@ -167,9 +177,14 @@ class NpzFile:
 
     def _check_values(self, key: str, block: np.ndarray, column: Column, start: int) -> None:
         flat = block.reshape(len(block), -1)
-        if block.dtype.kind == "f" and not (finite := np.isfinite(flat).all(1)).all():
+        if column.dtype == "float32":  # in which numbers beyond 1e38 become infinite
+            with np.errstate(over="ignore"):
+                flat = flat.astype(np.float32, copy=False)
+        if flat.dtype.kind == "f" and not (finite := np.isfinite(flat).all(1)).all():
             row = start + int(finite.argmin())
-            raise UserError(f"{self.path}: {key} has NaN or infinity, first in row {row}")
+            raise UserError(
+                f"{self.path}: {key} has NaN or infinity as {flat.dtype}, first in row {row}"
+            )
         limits: dict[str, tuple[float, float, str]] = {
             "int8": (-128, 127, "small integers"),
             "uint8": (0, 1, "0 and 1 only"),
@@ -207,7 +222,8 @@ class NpzFile:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # A RuntimeError is the answer to flags of encryption and compression that nobody set.
+        except (OSError, ValueError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(
                 f"{self.path} cannot be read ({' '.join(str(reason).split())}); move it away to "

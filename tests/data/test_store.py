@@ -133,6 +133,7 @@ def test_a_changed_source_that_is_bad_leaves_the_good_store(shards, tmp_path):
         ),
         (patched("actions", (5, 1), -1.5), ["set-001.npz", "actions", "-1.5", "row 5"]),
         ({"terminals": np.zeros(400, bool)}, ["set-001.npz", "no trajectory"]),
+        ({"terminals": np.array(True)}, ["set-001.npz", "one dimension"]),
     ],
 )
 def test_shards_that_disagree_are_named(shards, tmp_path, changes, words):
