@@ -31,8 +31,8 @@ from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.online import Online
 from qam_lightning.callbacks.progress import Progress
-from qam_lightning.callbacks.recorder import Recorder, writing
-from qam_lightning.data.atomic import replacing
+from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.data.atomic import replacing, writing
 from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate
 from qam_lightning.errors import UserError
@@ -582,7 +582,7 @@ class Settings(pl.Callback):
         if trainer.is_global_zero:
             with writing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self._path) as temporary:
+            with replacing(self._path, alone=True) as temporary:
                 temporary.write_text(self._text, encoding="utf-8")
 
 

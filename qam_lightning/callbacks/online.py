@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from qam_lightning.callbacks.evaluation import EpisodePolicy
-from qam_lightning.callbacks.recorder import writing
+from qam_lightning.data.atomic import writing
 from qam_lightning.data.replay import (
     RUNNING,
     TERMINATED,

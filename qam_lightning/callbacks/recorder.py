@@ -5,14 +5,13 @@ evaluation. A resumed run continues both as if it had never stopped: rows beyond
 dropped first, since they will come again.
 """
 
-import contextlib
 import csv
 import math
 import netrc
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlparse
@@ -22,7 +21,7 @@ import torch
 import yaml
 
 from qam_lightning.callbacks.checkpoints import config_text, culprit
-from qam_lightning.data.atomic import sync
+from qam_lightning.data.atomic import replacing, sync, writing
 from qam_lightning.errors import UserError
 from qam_lightning.methods.base import Method
 from qam_lightning.provenance import versions
@@ -251,29 +250,13 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
 
 def _replace(path: Path, columns: list[str], rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Words what goes wrong while a file is written.
-
-    Raises:
-        UserError: The system refused, as for a full disk.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
+    with (
+        replacing(path, alone=True) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 # -- Weights & Biases ----------------------------------------------------------------------------

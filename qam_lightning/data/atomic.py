@@ -13,22 +13,39 @@ from qam_lightning.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def writing(path: Path) -> Iterator[None]:
+    """Words what goes wrong while a file is written.
+
+    Raises:
+        UserError: The system refused, as for a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path, alone: bool = False) -> Iterator[Path]:
     """Gives a temporary name to write to, which becomes ``path`` when all went well.
+
+    Args:
+        path: The file; its folder exists.
+        alone: No other process writes this file. The temporary name is then always the same, so
+            that what a kill leaves is gone with the next attempt.
 
     Raises:
         UserError: It cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{'' if alone else f'{os.getpid()}.'}tmp")
+    with writing(path):
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def save_json(path: Path, content: Any) -> None:

@@ -150,6 +150,16 @@ def test_both_names_are_there_all_the_time(killed, monkeypatch):
     assert [step_of(path) for path in last_checkpoints(killed)] == [12, 12]
 
 
+def test_what_a_kill_left_half_written_is_gone_after_a_resume(killed, made, arguments):
+    for name in ("config.yaml", "metrics/train.csv", "metrics/eval.csv", "checkpoints/last.ckpt"):
+        path = killed / name
+        path.with_name(f".{path.name}.tmp").write_bytes(path.read_bytes()[:50])
+    assert len(list(killed.rglob("*.tmp"))) == 4
+    assert main(arguments(*FLAGS, "--ckpt_path=last")) == 0
+    assert not list(killed.rglob("*.tmp"))
+    assert_same_runs(made["whole"], killed)
+
+
 def test_the_generators_of_random_numbers_go_on(killed, monkeypatch, arguments):
     drawn, step = [], Method.training_step
 
