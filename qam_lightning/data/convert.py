@@ -88,8 +88,8 @@ def _convert(files: list[Path], folder: Path, layout: Layout) -> None:
         bar = stack.enter_context(_progress_bar())
         task = bar.add_task(f"converting {folder.stem}", total=total)
         outputs = {
-            key: stack.enter_context(_output(temporary, key, dtype, progress))
-            for key, dtype in [*((k, c.dtype) for k, c in layout.items()), ("ends", "int64")]
+            key: stack.enter_context(_output(path, progress["bytes"][key]))
+            for key, path in _outputs(temporary, layout).items()
         }
         for path in files[len(progress["source"]) :]:
             for done in _append(path, layout, outputs, progress):
@@ -129,7 +129,12 @@ def _resumed(temporary: Path, layout: Layout, prints: list[str]) -> dict[str, An
         found = json.loads((temporary / "progress.json").read_text())
         done = [shard["fingerprint"] for shard in found["source"]]
         same = found["layout"] == json.loads(json.dumps(layout)) and done == prints[: len(done)]
-    except (OSError, ValueError, KeyError):
+        # What was cut meanwhile must not be made long enough again with zeros.
+        same = same and all(
+            path.stat().st_size >= found["bytes"][key]
+            for key, path in _outputs(temporary, layout).items()
+        )
+    except (OSError, ValueError, TypeError, LookupError):
         same = False
     if same:
         return found
@@ -148,11 +153,17 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
+def _outputs(folder: Path, layout: Layout) -> dict[str, Path]:
+    """The file of every array."""
+    dtypes = {key: column.dtype for key, column in layout.items()} | {"ends": "int64"}
+    return {key: folder / f"{key}.{dtype}" for key, dtype in dtypes.items()}
+
+
 @contextmanager
-def _output(folder: Path, key: str, dtype: str, progress: dict[str, Any]) -> Iterator[IO[bytes]]:
+def _output(path: Path, good: int) -> Iterator[IO[bytes]]:
     """Opens an array's file at the end of what is known to be good."""
-    with (folder / f"{key}.{dtype}").open("ab") as file:
-        file.truncate(progress["bytes"][key])
+    with path.open("ab") as file:
+        file.truncate(good)
         yield file
 
 

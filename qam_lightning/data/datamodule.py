@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from pathlib import Path
 from typing import Literal
 
 import gymnasium
@@ -151,10 +152,9 @@ class OGBenchData(L.LightningDataModule):
             return None
         if source.url is not None:
             fetch(source, layout, self.env, self.dataset)
-        record = source.files[0].with_suffix(".json") if source.files else None
-        if record is not None and record.exists():
-            for difference in mismatches(json.loads(record.read_text()).get("versions", {})):
-                rank_zero_warn(f"{source.files[0].name}: {difference}")
+        for path in source.files[:1]:
+            for difference in mismatches(_recorded_versions(path.with_suffix(".json"))):
+                rank_zero_warn(f"{path.name}: {difference}")
         return ensure_store(source.files, source.store, layout)
 
     def labels(self, store: Store) -> tuple[np.ndarray, np.ndarray]:
@@ -283,3 +283,11 @@ class OGBenchData(L.LightningDataModule):
         ahead = 0 if resident else self.prefetch
         until = self.online.schedule.offline if self.online else math.inf
         return Batches(self.batch_at, self.trainer, ahead, cuda and not resident, until)
+
+
+def _recorded_versions(record: Path) -> dict[str, str]:
+    """What `generate` wrote beside its data; nothing if this is no such file."""
+    try:
+        return dict(json.loads(record.read_text())["versions"])
+    except (OSError, ValueError, TypeError, LookupError):
+        return {}

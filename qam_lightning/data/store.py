@@ -34,26 +34,35 @@ class Store:
             UserError: The store is damaged or of another format.
         """
         self.folder = folder
-        again = f"delete {folder} to have it made again"
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder / MANIFEST} cannot be read ({error}); {again}") from None
-        if self.manifest.get("format") != FORMAT:
-            raise UserError(f"{folder} is a store of another version of this program; {again}")
+            self._open()
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"{folder / MANIFEST} cannot be read ({reason}); {self._again}"
+            ) from None
+
+    @property
+    def _again(self) -> str:
+        return f"delete {self.folder} to have it made again"
+
+    def _open(self) -> None:
+        self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
+        if self.manifest["format"] != FORMAT:
+            raise UserError(
+                f"{self.folder} is a store of another version of this program; {self._again}"
+            )
         for key, array in self.manifest["arrays"].items():
             path = self._path(key)
             expected = int(np.prod(array["shape"])) * np.dtype(array["dtype"]).itemsize
             found = path.stat().st_size if path.exists() else 0
             if found != expected:
-                raise UserError(f"{path} has {found} bytes, expected {expected}; {again}")
+                raise UserError(f"{path} has {found} bytes, expected {expected}; {self._again}")
         self.ends = self.array("ends")
         self.transitions = int(self.manifest["arrays"]["actions"]["shape"][0])
-
-    @property
-    def shards(self) -> dict[str, str]:
-        """Fingerprint of every source file, by name."""
-        return {shard["name"]: shard["fingerprint"] for shard in self.manifest["source"]}
+        # Fingerprint of every source file, by name.
+        self.shards = {shard["name"]: shard["fingerprint"] for shard in self.manifest["source"]}
+        self.layout: Layout = {k: Column(*column) for k, column in self.manifest["layout"].items()}
 
     def array(self, key: str) -> np.ndarray:
         """Maps an array; reading it touches only the pages that are used."""
@@ -118,9 +127,8 @@ class Store:
         with NpzFile(path) as file:
             if file.fingerprint() != self.shards.get(path.name):
                 return [f"{path} has changed since the store was made"]
-            ends, layout = file.ends(), layout_of(self.manifest)
-            wrong = []
-            for key, column in layout.items():
+            ends, wrong = file.ends(), []
+            for key, column in self.layout.items():
                 at = row if column.last_rows else transition
                 stored = self.array(key)
                 for block in file.columns(key, column, ends):
@@ -129,11 +137,6 @@ class Store:
                         break
                     at += len(block)
             return wrong
-
-
-def layout_of(manifest: dict[str, Any]) -> Layout:
-    """The layout a store was made with."""
-    return {key: Column(*column) for key, column in manifest["layout"].items()}
 
 
 def read_singly(arrays: Iterable[np.ndarray]) -> None:

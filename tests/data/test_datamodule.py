@@ -340,6 +340,9 @@ def test_data_from_other_physics_warn(scene):
     record.write_text('{"versions": {"mujoco": "2.0"}}')
     with pytest.warns(UserWarning, match="scene-play-v0.npz: made with mujoco 2.0"):
         load("scene", scene)
+    for content in ("{", "[]", '{"versions": 1}'):  # somebody else's file of that name
+        record.write_text(content)
+        load("scene", scene)
 
 
 @pytest.mark.parametrize(

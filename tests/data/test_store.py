@@ -157,8 +157,14 @@ def test_a_damaged_store_is_explained(shards, tmp_path):
     refused(shards, folder, str(actions), f"{len(whole) - 4} bytes", f"delete {folder}")
     actions.unlink()
     refused(shards, folder, "0 bytes, expected")
-    (folder / "manifest.json").write_text("{")
-    refused(shards, folder, "manifest.json", f"delete {folder}")
+    actions.write_bytes(whole)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    lists, other = manifest | {"source": [1]}, manifest | {"format": 0}
+    for damaged in ("{", "[]", "{}", "null", json.dumps(lists), '{"format": 1, "arrays": {}}'):
+        (folder / "manifest.json").write_text(damaged)
+        refused(shards, folder, "manifest.json", f"delete {folder}")
+    (folder / "manifest.json").write_text(json.dumps(other))
+    refused(shards, folder, "another version", f"delete {folder}")
 
 
 def test_a_store_of_another_environment_is_refused(shards, tmp_path):
@@ -220,6 +226,26 @@ def test_an_interrupted_conversion_of_other_files_is_not_continued(shards, tmp_p
     run.join()
     shutil.copy(shards[2], shards[0])
     assert_holds(ensure_store(shards, folder, LAYOUT), [2, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("progress.json", b"[]"),
+        ("progress.json", b'{"source": [1], "layout": {}}'),
+        ("qpos.float32", b"cut"),
+    ],
+)
+def test_a_damaged_half_of_a_conversion_is_not_continued(shards, tmp_path, name, content):
+    folder = tmp_path / "a.store"
+    run = multiprocessing.get_context("fork").Process(
+        target=convert_and_die, args=(shards, folder, 6)
+    )
+    run.start()
+    run.join()
+    (tmp_path / "a.store.tmp" / name).write_bytes(content)
+    assert_holds(ensure_store(shards, folder, LAYOUT), range(3))
+    assert Store(folder).verify(shards) == []
 
 
 def convert_with_little_space(files, folder, answers):
