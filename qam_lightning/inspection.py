@@ -4,6 +4,7 @@ from pathlib import Path
 
 from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.describe import describe
+from qam_lightning.data.labels import damaged_labels
 from qam_lightning.data.store import Store
 from qam_lightning.errors import UserError
 from qam_lightning.evaluation.dataset_picture import draw_dataset
@@ -49,7 +50,8 @@ def verify(data: OGBenchData) -> int:
             continue
         if not source.store.exists():
             raise UserError(f"{source.store} does not exist; training or `data info` makes it")
-        found = Store(source.store).verify(source.files)
+        store = Store(source.store)
+        found = store.verify(source.files) + damaged_labels(store)
         print("\n".join(found) or f"{source.store}: good")
         wrong += found
     return 1 if wrong else 0

@@ -5,7 +5,6 @@ and ``progress.json`` tells how far they are good, so that an interrupted conver
 the file it was at. Only a complete store is renamed to its final name.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ from rich.progress import (
 from qam_lightning.data.atomic import locked, save_json, sync
 from qam_lightning.data.npz import Layout, NpzFile
 from qam_lightning.data.store import FORMAT, MANIFEST, Store
-from qam_lightning.errors import UserError
+from qam_lightning.errors import UserError, cannot_write
 from qam_lightning.provenance import versions
 
 
@@ -45,13 +44,15 @@ def ensure_store(files: list[Path], folder: Path, layout: Layout) -> Store:
     """
     store = _current(files, folder)
     if store is None:
-        with _explained(folder):
+        try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(folder.with_name(f"{folder.name}.lock")):
                 store = _current(files, folder)  # unless another process made it meanwhile
                 if store is None:
                     _convert(files, folder, layout)
                     store = Store(folder)
+        except OSError as error:
+            raise cannot_write(folder, error, "store") from None
     store.check_layout(layout)
     return store
 
@@ -61,21 +62,6 @@ def _current(files: list[Path], folder: Path) -> Store | None:
         return None
     store = Store(folder)
     return None if store.changes(files) else store
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            advice = "free some space and repeat: it goes on where it stopped; or "
-        else:
-            advice = ""
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; {advice}choose another folder with "
-            "--data.store"
-        ) from None
 
 
 def _convert(files: list[Path], folder: Path, layout: Layout) -> None:

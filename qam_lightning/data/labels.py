@@ -1,7 +1,6 @@
 """Rewards and masks of a task, computed from the stored states by OGBench's own code, and kept."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -9,13 +8,14 @@ import gymnasium
 import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 
-from qam_lightning.data.atomic import save_json, sync
+from qam_lightning.data.atomic import checksum, locked, save_json, sync
 from qam_lightning.data.store import Store
-from qam_lightning.errors import UserError
+from qam_lightning.errors import cannot_write
 from qam_lightning.provenance import versions
 
 # Transitions whose states are in memory at a time.
 BLOCK = 1 << 18
+REWARDS, MASKS, RECORD = "rewards.float32", "masks.uint8", "record.json"
 Labels = tuple[np.ndarray, np.ndarray]
 
 
@@ -33,49 +33,63 @@ def task_labels(store: Store, env: str, task: int, task_env: gymnasium.Env) -> L
     """
     folder = store.folder / f"task{task}"
     if not _valid(folder, store.transitions):
-        temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
         try:
-            _compute(store, temporary, f"{env}-singletask-task{task}-v0", task_env)
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
+            with locked(folder.with_name(f"{folder.name}.lock")):
+                if not _valid(folder, store.transitions):  # unless another process was faster
+                    _make(store, folder, f"{env}-singletask-task{task}-v0", task_env)
         except OSError as error:
-            if not _valid(folder, store.transitions):  # else another process was faster
-                raise UserError(
-                    f"cannot write {folder}: {error.strerror or error}; choose another folder for "
-                    "the store with --data.store"
-                ) from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return (
-        np.memmap(folder / "rewards.float32", np.float32, "r"),
-        np.memmap(folder / "masks.uint8", np.uint8, "r"),
-    )
+            raise cannot_write(folder, error, "store") from None
+    return np.memmap(folder / REWARDS, np.float32, "r"), np.memmap(folder / MASKS, np.uint8, "r")
+
+
+def damaged_labels(store: Store) -> list[str]:
+    """The files of any task's labels that fail their checksums, one line each."""
+    wrong = []
+    for record in sorted(store.folder.glob(f"task*/{RECORD}")):
+        folder = record.parent
+        if not _valid(folder, store.transitions):
+            continue  # made again when next needed
+        for name, expected in json.loads(record.read_text())["crc32"].items():
+            if checksum(folder / name) != expected:
+                again = f"delete {folder} to have it made again"
+                wrong.append(f"{folder / name} fails its checksum; {again}")
+    return wrong
 
 
 def _valid(folder: Path, transitions: int) -> bool:
     """Whether a task's labels are there in full, from the installed version of OGBench."""
     try:
-        record = json.loads((folder / "record.json").read_text())
-        sizes = [(folder / name).stat().st_size for name in ("rewards.float32", "masks.uint8")]
-    except (OSError, ValueError):
+        record = json.loads((folder / RECORD).read_text())
+        current = record["ogbench"] == versions()["ogbench"] and len(record["crc32"]) == 2
+        sizes = [(folder / name).stat().st_size for name in (REWARDS, MASKS)]
+    except (OSError, ValueError, TypeError, LookupError):
         return False
-    return record.get("ogbench") == versions()["ogbench"] and sizes == [
-        4 * transitions,
-        transitions,
-    ]
+    return current and sizes == [4 * transitions, transitions]
+
+
+def _make(store: Store, folder: Path, name: str, task_env: gymnasium.Env) -> None:
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    try:
+        _compute(store, temporary, name, task_env)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _compute(store: Store, folder: Path, name: str, task_env: gymnasium.Env) -> None:
     folder.mkdir()
     keys = store.manifest["arrays"].keys() & {"qpos", "button_states"}
     states = {key: store.array(key) for key in keys}
-    rewards_file, masks_file = folder / "rewards.float32", folder / "masks.uint8"
-    with rewards_file.open("wb") as rewards, masks_file.open("wb") as masks:
+    with (folder / REWARDS).open("wb") as rewards, (folder / MASKS).open("wb") as masks:
         for start in range(0, store.transitions, BLOCK):
             part = {key: np.array(array[start : start + BLOCK]) for key, array in states.items()}
             relabel_dataset(name, task_env, part)
             rewards.write(part["rewards"].astype(np.float32).tobytes())
             masks.write(part["masks"].astype(np.uint8).tobytes())
-    for path in (rewards_file, masks_file):
-        sync(path)
-    save_json(folder / "record.json", {"ogbench": versions()["ogbench"]})
+    sums = {}
+    for file in (REWARDS, MASKS):
+        sync(folder / file)
+        sums[file] = checksum(folder / file)
+    save_json(folder / RECORD, {"ogbench": versions()["ogbench"], "crc32": sums})

@@ -1,6 +1,9 @@
 """The DataModule against OGBench's own loader, and its batches under a Trainer."""
 
+import errno
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from qam_lightning.batch import Batch
-from qam_lightning.data import datamodule
+from qam_lightning.data import convert, datamodule, labels
 from qam_lightning.data.chunks import ACTION_LIMIT
 from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate
@@ -194,16 +197,62 @@ def test_tasks_share_a_store_and_have_their_own_labels(scene):
     before = (scene / "scene-play-v0.store" / "manifest.json").stat().st_mtime_ns
     load("scene", scene, task=2)
     assert (scene / "scene-play-v0.store" / "manifest.json").stat().st_mtime_ns == before
-    labels = scene / "scene-play-v0.store" / "task2"
-    assert sorted(p.name for p in labels.iterdir()) == [
+    kept = scene / "scene-play-v0.store" / "task2"
+    assert sorted(p.name for p in kept.iterdir()) == [
         "masks.uint8",
         "record.json",
         "rewards.float32",
     ]
-    good = (labels / "rewards.float32").read_bytes()
-    (labels / "rewards.float32").write_bytes(good[:-4])  # found damaged, and made again
+    good = (kept / "rewards.float32").read_bytes()
+    (kept / "rewards.float32").write_bytes(good[:-4])  # found damaged, and made again
     load("scene", scene, task=2)
-    assert (labels / "rewards.float32").read_bytes() == good
+    assert (kept / "rewards.float32").read_bytes() == good
+
+
+def test_runs_started_at_once_label_once(scene, monkeypatch):
+    load("scene", scene)
+    compute, made = labels._compute, []
+
+    def slowly(*arguments):
+        made.append(arguments)
+        time.sleep(0.2)
+        compute(*arguments)
+
+    monkeypatch.setattr(labels, "_compute", slowly)
+    runs = [OGBenchData("scene", task=2, directory=str(scene)) for _ in range(3)]
+    assert {run.obs_dim for run in runs} == {40}  # the environments are made, one by one
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda run: run.prepare_data(), runs))
+    assert len(made) == 1
+    store = scene / "scene-play-v0.store"
+    assert {path.name for path in store.iterdir() if path.is_dir()} == {"task1", "task2"}
+
+
+def test_a_finished_store_is_never_written_to(scene, monkeypatch):
+    data = load("scene", scene)
+    monkeypatch.setattr(convert, "locked", None)
+    monkeypatch.setattr(labels, "locked", None)
+    before = {path: path.stat() for path in [scene, *scene.rglob("*")]}
+    assert_same(load("scene", scene).batch_at(0), data.batch_at(0))
+    for path, stat in before.items():
+        assert path.stat().st_mtime_ns == stat.st_mtime_ns
+
+
+def test_labels_that_cannot_be_written_are_explained(scene, monkeypatch):
+    load("scene", scene)
+    monkeypatch.setattr(labels, "_compute", refuse_to_write)
+    with pytest.raises(
+        UserError, match="cannot write .*task2: No space left .*free some"
+    ) as caught:
+        load("scene", scene, task=2)
+    assert "\n" not in str(caught.value)
+    store = scene / "scene-play-v0.store"
+    assert {path.name for path in store.iterdir() if path.is_dir()} == {"task1"}
+
+
+def refuse_to_write(store, folder, *_):
+    folder.mkdir()
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_shards_train_like_one_file(scene):

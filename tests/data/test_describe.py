@@ -38,13 +38,14 @@ def test_info_counts_and_draws(maze, capsys, tmp_path):
 
     status, (out, _) = run(capsys, "verify", *name)
     assert (status, out.strip().endswith(": good")) == (0, True)
-    path = maze / "pointmaze-medium-navigate-v0.store" / "actions.float32"
-    content = bytearray(path.read_bytes())
-    content[100] ^= 1
-    path.write_bytes(content)
-    status, (out, _) = run(capsys, "verify", *name)
-    assert status == 1
-    assert "actions.float32 fails its checksum" in out
+    for damaged in ("actions.float32", "task3/rewards.float32"):
+        path = maze / "pointmaze-medium-navigate-v0.store" / damaged
+        content = bytearray(path.read_bytes())
+        content[100] ^= 1
+        path.write_bytes(content)
+        status, (out, _) = run(capsys, "verify", *name)
+        assert status == 1
+        assert f"{path} fails its checksum" in out
 
 
 def test_info_of_ones_own_data(capsys, tmp_path):
