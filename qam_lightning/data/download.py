@@ -1,5 +1,6 @@
 """Downloading dataset files: resumed after interruptions, checked before they get their name."""
 
+import errno
 import http
 import http.client
 import os
@@ -21,11 +22,23 @@ from rich.progress import (
 from qam_lightning.data.atomic import locked
 from qam_lightning.data.npz import Layout, check_npz
 from qam_lightning.data.source import COLLECTABLE, Source
-from qam_lightning.errors import UserError
+from qam_lightning.errors import UserError, cannot_write
 
 # Seconds without a byte after which a transfer counts as broken.
 TIMEOUT = 30.0
 BLOCK = 1 << 20
+# What only the disk says: those of the network come as errors of other kinds or numbers.
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EIO,
+}
 
 
 def fetch(source: Source, layout: Layout, env: str, dataset: str) -> None:
@@ -65,6 +78,8 @@ def _download(url: str, path: Path, layout: Layout, remedy: str) -> None:
         reason = f"HTTP {error.code} {error.reason}"
         raise UserError(f"cannot download {url}: {reason}; {remedy}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise cannot_write(path, error, "directory") from None
         raise UserError(f"cannot download {url}: {_reason(error)}; {remedy}") from None
 
 

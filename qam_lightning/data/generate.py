@@ -17,7 +17,7 @@ import numpy as np
 from qam_lightning.data.atomic import replacing, save_json
 from qam_lightning.data.manipulation import Arrays, ManipulationCollector
 from qam_lightning.data.mazes import MazeCollector
-from qam_lightning.data.source import COLLECTABLE, POINT_MAZES, dataset_name
+from qam_lightning.data.source import COLLECTABLE, POINT_MAZES, dataset_name, default_url
 from qam_lightning.data.workers import abandon, steps_bar, worker_pool
 from qam_lightning.errors import UserError
 from qam_lightning.provenance import versions
@@ -120,7 +120,8 @@ def _check(
         raise UserError(
             f"cannot collect for environment {env!r}: there are scripted oracles for "
             f"{', '.join(COLLECTABLE)}; data of ants and humanoids need trained experts: have "
-            "`train.py fit` download the official files, or put them into data.directory"
+            f"`train.py fit` download the official files from {default_url()}, or put them into "
+            "data.directory"
         )
     if dataset not in COLLECTABLE[env]:
         raise UserError(
@@ -147,7 +148,8 @@ def _claim(parts: Path, settings: dict[str, Any]) -> None:
             save_json(record, expected)
         found = json.loads(record.read_text())
     except OSError as error:
-        raise UserError(f"cannot write to {parts}: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise UserError(f"cannot write to {parts}: {reason}; choose another --directory") from None
     except ValueError:
         raise UserError(f"{record} is not valid JSON; delete {parts} to start afresh") from None
     for key, value in expected.items():

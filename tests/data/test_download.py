@@ -1,13 +1,15 @@
 """Downloading, from a real server on loopback: resumed, checked, and explained when it fails."""
 
+import errno
 import http.server
 import threading
 
+import numpy as np
 import pytest
 
 from qam_lightning.data import download, source
 from qam_lightning.errors import UserError
-from tests.data.test_npz import LAYOUT, write
+from tests.data.test_npz import LAYOUT, patched, write
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -122,6 +124,45 @@ def test_an_interrupted_transfer_goes_on_where_it_stopped(server, contents, tmp_
     assert starts[1:] == sorted(starts[1:])
 
 
+class Full:
+    """A disk that takes the beginning of a file."""
+
+    def __init__(self, file, space):
+        self._file, self._space = file, space
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def write(self, block):
+        taken = self._file.write(block[: self._space])
+        self._space -= taken
+        if taken < len(block):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_fills_up_is_explained_and_the_transfer_goes_on_later(
+    server, contents, tmp_path, monkeypatch
+):
+    transfer = download._transfer
+    monkeypatch.setattr(download, "_transfer", lambda u, f, n: transfer(u, Full(f, 3000), n))
+    with pytest.raises(UserError) as caught:
+        fetch(server, tmp_path)
+    train = tmp_path / "scene-play-v0.npz"
+    assert str(caught.value).startswith(f"cannot write {train}: No space left on device; free some")
+    assert str(caught.value).endswith("choose another folder with --data.directory")
+    monkeypatch.undo()
+    server.requests.clear()
+    assert fetch(server, tmp_path)[0].read_bytes() == contents[TRAIN]
+    assert server.requests[0] == (TRAIN, "bytes=3000-")
+
+
+def test_a_folder_that_cannot_be_written_is_explained(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*choose another folder with --data.dir"):
+        fetch(server, tmp_path / "file")
+    assert server.requests == []
+
+
 def test_a_later_run_continues_the_partial_file(server, contents, tmp_path):
     partial = tmp_path / "scene-play-v0.npz.part"
     partial.write_bytes(contents[TRAIN][:1000])
@@ -150,6 +191,21 @@ def test_a_download_that_is_not_the_dataset_is_refused_and_not_kept(server, tmp_
     server.contents[TRAIN] = b"<html>moved</html>"
     assert "not an npz" in refused(server, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"qpos": None}, "no array 'qpos'"),
+        ({"actions": np.zeros((400, 7), np.float32)}, "actions has 7 columns"),
+        ({"observations": np.zeros((400, 3), "<U4")}, "observations holds <U4"),
+        (patched("observations", (17, 1), np.nan), "NaN"),
+    ],
+)
+def test_a_download_of_wrong_contents_is_refused_and_not_kept(server, tmp_path, changes, words):
+    server.contents[TRAIN] = write(tmp_path / "a.npz", **changes).read_bytes()
+    assert words in refused(server, tmp_path / "sets")
+    assert list((tmp_path / "sets").iterdir()) == []
 
 
 def test_a_damaged_resumption_is_refused_and_the_next_run_starts_afresh(server, contents, tmp_path):
