@@ -153,14 +153,24 @@ def test_a_chunk_that_does_not_fit_is_refused(chunk):
         ChunkStorage(**make_arrays([5]), chunk=chunk, discount=1.0)
 
 
-def test_sampling_is_uniform():
-    bins, draws = 100, 200_000
-    drawn = np.concatenate([sample_indices(3, step, 1000, bins) for step in range(200)])
-    counts = np.bincount(drawn, minlength=bins)
+@given(
+    lengths=st.lists(st.integers(2, 9), min_size=8, max_size=30),
+    chunk=st.integers(1, 7),
+    seed=st.integers(0, 2**32 - 1),
+    first=st.integers(0, 10**9),
+    batch=st.sampled_from([64, 256, 1000]),
+)
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_sampling_is_uniform_over_all_starts(lengths, chunk, seed, first, batch):
+    bins = ChunkStorage(**make_arrays(lengths), chunk=chunk, discount=1.0).num_chunks
+    assert bins == sum(lengths) - len(lengths) - chunk + 1
+    steps = range(first, first + 64_000 // batch)
+    counts = np.bincount(np.concatenate([sample_indices(seed, s, batch, bins) for s in steps]))
     assert len(counts) == bins
-    statistic = ((counts - draws / bins) ** 2 / (draws / bins)).sum()
-    # Chi-square with 99 degrees of freedom: mean 99, standard deviation 14.
-    assert 99 - 4 * 14 < statistic < 99 + 4 * 14
+    mean = len(steps) * batch / bins
+    statistic, freedom = ((counts - mean) ** 2 / mean).sum(), bins - 1
+    # Chi-square: its mean is the degrees of freedom, its variance twice that.
+    assert abs(statistic - freedom) < 5 * np.sqrt(2 * freedom)
 
 
 def test_sampling_depends_on_nothing_but_its_arguments():

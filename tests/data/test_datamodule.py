@@ -1,6 +1,7 @@
 """The DataModule against OGBench's own loader, and its batches under a Trainer."""
 
 import errno
+import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,10 @@ from qam_lightning.batch import Batch
 from qam_lightning.data import convert, datamodule, labels
 from qam_lightning.data.chunks import ACTION_LIMIT
 from qam_lightning.data.datamodule import OGBenchData
+from qam_lightning.data.environment import file_layout
 from qam_lightning.data.generate import generate
 from qam_lightning.errors import UserError
+from qam_lightning.provenance import versions
 
 
 def load(env, folder, **settings):
@@ -290,6 +293,48 @@ def test_of_a_set_larger_than_memory_only_what_is_needed_is_read(scene, monkeypa
             flags[mapping], mapping = line.split(), None
     for name in ("observations.float32", "actions.float32", "rewards.float32", "masks.uint8"):
         assert ("rr" in flags[name]) == (memory == 1)  # the system's word for random access
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory")
+def test_a_hundred_million_transitions_take_no_memory(tmp_path):
+    data = OGBenchData("cube-quadruple", "play-100m", directory=str(tmp_path), keep="disk")
+    layout, episodes = file_layout(data._task_env), 100_000
+    folder = data.source().store
+    labelled = folder / f"task{data.task}"
+    labelled.mkdir(parents=True)
+    arrays = {}
+    for key, column in layout.items():
+        rows = episodes * (1001 if column.last_rows else 1000)
+        arrays[key] = {"dtype": column.dtype, "shape": [rows, column.columns]}
+        size = rows * column.columns * np.dtype(column.dtype).itemsize
+        sparse(folder / f"{key}.{column.dtype}", size)  # the full length, and no blocks
+    ends = np.arange(1, episodes + 1) * 1001 - 1
+    (folder / "ends.int64").write_bytes(ends.tobytes())
+    arrays["ends"] = {"dtype": "int64", "shape": [episodes]}
+    manifest = {"format": 1, "arrays": arrays, "layout": layout, "source": []}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    sparse(labelled / "rewards.float32", 4 * 10**8)
+    sparse(labelled / "masks.uint8", 10**8)
+    record = {"ogbench": versions()["ogbench"], "crc32": {"rewards.float32": 0, "masks.uint8": 0}}
+    (labelled / "record.json").write_text(json.dumps(record))
+
+    before = memory()
+    data.prepare_data()
+    data.setup("fit")
+    assert data.num_transitions == 10**8
+    for step in range(50):
+        assert data.batch_at(step).observations.shape == (256, 55)
+    assert memory() - before < 100e6
+
+
+def sparse(path, size):
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def memory():
+    """Bytes of this process that are not of mapped files."""
+    return 1024 * int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0])
 
 
 def own_file(path, episodes=3, steps=20, **changes):
