@@ -13,9 +13,11 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from qam_lightning.callbacks.checkpoint_files import (
@@ -217,6 +219,9 @@ class Trainer(pl.Trainer):
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
+        cluster = self._accelerator_connector.cluster_environment
+        if isinstance(cluster, SLURMEnvironment):
+            cluster.auto_requeue = False  # it would put checkpoints into the working directory
 
 
 class FitCLI(LightningCLI):
@@ -357,12 +362,12 @@ class FitCLI(LightningCLI):
             check_resume(self.checkpoint, self.model, settings)
         self.trainer.callbacks.insert(0, Settings(self.run_dir / "config.yaml", settings))  # type: ignore[attr-defined]
         try:
-            self.trainer.fit(
-                self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True
-            )
+            self._train()
         except MisconfigurationException as error:
             raise UserError(f"trainer: {first_sentence(str(error))}") from error
-        except SystemExit as error:  # Lightning's answer to an interrupt that could not wait
+        except SIGTERMException:  # Lightning's answer to one that came before training began
+            return 128 + signal.SIGTERM
+        except SystemExit as error:  # and to an interrupt that could not wait
             raise KeyboardInterrupt from error
         received = next(
             callback.received_signal
@@ -377,6 +382,17 @@ class FitCLI(LightningCLI):
             file=sys.stderr,
         )
         return 128 + received
+
+    def _train(self) -> None:
+        """Trains; where this process fails, those that it started would wait for it, and end."""
+        try:
+            self.trainer.fit(
+                self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True
+            )
+        except BaseException:
+            if self.trainer.strategy.launcher is not None:
+                self.trainer.strategy.launcher.kill(signal.SIGKILL)
+            raise
 
 
 # -- arguments -----------------------------------------------------------------------------------

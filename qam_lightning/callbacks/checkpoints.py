@@ -132,6 +132,7 @@ class Checkpoints(pl.Callback):
         """Saves what a failure would lose, unless the failure left a step half done."""
         self._restore_handlers()
         whole = self._boundary is not None and self._boundary == pl_module.gradient_step
+        whole &= not isinstance(exception, KeyboardInterrupt)  # which may have come anywhere
         whole &= not any(getattr(c, "busy", False) for c in trainer.callbacks)  # type: ignore[attr-defined]
         # On several devices the other ranks may be gone, and saving would wait for them for ever.
         if whole and trainer.world_size == 1 and self._written != self._boundary:
@@ -147,7 +148,10 @@ class Checkpoints(pl.Callback):
             self._write(trainer, self.path("best"))
 
     def _on_signal(self, number: int, frame: object) -> None:
-        self._restore_handlers()  # a second interrupt takes effect at once
+        # A second one takes effect at once. The trainer's own handlers would not see to that.
+        for handled in self._handlers:
+            at_once = signal.default_int_handler if handled == signal.SIGINT else signal.SIG_DFL
+            signal.signal(handled, at_once)
         self._signal = number
         print("stopping after this gradient step (interrupt again to abort)", file=sys.stderr)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from qam_lightning.callbacks.checkpoint_files import read_checkpoint
+from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.cli import main
 from qam_lightning.errors import UserError
 from qam_lightning.methods.base import Method
@@ -136,6 +137,35 @@ def test_an_interrupt_stops_at_the_step_boundary(number, small_run, run, capsys,
     assert steps(run / "metrics/train.csv") == [1, 2, 3, 4]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert {signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)} == {signal.SIG_DFL}
+
+
+def test_a_termination_before_the_first_step_is_obeyed_after_it(small_run, run, monkeypatch):
+    roll_out = Evaluate._roll_out
+
+    def terminated(self, trainer, method):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return roll_out(self, trainer, method)
+
+    monkeypatch.setattr(Evaluate, "_roll_out", terminated)
+    assert main(small_run(10, "--evaluation.at_start=true")) == 128 + signal.SIGTERM
+    assert last(run)["qam_lightning"]["gradient_step"] == 1
+
+
+def test_a_second_interrupt_stops_at_once_and_saves_nothing(small_run, run, capsys, monkeypatch):
+    step, handlers = Method.training_step, set()
+
+    def interrupted_step(self, batch, batch_idx):
+        if self.gradient_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            handlers.update(signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1))
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Method, "training_step", interrupted_step)
+    assert main(small_run(10, "--checkpoints.every=2")) == 128 + signal.SIGINT
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert handlers == {signal.SIG_DFL}  # so either of them would have ended the process
+    assert last(run)["qam_lightning"]["gradient_step"] == 2
 
 
 def test_a_failure_between_steps_loses_nothing(small_run, run, refused, monkeypatch):
