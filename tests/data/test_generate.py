@@ -270,6 +270,94 @@ def test_every_environment_can_be_collected(env, dataset, tmp_path, capsys):
         assert np.ptp(arrays["observations"], axis=0).max() > 0.1
 
 
+# -- the official data, typed from the commands that made them -----------------------------------
+
+TRIPLE, QUADRUPLE = ("cube-triple", "puzzle-4x5"), ("cube-quadruple", "puzzle-4x6")
+
+
+def official_amount(env, dataset):
+    if env.startswith("pointmaze"):
+        if dataset == "stitch":
+            return 5000, 201
+        return (500, 2001) if env == "pointmaze-giant" else (1000, 1001)
+    return 3000 if env in TRIPLE else 5000 if env in QUADRUPLE else 1000, 1001
+
+
+class Noted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("env", "dataset"), [(env, kind) for env, kinds in COLLECTABLE.items() for kind in kinds]
+)
+def test_as_much_is_collected_as_officially(env, dataset, tmp_path, monkeypatch):
+    def note(parts, wanted, settings, workers):
+        raise Noted(len(wanted), settings["episode_steps"])
+
+    monkeypatch.setattr("qam_lightning.data.generate._collect", note)
+    with pytest.raises(Noted) as noted:
+        generate(env, dataset, str(tmp_path))
+    episodes, steps = official_amount(env, dataset)
+    assert noted.value.args == (episodes + episodes // 10, steps)
+
+
+def test_a_tenth_as_many_episodes_validate(tmp_path, monkeypatch):
+    def collect(parts, wanted, settings, workers):
+        for number, path in enumerate(wanted):
+            np.savez(path, observations=np.full((2, 1), number))
+
+    monkeypatch.setattr("qam_lightning.data.generate._collect", collect)
+    train, val = generate("scene", "play", str(tmp_path), episodes=25)
+    np.testing.assert_array_equal(read(train)["observations"][::2, 0], np.arange(25))
+    np.testing.assert_array_equal(read(val)["observations"][::2, 0], [25, 26])
+
+
+def test_oracles_act_with_the_official_parameters():
+    for env in ("cube-single", "puzzle-3x3", "scene"):
+        play, noisy = (make_collector(env, kind, 10).oracles for kind in ("play", "noisy"))
+        for oracle in play.values():
+            assert (oracle._noise, oracle._noise_smoothing) == (0.1, 0.5)
+        for oracle in noisy.values():
+            assert oracle._min_norm == 0.4
+        for oracles in (play, noisy):
+            if "button" in oracles:
+                assert oracles["button"]._gripper_always_closed == (env == "puzzle-3x3")
+    assert noisy["cube"]._max_step == 100
+    assert manipulation.MAX_ACTION_NOISE == 0.1
+    np.testing.assert_array_equal(manipulation.ACTION_NOISE, [1, 1, 1, 3, 10])
+
+
+@pytest.mark.parametrize(
+    ("env", "least", "most"),
+    [
+        ("cube-single", 0.0, 0.0),
+        ("cube-double", 0.0, 0.25),
+        ("cube-triple", 0.05, 0.35),
+        ("cube-quadruple", 0.1, 0.5),
+        ("scene", 0.5, 0.5),
+    ],
+)
+def test_cubes_are_stacked_as_often_as_officially(env, least, most, monkeypatch):
+    collector = make_collector(env, "play", 4)
+    inner, episodes = collector.env.unwrapped, []
+    new_target = inner.set_new_target
+
+    def note(**given):
+        if "p_stack" in given:  # rather than the reset's first target
+            episodes[-1].add(given["p_stack"])
+        return new_target(**given)
+
+    monkeypatch.setattr(inner, "set_new_target", note)
+    for oracle in collector.oracles.values():
+        monkeypatch.setattr(type(oracle), "done", True)  # a new target at every step
+    for number in range(6):
+        episodes.append(set())
+        collector.episode(0, number)
+    drawn = [chance for (chance,) in episodes]  # one for all of an episode
+    assert all(least <= chance <= most for chance in drawn)
+    assert len(set(drawn)) == (1 if least == most else 6)
+
+
 def walls_and_cells(collector, positions):
     maze = collector.maze
     return np.array([maze.xy_to_ij(xy) for xy in positions])
