@@ -4,6 +4,7 @@ torchrun --standalone --nproc-per-node 2 -m tests.online.ranks DATA FOLDER
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,22 @@ def diverging(data: Path, run: Path, *flags: str) -> int:
         Method.training_step = train  # type: ignore[method-assign]
 
 
+def terminated(data: Path, run: Path, *flags: str) -> int:
+    """Run until the second rank alone is told to stop; returns the exit status."""
+    train = Method.training_step
+
+    def stopping(self: Method, batch: Any, batch_idx: int) -> None:
+        if self.rank == 1 and self.gradient_step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        train(self, batch, batch_idx)
+
+    Method.training_step = stopping  # type: ignore[method-assign]
+    try:
+        return main(build(data, run, *flags, trainer__max_steps=150))
+    finally:
+        Method.training_step = train  # type: ignore[method-assign]
+
+
 def run(data: Path, folder: Path) -> None:
     """Everything."""
     rank = int(os.environ["RANK"])
@@ -163,8 +180,9 @@ def run(data: Path, folder: Path) -> None:
         interrupted(data, folder / name, cut, devices, **ONLINE)
     assert main(build(data, folder / f"delayed-{rank}", devices, *REBRAC)) == 0
     interrupted(data, folder / "delayed", 2, devices, *REBRAC)
-    status = diverging(data, folder / "diverged", devices)
-    (folder / f"status-{rank}.txt").write_text(str(status))
+    status = [terminated(data, folder / "terminated", devices)]
+    status += [diverging(data, folder / "diverged", devices)]
+    (folder / f"status-{rank}.txt").write_text(" ".join(map(str, status)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,5 +170,36 @@ def test_one_rank_goes_on_where_two_stopped(
     np.testing.assert_allclose(rows_of(run)["action"], rows_of(one)["action"], atol=1e-4)
 
 
+def statuses(two: Path) -> list[list[int]]:
+    """Of every rank: how the run ended that was told to stop, and the one that diverged."""
+    return [[int(n) for n in (two / f"status-{r}.txt").read_text().split()] for r in (0, 1)]
+
+
+def test_all_ranks_stop_at_the_same_step_when_one_is_told_to(two: Path) -> None:
+    assert [stopped for stopped, _ in statuses(two)] == [128 + signal.SIGTERM] * 2
+    assert last(two / "terminated")["counters"]["gradient_step"] == 100
+
+
 def test_all_ranks_stop_at_a_loss_that_is_not_finite_on_one(two: Path) -> None:
-    assert [(two / f"status-{rank}.txt").read_text() for rank in (0, 1)] == ["2", "2"]
+    assert [diverged for _, diverged in statuses(two)] == [2, 2]
+
+
+def test_a_first_process_that_fails_ends_those_it_started(data: Path, tmp_path: Path) -> None:
+    """It says why in one line; they would wait for it, and then add what they think."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics").touch()  # where a folder is to be
+    command = build(data, run, "--trainer.devices=2", online__steps=0)
+    environment = os.environ | {"PL_TORCH_DISTRIBUTED_BACKEND": "gloo", "PYTHONPATH": str(ROOT)}
+    # Its output ends when all that write to it have ended.
+    done = subprocess.run(
+        [sys.executable, "train.py", *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {run}/metrics/train.csv: cannot write: ")
