@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from qam_lightning.callbacks.checkpoint_files import load_method
 from qam_lightning.evaluation.statistics import bootstrap_interval
 
@@ -27,13 +29,23 @@ RANDOM_STEPS = 1_000  # of RLPD, before its updates begin
 
 
 class Row(NamedTuple):
-    """One finished run: ``success`` in [0, 1], median ``ms`` per update, trained ``parameters``."""
+    """One finished run.
+
+    Attributes:
+        method: name of the method.
+        seed: its seed.
+        success: share of the scored episodes, in [0, 1].
+        ms: median milliseconds per update.
+        parameters: trained ones.
+        values: the hyperparameters that differ by domain.
+    """
 
     method: str
     seed: int
     success: float
     ms: float
     parameters: int
+    values: str
 
 
 def main() -> None:
@@ -86,7 +98,11 @@ def read(run: Path, score: Path, method: str, seed: int) -> Row:
     networks, _ = load_method(run / "checkpoints" / "last.ckpt")
     parameters = sum(p.numel() for p in networks.parameters() if p.requires_grad)
     success = json.loads(score.read_text())["success"]["mean"]
-    return Row(method, seed, success, 1000 / statistics.median(rates), parameters)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    tuned = (config["tuned"] or {}).get(config["tuned_as"], {})
+    used = config["model"]["init_args"]
+    values = ", ".join(f"{key} {used[key]:g}" for key in tuned)
+    return Row(method, seed, success, 1000 / statistics.median(rates), parameters, values)
 
 
 def write(out: Path, rows: list[Row], args: argparse.Namespace) -> None:
@@ -100,8 +116,8 @@ def write(out: Path, rows: list[Row], args: argparse.Namespace) -> None:
         f"{args.config}, {args.steps:,} updates, {args.episodes} episodes per seed. Success: mean "
         "over seeds with its 95% bootstrap interval, then each seed.",
         "",
-        "| method | success % | 95% | seeds | ms per update | trained parameters |",
-        "|---|---:|---:|---|---:|---:|",
+        "| method | success % | 95% | seeds | ms per update | trained parameters | values |",
+        "|---|---:|---:|---|---:|---:|---|",
     ]
     of = {method: [row for row in rows if row.method == method] for method in args.methods}
     found = [(bootstrap_interval([r.success for r in runs]), runs) for runs in of.values() if runs]
@@ -111,7 +127,7 @@ def write(out: Path, rows: list[Row], args: argparse.Namespace) -> None:
         ms = statistics.median(row.ms for row in runs)
         lines.append(
             f"| {runs[0].method} | {100 * interval.mean:.0f} | {low:.0f} – {high:.0f} | {seeds} "
-            f"| {ms:.1f} | {runs[0].parameters:,} |"
+            f"| {ms:.1f} | {runs[0].parameters:,} | {runs[0].values} |"
         )
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
 

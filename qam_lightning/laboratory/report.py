@@ -171,26 +171,36 @@ def markdown(rows: Sequence[Row], flow_steps: int) -> str:
 
     Args:
         rows: the lines of all problems.
-        flow_steps: the T whose lines the first table shows.
+        flow_steps: the T whose lines the first two tables show.
     """
     shown = [row for row in rows if row.flow_steps in (0, flow_steps)]
     cells = {(row.method, row.problem): row for row in shown}
     problems = list(dict.fromkeys(row.problem for row in shown))
-    scale = {p: cells[BEHAVIOR, p].w1 for p in problems}
-    share = {
-        method: np.mean([cells[method, p].w1 / scale[p] for p in problems if (method, p) in cells])
-        for method in dict.fromkeys(row.method for row in shown)
-    }
-    lines = [
-        "| method | " + " | ".join(f"{p}: W1 | energy | mean Q" for p in problems) + " | values |",
-        "|---|" + "---:|" * (3 * len(problems)) + "---|",
+
+    def share(method: str) -> float:
+        found = [
+            cells[method, p].w1 / cells[BEHAVIOR, p].w1 for p in problems if (method, p) in cells
+        ]
+        return float(np.mean(found))
+
+    methods = sorted({row.method for row in shown}, key=share)
+    found = {m: [cells.get((m, p)) for p in problems] for m in methods}
+    distances = [
+        "| method | " + " | ".join(f"{p}: W1" for p in problems) + " | of behaviour's | values |",
+        "|---|" + "---:|" * (len(problems) + 1) + "---|",
     ]
-    for method in sorted(share, key=lambda m: share[m]):
-        found = [cells.get((method, p)) for p in problems]
-        numbers = [f"{r.w1:.3f} | {r.energy:.3f} | {r.q:.3f}" if r else "– | – | –" for r in found]
-        values = "; ".join(dict.fromkeys(r.values for r in found if r and r.values))
-        lines.append(f"| {method} | {' | '.join(numbers)} | {values} |")
-    return "\n".join([*lines, "", *_convergence(rows), "", *_weights(problems), ""])
+    others = [
+        "| method | " + " | ".join(f"{p}: energy | mean Q" for p in problems) + " |",
+        "|---|" + "---:|" * (2 * len(problems)),
+    ]
+    for m, line in found.items():
+        w1 = " | ".join(f"{r.w1:.3f}" if r else "–" for r in line)
+        values = "; ".join(dict.fromkeys(r.values for r in line if r and r.values))
+        distances.append(f"| {m} | {w1} | {share(m):.0%} | {values} |")
+        rest = " | ".join(f"{r.energy:.3f} | {r.q:.3f}" if r else "– | –" for r in line)
+        others.append(f"| {m} | {rest} |")
+    tables = distances, others, _convergence(rows), _weights(problems)
+    return "\n\n".join("\n".join(table) for table in tables) + "\n"
 
 
 def _convergence(rows: Sequence[Row]) -> list[str]:

@@ -120,7 +120,7 @@ def test_command_writes_tables_and_pictures_and_joins_runs(tmp_path: Path) -> No
     assert all(float(row["w1"]) >= 0 for row in rows.values())
     text = (tmp_path / "tilt.md").read_text()
     tables = text.split("\n\n")
-    assert len(tables) == 3 and "| fawac |" in tables[0]
+    assert len(tables) == 4 and "| fawac |" in tables[0] and "| fawac |" in tables[1]
     for table in tables:
         rows_of_table = [line for line in table.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in rows_of_table}) == 1, "rows of unequal width"
