@@ -45,7 +45,7 @@ from qam_lightning.methods.base import Method
 from qam_lightning.provenance import versions
 
 ENV = "InvertedPendulum-v5"
-OFFLINE, STEPS, START = 40, 160, 30
+OFFLINE, STEPS, START = 100, 100, 30
 SETTINGS: dict[str, object] = {
     "config": "cube_single.yaml",
     "data.env": ENV,
@@ -265,7 +265,7 @@ class Kill(NamedTuple):
 
 
 class Killer:
-    """Kills runs at random moments, every activity about as often as the others."""
+    """Kills runs at random moments, in either phase every activity about as often as the others."""
 
     def __init__(self, folder: Path, kills: int, seed: int) -> None:
         """Do the run in one go.
@@ -308,7 +308,7 @@ class Killer:
         if len(self.done) >= self.wanted:
             finish(process, log)
             return True
-        if not self._wait(process):
+        if not self._wait(process, number):
             finish(process, log)
             return True
         os.kill(process, signal.SIGKILL)
@@ -324,10 +324,14 @@ class Killer:
         print(*self.done[-1][:-1], flush=True)
         return False
 
-    def _wait(self, process: int) -> bool:
+    def _wait(self, process: int, number: int) -> bool:
         """Wait for a random moment of an activity; returns whether the run still lives then."""
-        met = Counter(kill.during for kill in self.done)
-        target = min(PATIENCE, key=lambda a: (met[NAMES[a]], self.random.random()))
+        step = next((k.resumed_from for k in reversed(self.done) if k.run == number), 0)
+        # The last checkpoints offline lead on to the environment steps that no update follows.
+        phase = "offline" if step < OFFLINE - 10 else "online"
+        met = Counter(kill.during for kill in self.done if kill.phase == phase)
+        possible = [a for a in PATIENCE if a != COLLECTION or phase == "online"]
+        target = min(possible, key=lambda a: (met[NAMES[a]], self.random.random()))
         begun = self.random.randint(1, PATIENCE[target])
         while self.page[BEGUN + target] < begun:
             if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
