@@ -1,4 +1,4 @@
-"""Every method goes online: it acts, keeps what it lives through, and learns from it."""
+"""Every method goes online: it acts, keeps what it lives through, learns, and survives kills."""
 
 from pathlib import Path
 
@@ -9,7 +9,17 @@ import torch
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
 from tests.methods.test_every_method import METHODS
-from tests.online.test_online import OFFLINE, START, STEPS, last, repeats, rows_of, table
+from tests.online.test_online import (
+    OFFLINE,
+    START,
+    STEPS,
+    assert_same_runs,
+    kill_at,
+    last,
+    repeats,
+    rows_of,
+    table,
+)
 
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda m: m.__name__)
@@ -38,3 +48,21 @@ def test_it_acts_and_learns_online(kind: type[Method], arguments, tmp_path: Path
     assert end["counters"] == {"gradient_step": total, "env_step": STEPS, "phase": "online"}
     moved = {n for n, value in before.items() if not torch.equal(value, end["state_dict"][n])}
     assert moved == set(before)
+
+
+@pytest.mark.parametrize("kind", METHODS, ids=lambda m: m.__name__)
+def test_killed_in_both_phases_it_goes_on_to_the_bit(
+    kind: type[Method], arguments, tmp_path: Path, monkeypatch
+):
+    flags = f"--method={kind.__module__.rsplit('.', 1)[1]}", "--checkpoints.every=3"
+    whole, run, resume = tmp_path / "whole", tmp_path / "run", ()
+    assert main(arguments(*flags, run_dir=whole)) == 0
+    for step, phase in ((4, "offline" if kind.offline_phase else "online"), (11, "online")):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+            kill_at(patch, step)
+            main(arguments(*flags, *resume))
+        assert last(run)["counters"]["gradient_step"] == step // 3 * 3
+        assert last(run)["counters"]["phase"] == phase
+        resume = ("--ckpt_path=last",)
+    assert main(arguments(*flags, *resume)) == 0
+    assert_same_runs(whole, run)
