@@ -182,9 +182,9 @@ def test_metrics_reach_the_host_in_one_transfer(monkeypatch):
     assert calls == [1]
 
 
-def history_steps(path: Path) -> list[int]:
-    """The steps of a W&B file's history: records in chunks (checksum, length, part) in blocks."""
-    content, place, record, steps = path.read_bytes(), 7, b"", []
+def wandb_records(path: Path) -> list[wandb_internal_pb2.Record]:
+    """The records of a W&B file: they lie in chunks (checksum, length, part) in blocks."""
+    content, place, record, records = path.read_bytes(), 7, b"", []
     while place + 7 <= len(content):
         if (room := -place % 32768) < 7:
             place += room
@@ -192,11 +192,9 @@ def history_steps(path: Path) -> list[int]:
         record += content[place + 7 : place + 7 + length]
         place += 7 + length
         if part in (1, 4):  # whole, or the last part
-            message = wandb_internal_pb2.Record.FromString(record)
+            records.append(wandb_internal_pb2.Record.FromString(record))
             record = b""
-            if message.HasField("history"):
-                steps.append(message.history.step.num)
-    return steps
+    return records
 
 
 def test_wandb_without_a_key_records_offline_and_goes_on(small_run, tmp_path, monkeypatch, capsys):
@@ -214,7 +212,16 @@ def test_wandb_without_a_key_records_offline_and_goes_on(small_run, tmp_path, mo
     recorded = list(run.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb"))
     assert recorded and all(b"critic/q_mean" in path.read_bytes() for path in recorded)
     # Its steps are gradient steps, so a row that comes again falls onto what is there.
-    assert sorted(map(history_steps, recorded)) == [[1, 2], [3, 4]]
+    records = [wandb_records(path) for path in recorded]
+    steps = [[r.history.step.num for r in life if r.HasField("history")] for life in records]
+    assert sorted(steps) == [[1, 2], [3, 4]]
+    for life in records:
+        axes = {(r.metric.name or r.metric.glob_name, r.metric.step_metric) for r in life}
+        assert axes - {("", "")} == {
+            ("gradient_step", ""),
+            ("env_step", ""),
+            ("*", "gradient_step"),
+        }
     assert not (tmp_path / "wandb").exists()
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from qam_lightning.methods.qam import QAM
 from tests.app.conftest import read_csv
 from tests.app.test_training import assert_same
 from tests.online.conftest import ENV, build
-from tests.online.tiny import DEATH, LIMIT, Tiny
+from tests.online.tiny import DEATH, LIMIT, TAKEN, Tiny
 
 OFFLINE, STEPS, START, CHUNK = 4, 24, 10, 3
 STATE = ("state_dict", "optimizer_states", "counters", "global_step", "online")
@@ -165,6 +166,25 @@ def test_an_environment_that_runs_ahead_changes_nothing(whole, arguments, tmp_pa
     for path in ("metrics/train.csv", "checkpoints/replay.bin"):
         assert (whole / path).exists()
     assert_same_runs(whole, ahead)
+
+
+def test_the_environment_takes_a_whole_chunk_while_one_update_is_made(
+    arguments, monkeypatch, tmp_path
+):
+    taken, step, ahead = tmp_path / "taken", Method.training_step, []
+    monkeypatch.setenv(TAKEN, str(taken))
+
+    def waiting(self, batch, batch_idx):
+        (callback,) = (c for c in self.trainer.callbacks if isinstance(c, Online))
+        deadline = time.monotonic() + 2
+        while self.phase == "online" and CHUNK not in ahead and time.monotonic() < deadline:
+            ahead.append(taken.stat().st_size - callback._replay.count)
+            time.sleep(0.001)
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Method, "training_step", waiting)
+    assert main(arguments(online__ahead="true")) == 0
+    assert max(ahead) == CHUNK
 
 
 # -- interruption --------------------------------------------------------------------------------

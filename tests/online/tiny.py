@@ -11,6 +11,9 @@ LIMIT = 7
 DEATH = "QAM_TEST_DEATH"
 """Names a file; while it exists, an environment that is stepped takes it away and dies."""
 
+TAKEN = "QAM_TEST_TAKEN"
+"""Names a file that grows by a byte with every step."""
+
 
 class Tiny(gymnasium.Env):
     """Observations (3,), actions (2,); terminates near the origin, mostly runs into its limit."""
@@ -34,6 +37,9 @@ class Tiny(gymnasium.Env):
         if death.exists():
             death.unlink()
             os._exit(9)
+        if TAKEN in os.environ:
+            with open(os.environ[TAKEN], "ab") as file:
+                file.write(b".")
         drift = np.array([action[0], action[1], action[0] * action[1]])
         self.state = np.sin(2 * self.state + drift + 0.1 * self.np_random.normal(size=3))
         near = bool(np.abs(self.state[:2]).sum() < 0.7)
