@@ -177,10 +177,13 @@ def _collect(parts: Path, wanted: list[Path], settings: dict[str, Any], workers:
             for future in as_completed(futures):
                 future.result()
                 progress.advance(task, steps)
-        except (KeyboardInterrupt, BrokenProcessPool) as error:
+        except (KeyboardInterrupt, BrokenProcessPool, UserError) as error:
             abandon(pool)
-            broken = isinstance(error, BrokenProcessPool)
-            reason = "a worker process died (out of memory?)" if broken else "interrupted"
+            reasons: dict[type, str] = {
+                KeyboardInterrupt: "interrupted",
+                BrokenProcessPool: "a worker process died (out of memory?)",
+            }
+            reason = reasons.get(type(error), str(error))
             kept = sum(path.exists() for path in wanted)
             raise UserError(
                 f"{reason}: {kept} of {len(wanted)} episodes are kept in {parts}; "

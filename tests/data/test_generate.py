@@ -1,7 +1,9 @@
 """Collection: right rows, the same bits whatever happens, nothing overwritten."""
 
 import json
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -162,6 +164,26 @@ def test_the_death_of_a_worker_is_explained(tmp_path):
     assert process.returncode == 1
     assert message.splitlines()[-1].startswith("error: a worker process died")
     assert "the same command continues" in message
+
+
+def collect_with_little_space(folder, answers):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # of which the worker hears too
+    try:
+        generate("pointmaze-medium", "stitch", str(folder), 1, workers=1, episode_steps=3000)
+    except UserError as error:
+        answers.put(str(error))
+
+
+def test_a_disk_that_fills_up_is_explained(tmp_path):
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    run = context.Process(target=collect_with_little_space, args=(tmp_path, answers))
+    run.start()
+    message = answers.get(timeout=240)
+    run.join()
+    assert "\n" not in message
+    assert "cannot write" in message and "000000.npz" in message
+    assert message.endswith("the same command continues from there")
 
 
 def refused(words, **settings):
