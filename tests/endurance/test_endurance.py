@@ -150,6 +150,14 @@ def test_both_names_are_there_all_the_time(killed, monkeypatch):
     assert [step_of(path) for path in last_checkpoints(killed)] == [12, 12]
 
 
+def test_resuming_a_complete_run_changes_nothing(made, arguments, tmp_path):
+    """As a job does that is requeued once too often."""
+    run = shutil.copytree(made["whole"], tmp_path / "run")
+    before = content(run)
+    assert main(arguments(*FLAGS, "--ckpt_path=last")) == 0
+    assert content(run) == before
+
+
 def test_what_a_kill_left_half_written_is_gone_after_a_resume(killed, made, arguments):
     for name in ("config.yaml", "metrics/train.csv", "metrics/eval.csv", "checkpoints/last.ckpt"):
         path = killed / name
