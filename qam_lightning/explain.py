@@ -48,6 +48,8 @@ def explain(error: Exception, parser: ArgumentParser, argv: Sequence[str]) -> st
     if (one := re.fullmatch(r"Expected an? ([\w.]+)", message)) and (given := _GIVEN.search(text)):
         message = f"expected {one[1]}, found {given[1]}"
     message = re.sub(r"Expected an? (.*?)\. Got value:", r"expected \1, found", message)
+    if message == "expected float, found inf":  # a word, to YAML
+        message += "; infinity is written .inf"
     return f"{key}: {message}{_place(key, argv)}" if key else message
 
 

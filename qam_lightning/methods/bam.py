@@ -1,5 +1,10 @@
 """BAM: QAM's ablation that backpropagates through the memoryless SDE (Eq. 12, 18).
 
+Citation
+    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    Domingo-Enrich et al., "Adjoint matching: fine-tuning flow and diffusion generative models
+    with memoryless stochastic optimal control", ICLR 2025.
+
 Trained by what
     critic, f_β     as in QAM
     residual f_θ    Σ_{i<T-1} 2 ‖f_θ‖² / σ_i² - τ pess Q(s, a_T) along the SDE, by backpropagation
@@ -8,6 +13,9 @@ Differences from the paper's text
     Eq. 12 is stated with the full adjoint; its gradient is that of the control problem of Eq. 18,
     which is differentiated directly here. The value at the end is the online critic's, pessimistic
     over its members, and is not clipped to the action box.
+    Eq. 18 prints ½ ‖f_θ‖² du. What the tilt costs under this SDE is ½ ‖2 f_θ / σ‖², here summed
+    over the steps without the factor h, as Algorithm 1 sums QAM's loss.
+    Of QAM's differences, those in the SDE and in clipping gradients are BAM's too.
 """
 
 from typing import Any
@@ -17,6 +25,7 @@ from torch import Tensor
 from qam_lightning.batch import Batch
 from qam_lightning.core.critic import pessimistic
 from qam_lightning.core.memoryless import control_cost
+from qam_lightning.errors import require
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.flow_pair import FlowPair
 from qam_lightning.nets.frozen import frozen
@@ -36,6 +45,8 @@ class BAM(Method):
     def __init__(self, tau: float, residual: bool, **shared: Any) -> None:
         """Build the flows."""
         super().__init__(**shared)
+        # The last step is the behaviour flow's alone: a single one would leave f_θ untrained.
+        require(self.flow_steps >= 2, "flow_steps", self.flow_steps, "at least 2 for BAM")
         self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
 
     def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:

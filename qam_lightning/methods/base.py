@@ -3,6 +3,15 @@
 A training step is one pure function, :meth:`Method.losses`: a batch and pre-drawn noise in, named
 losses and metrics out. All randomness of a step is drawn in one place, as a function of
 (seed, step), so that any step can be recomputed and a resumed run draws what it would have drawn.
+
+Equation numbers, here and everywhere, are those of "Q-learning with Adjoint Matching". Where all
+methods differ from its text:
+    Eq. 26 prints the members' deviation as the root of a sum; it is that of a mean (divide by K).
+    Eq. 23 and its kin are for single steps, most without γ. Here a chunk of H steps is worth its
+    discounted reward and γ^H times what follows, also where it was cut short.
+    Chunks that run into the next trajectory carry no weight in the critic's and the cloning loss;
+    the paper does not say what becomes of them.
+    Squared errors of flows are means over the chunk's dimensions where Eq. 17 writes sums.
 """
 
 import math
@@ -105,11 +114,12 @@ class Method(L.LightningModule):
             ("depth", depth, 1),
             ("decay_steps", decay_steps, 0),
             ("best_of_n", best_of_n, 1),
-            ("rho", rho, 0),
             ("clip", clip, 0),
         ):
             require(value >= least, name, value, f"at least {least}")
-        require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
+        require(0 <= rho < math.inf, "rho", rho, "at least 0 and finite")
+        finite = 0 < learning_rate < math.inf
+        require(finite, "learning_rate", learning_rate, "above 0 and finite")
         require(0 < discount <= 1, "discount", discount, "in (0, 1]")
         self.save_hyperparameters()
         self.automatic_optimization = False

@@ -1,5 +1,9 @@
 """CGQL: a behaviour flow guided by the critic's slope at noisy actions (Eq. 60-62).
 
+Citation
+    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    Dhariwal, Nichol, "Diffusion models beat GANs on image synthesis", NeurIPS 2021: guidance.
+
 Trained by what
     critic Q_φ        TD with pessimistic EMA backup (Eq. 26), a' from the guided flow
     behaviour v_β     flow matching on dataset chunks (Eq. 17)

@@ -1,5 +1,12 @@
 """CGQL-Linex: CGQL with a critic of noisy actions, learned by a Linex loss (Eq. 64, 70-72).
 
+Citation
+    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    Parsian, Kirmani, "Estimation under Linex loss function", Handbook of applied econometrics
+    and statistical inference, 2002.
+    Myers et al., "Offline goal-conditioned reinforcement learning with quasimetric
+    representations", arXiv:2509.20478, 2025: linear beyond a bound.
+
 Trained by what
     critic Q_φ(s, a, u)   at u = 1 TD with pessimistic EMA backup (Eq. 26), a' from the guided flow;
                           at other u, times ϱ, Linex loss of Q(s, a_u, u) against EMA-Q(s, a, 1),

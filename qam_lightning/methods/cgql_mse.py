@@ -1,5 +1,9 @@
 """CGQL-MSE: CGQL with a critic of noisy actions, learned by regression (Eq. 63, 71-72).
 
+Citation
+    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    Dhariwal, Nichol, "Diffusion models beat GANs on image synthesis", NeurIPS 2021: guidance.
+
 Trained by what
     critic Q_φ(s, a, u)   at u = 1 TD with pessimistic EMA backup (Eq. 26), a' from the guided flow;
                           at other u, times ϱ, squared error of Q(s, a_u, u) to EMA-Q(s, a, 1)

@@ -1,5 +1,9 @@
 """DAC: diffusion actor-critic, a diffusion policy that climbs the critic (Eq. 53-57).
 
+Citation
+    Fang et al., "Diffusion actor-critic: formulating constrained policy iteration as diffusion
+    noise regression for offline reinforcement learning", ICLR 2025.
+
 Trained by what
     critic Q_φ      TD with pessimistic EMA backup (Eq. 26), a' sampled by Eq. 55-56
     predictor ε_θ   turns against ∇_a mean_K EMA-Q(s, a^i) (Eq. 54) and, times η, predicts the
@@ -14,6 +18,7 @@ Differences from the paper's text
     is (a^i - sqrt(1 - ᾱ_i) ε_θ) / sqrt(ᾱ_i). Eq. 56 drops a division by 1 - ᾱ_i.
     Chunks that run into the next trajectory carry no weight.
     The sampler adds no noise at its last step; Eq. 56 leaves that open.
+    Steps are counted 1..T where Eq. 49 and 54 count 0..T-1; ε_θ reads that number.
 """
 
 from typing import Any

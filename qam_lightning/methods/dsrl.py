@@ -1,5 +1,9 @@
 """DSRL: reinforcement learning in the noise space of a cloned flow (Eq. 80-83).
 
+Citation
+    Wagenmaker et al., "Steering your diffusion policy with latent space reinforcement learning",
+    arXiv:2506.15799, 2025.
+
 Trained by what
     critic Q_φ          TD with pessimistic EMA backup (Eq. 26, 83), a' as it acts
     behaviour v_θ       flow matching on dataset chunks (Eq. 17)
@@ -44,7 +48,8 @@ class DSRL(Method):
     def __init__(self, noise_scale: float, **shared: Any) -> None:
         """Build the flow, the noise policy and the latent critics."""
         super().__init__(**shared)
-        require(noise_scale > 0, "noise_scale", noise_scale, "above 0")
+        finite = 0 < noise_scale < float("inf")
+        require(finite, "noise_scale", noise_scale, "above 0 and finite")
         self.noise_scale = noise_scale
         obs_dim, dim, width, depth = self.sizes
         self.actor = ClonedFlow(*self.sizes, self.flow_steps, ema=True)

@@ -1,5 +1,10 @@
 """FAWAC: a flow policy trained by advantage-weighted cloning (Eq. 73-76).
 
+Citation
+    Park, Li, Levine, "Flow Q-learning", arXiv:2502.02538, 2025, where it is a baseline.
+    Nair et al., "AWAC: accelerating online reinforcement learning with offline datasets",
+    arXiv:2006.09359, 2020.
+
 Trained by what
     critic Q_φ   TD with pessimistic EMA backup (Eq. 26, 75), a' = ODE(v; s', z)
     value V_ξ    squared error on every member of the EMA critic at dataset actions

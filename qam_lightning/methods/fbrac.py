@@ -1,5 +1,10 @@
 """FBRAC: a flow policy trained by backpropagation through its sampler (Eq. 36-40).
 
+Citation
+    Park, Li, Levine, "Flow Q-learning", arXiv:2502.02538, 2025, where it is a baseline.
+    Wang, Hunt, Zhou, "Diffusion policies as an expressive policy class for offline
+    reinforcement learning", ICLR 2023, whose flow counterpart it is.
+
 Trained by what
     critic Q_φ   TD with pessimistic EMA backup (Eq. 26, 40), a' = ODE(v; s', z)
     flow v_θ     flow matching on dataset chunks, and -mean Q(s, ODE(v; s, z)) / α through all T
@@ -8,6 +13,7 @@ Trained by what
 Differences from the paper's text
     Eq. 36 multiplies the flow matching loss by α. Dividing the other term by α differs by the scale
     of the loss alone, which Adam all but undoes, and is what the published scores were made with.
+    Eq. 37-39 evaluate v at a^{i-1}, a misprint of a^i.
 """
 
 from typing import Any
@@ -35,7 +41,7 @@ class FBRAC(Method):
     def __init__(self, alpha: float, **shared: Any) -> None:
         """Build the flow."""
         super().__init__(**shared)
-        require(alpha > 0, "alpha", alpha, "above 0")
+        require(0 < alpha < float("inf"), "alpha", alpha, "above 0 and finite")
         self.alpha = alpha
         self.actor = FlowPolicy(*self.sizes, self.flow_steps)
 

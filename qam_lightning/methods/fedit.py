@@ -1,5 +1,9 @@
 """FEdit: a Gaussian policy that edits the actions of a cloned flow (Eq. 77-79).
 
+Citation
+    Dong et al., "EXPO: stable reinforcement learning with expressive policies",
+    arXiv:2507.07986, 2025, whose edit policy it puts on a flow.
+
 Trained by what
     critic Q_φ          TD with pessimistic EMA backup (Eq. 26, 79), a' = the edited action
     behaviour v_β       flow matching on dataset chunks (Eq. 17)
@@ -36,7 +40,8 @@ class FEdit(Method):
     def __init__(self, edit_scale: float, **shared: Any) -> None:
         """Build the flow and the edit policy."""
         super().__init__(**shared)
-        require(edit_scale > 0, "edit_scale", edit_scale, "above 0")
+        finite = 0 < edit_scale < float("inf")
+        require(finite, "edit_scale", edit_scale, "above 0 and finite")
         self.actor = ClonedFlow(*self.sizes, self.flow_steps)
         self.edit = EditPolicy(*self.sizes, edit_scale)
 

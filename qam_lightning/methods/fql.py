@@ -1,5 +1,8 @@
 """FQL: flow Q-learning, a one-step policy distilled from a cloned flow (Eq. 41-42).
 
+Citation
+    Park, Li, Levine, "Flow Q-learning", arXiv:2502.02538, 2025.
+
 Trained by what
     critic Q_φ        TD with pessimistic EMA backup (Eq. 26), a' = clip Ω_ω(s', z)
     behaviour v_β     flow matching on dataset chunks (Eq. 17)
@@ -8,6 +11,7 @@ Trained by what
 Differences from the paper's text
     Eq. 42 distills at s' and feeds the critic an unclipped action: a misprint and an omission.
     The distillation is a mean over the chunk's dimensions where Eq. 42 writes a sum.
+    Eq. 43 backs up Ω_ω(s', z) unclipped: an omission too.
 """
 
 from typing import Any

@@ -1,5 +1,12 @@
 """IFQL: implicit Q-learning with a cloned flow, acting with the best of N (Eq. 84-86).
 
+Citation
+    Park, Li, Levine, "Flow Q-learning", arXiv:2502.02538, 2025, where it is a baseline.
+    Hansen-Estruch et al., "IDQL: implicit Q-learning as an actor-critic method with diffusion
+    policies", arXiv:2304.10573, 2023, whose flow counterpart it is.
+    Kostrikov, Nair, Levine, "Offline reinforcement learning with implicit Q-learning",
+    arXiv:2110.06169, 2021.
+
 Trained by what
     value V_ξ        expectile κ of pess EMA-Q(s, a) at dataset actions (Eq. 26, 85)
     critic Q_φ       squared error on reward + γ^H · mask · V(s') (Eq. 84)

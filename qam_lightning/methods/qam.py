@@ -1,5 +1,10 @@
 """QAM: Q-learning with Adjoint Matching (Algorithm 1, Eq. 17, 21-26).
 
+Citation
+    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    Domingo-Enrich et al., "Adjoint matching: fine-tuning flow and diffusion generative models
+    with memoryless stochastic optimal control", ICLR 2025.
+
 Trained by what
     critic Q_φ       TD with pessimistic EMA backup (Eq. 26), a' = ODE(f_β + f_θ; s', z)
     behaviour f_β    flow matching on dataset chunks (Eq. 17)
@@ -12,6 +17,10 @@ Differences from the paper's text
     The adjoint starts at the gradient of Q(s, clip a): it vanishes outside the action box.
     Gradients are clipped by joint norm, as the published scores were made; the text says
     element-wise, which is ``clip_mode: value``.
+    Eq. 25 takes the Jacobian at the state and time after a step; here it is the state before it,
+    a_i, at time u_i + h, as for the published scores.
+    The Q of the adjoint is the mean of the EMA critics where Eq. 22 onwards writes Q_φ; the loss
+    is Algorithm 1's sum over the steps, without the h of Eq. 21's integral.
 """
 
 from typing import Any

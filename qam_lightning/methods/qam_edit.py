@@ -1,5 +1,10 @@
 """QAM-EDIT: QAM with a Gaussian policy that edits the fine-tuned flow's actions (Eq. 30).
 
+Citation
+    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    Dong et al., "EXPO: stable reinforcement learning with expressive policies",
+    arXiv:2507.07986, 2025.
+
 Trained by what
     critic, f_β, f_θ    as in QAM, but a' is the edited action
     edit policy π_ω     -mean Q(s, clip(ã + σ_a Δa)) + ent_coef · log π(Δa),
@@ -9,6 +14,9 @@ Trained by what
 Differences from the paper's text
     Eq. 30 leaves the entropy term to the reference on edit policies; it is written out here.
     σ_a = 0 is plain QAM, as in Table 4: there is then no edit policy.
+    Eq. 30 writes ã + Δa: here Δa is a tanh-Gaussian's, its bound σ_a is written out, and the sum
+    is clipped to the action box, as in Eq. 78.
+    What differs in QAM differs here.
 """
 
 from typing import Any
@@ -38,7 +46,8 @@ class QAMEdit(Method):
     def __init__(self, tau: float, edit_scale: float, residual: bool, **shared: Any) -> None:
         """Build the flows and, for σ_a > 0, the edit policy."""
         super().__init__(**shared)
-        require(edit_scale >= 0, "edit_scale", edit_scale, "at least 0")
+        finite = 0 <= edit_scale < float("inf")
+        require(finite, "edit_scale", edit_scale, "at least 0 and finite")
         self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
         self.edit = EditPolicy(*self.sizes, edit_scale) if edit_scale > 0 else None
 

@@ -1,5 +1,9 @@
 """QAM-FQL: QAM with a one-step policy distilled from the fine-tuned flow (Eq. 29).
 
+Citation
+    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    Park, Li, Levine, "Flow Q-learning", arXiv:2502.02538, 2025.
+
 Trained by what
     critic, f_β, f_θ    as in QAM, but a' = clip μ_ω(s', z)
     one-step μ_ω        -mean Q(s, clip μ_ω(s, z)) + α · distillation on ODE(f_β + f_θ; s, z)
@@ -7,6 +11,8 @@ Trained by what
 Differences from the paper's text
     α = inf is plain QAM, as in Table 4: there is then no one-step policy.
     The distillation is a mean over the chunk's dimensions where Eq. 29 writes a sum.
+    Eq. 29 feeds the critic an unclipped action, which the action box does not know.
+    What differs in QAM differs here.
 """
 
 import math
@@ -27,7 +33,7 @@ class QAMFQL(Method):
 
     Args:
         tau: inverse temperature τ >= 0 of the flow's tilt.
-        alpha: behaviour coefficient α >= 0; inf is plain QAM.
+        alpha: behaviour coefficient α >= 0; infinity, .inf, is plain QAM.
         residual: whether f_θ is a residual on f_β (the paper's choice) or the full velocity.
         shared: what every method takes.
     """
@@ -37,7 +43,7 @@ class QAMFQL(Method):
     def __init__(self, tau: float, alpha: float, residual: bool, **shared: Any) -> None:
         """Build the flows and, for finite α, the one-step policy."""
         super().__init__(**shared)
-        require(alpha >= 0, "alpha", alpha, "at least 0, or inf for plain QAM")
+        require(alpha >= 0, "alpha", alpha, "at least 0, or .inf for plain QAM")
         self.alpha = alpha
         self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
         self.one_step = None if math.isinf(alpha) else OneStepPolicy(*self.sizes)

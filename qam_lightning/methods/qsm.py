@@ -1,5 +1,8 @@
 """QSM: Q-score matching, a diffusion policy whose score is the critic's slope (Eq. 44-52).
 
+Citation
+    Psenka et al., "Learning a diffusion model policy from rewards via Q-score matching", ICML 2024.
+
 Trained by what
     critic Q_φ      TD with pessimistic EMA backup (Eq. 26), a' sampled by Eq. 51
     predictor ε_θ   matches -τ ∇_a mean_K EMA-Q(s, a^i) (Eq. 48) and, times η, the noise (Eq. 49)
@@ -10,6 +13,7 @@ Differences from the paper's text
     Squared errors are means over the chunk's dimensions where Eq. 48-49 write sums.
     Chunks that run into the next trajectory carry no weight.
     The sampler adds no noise at its last step; Eq. 51 leaves that open.
+    Steps are counted 1..T where Eq. 46-49 count 0..T-1; ε_θ reads that number.
 """
 
 from typing import Any

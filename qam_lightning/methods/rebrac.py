@@ -1,5 +1,9 @@
 """ReBRAC: TD3 with behaviour cloning (Sec. C.1, "Gaussian").
 
+Citation
+    Tarasov et al., "Revisiting the minimalist approach to offline reinforcement learning",
+    NeurIPS 2023.
+
 Trained by what
     critic Q_φ      TD with pessimistic EMA backup (Eq. 26), a' = EMA π(s') + clipped noise
     actor π         -λ mean pess Q(s, π(s)) + α ‖π(s) - a‖², λ = 1 / sg mean |pess Q(s, π(s))|
@@ -10,6 +14,7 @@ Differences from the paper's text
     The paper gives the two hyperparameters, the noise's bound of 0.5 and the delay of 2; the losses
     are those of the work it cites, with the pessimistic value of Eq. 26 in place of a minimum.
     The noise that smooths the backup also disturbs the actions in the environment.
+    Chunks that run into the next trajectory do not enter the cloning loss.
 """
 
 from typing import Any
@@ -39,7 +44,7 @@ class ReBRAC(Method):
     def __init__(self, alpha: float, noise_scale: float, **shared: Any) -> None:
         """Build the actor."""
         super().__init__(**shared)
-        require(alpha >= 0, "alpha", alpha, "at least 0")
+        require(0 <= alpha < float("inf"), "alpha", alpha, "at least 0 and finite")
         self.alpha = alpha
         self.actor = DeterministicActor(*self.sizes, noise_scale)
 

@@ -1,5 +1,8 @@
 """RLPD: soft actor-critic from scratch online, on offline and online data (Sec. 5, App. C.1).
 
+Citation
+    Ball et al., "Efficient online reinforcement learning with offline data", ICML 2023.
+
 Trained by what
     critic Q_φ          TD with pessimistic EMA backup (Eq. 26), a' ~ π(s'), no entropy bonus
     Gaussian π          -pess Q(s, a) + ent_coef · log π(a | s), a ~ π(s)

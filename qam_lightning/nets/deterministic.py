@@ -25,7 +25,8 @@ class DeterministicActor(nn.Module):
     def __init__(self, obs_dim: int, dim: int, width: int, depth: int, noise_scale: float) -> None:
         """Build the network; the EMA starts as a copy."""
         super().__init__()
-        require(noise_scale >= 0, "noise_scale", noise_scale, "at least 0")
+        finite = 0 <= noise_scale < float("inf")
+        require(finite, "noise_scale", noise_scale, "at least 0 and finite")
         self.mlp = MLP([obs_dim, *[width] * depth, dim])
         self.mlp_ema = ema_copy(self.mlp)
         self.noise_scale = noise_scale

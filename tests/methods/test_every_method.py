@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,9 +57,27 @@ def method(request: pytest.FixtureRequest, build: Build) -> Method:
     return make(request.param, build)
 
 
+def test_heads_cite_and_tell_what_trains_what_and_what_differs(method: Method) -> None:
+    head = inspect.getmodule(type(method)).__doc__
+    title, *_ = head.splitlines()
+    assert re.search(r"\(.*(Eq|Sec)\. [\dC]", title), "the title names equations or a section"
+    sections = ("Citation", "Trained by what", "Differences from the paper's text")
+    starts = [head.index(f"\n\n{section}\n    ") for section in sections]
+    assert starts == sorted(starts)
+    assert re.search(r"20\d\d|under review", head[starts[0] : starts[1]])
+
+
 def make(kind: type[Method], build: Build, **changes: Any) -> Method:
     own = {k: v for k, v in EXAMPLE.items() if k in inspect.signature(kind.__init__).parameters}
     return build(kind, **{**own, **changes})
+
+
+def spread(method: Method) -> None:
+    """Move weights away from their start, so that values and averages differ."""
+    g = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=g))
 
 
 def update(method: Method, batch: Batch) -> torch.Tensor:
@@ -67,6 +87,23 @@ def update(method: Method, batch: Batch) -> torch.Tensor:
     method.zero_grad()
     loss.backward()
     return loss
+
+
+def test_the_critic_learns_the_discounted_pessimistic_value_of_its_average(
+    method: Method, batch: Batch
+) -> None:
+    spread(method)
+    noise = method.step_noise(len(batch.rewards))
+    s, backup = batch.next_observations, {n: noise[f"next/{n}"] for n in method.backup_draws()}
+    if type(method).backup_value is Method.backup_value:
+        q = method.critic_ema(s, method.policy(s, backup))
+        value = q.mean(0) - method.rho * (q - q.mean(0)).square().mean(0).sqrt()
+    else:  # tested where it is defined
+        value = method.backup_value(s, backup)
+    target = (batch.rewards + 0.97**2 * batch.masks * value).detach()
+    error = batch.valid * (method.critic(batch.observations, batch.actions) - target).square()
+    found = method.losses(batch, noise)[0]["critic/loss"]
+    torch.testing.assert_close(found, error.mean(), rtol=1e-5, atol=1e-6)
 
 
 ROUTES: dict[str, str | tuple[str, ...]] = {
@@ -83,7 +120,8 @@ ROUTES: dict[str, str | tuple[str, ...]] = {
     "actor/edit_entropy_loss": "edit.gaussian.",
     "actor/edit_coefficient_loss": "edit.entropy_coefficient.",
     # the methods' own
-    "actor/q_loss": ("one_step.", "actor.", "noise_policy.gaussian."),
+    "actor/q_loss": ("one_step.", *(f"actor.{n}." for n in ("flow", "mlp", "gaussian")))
+    + ("noise_policy.gaussian.",),
     "actor/bc_loss": "actor.mlp.",
     # soft_policy
     "actor/entropy_loss": ("actor.gaussian.", "noise_policy.gaussian."),
@@ -224,15 +262,12 @@ def test_state_survives_saving(method: Method, build: Build, batch: Batch, tmp_p
         ("best_of_n", 0),
         ("chunk", 0),
         ("tau", -1.0),
-        ("alpha", float("nan")),
         ("alpha", -1.0),
         ("kappa", 0.0),
         ("kappa", 1.0),
         ("edit_scale", -0.1),
         ("noise_scale", -0.1),
         ("eta", -0.1),
-        ("eta", float("inf")),
-        ("vartheta", float("inf")),
         ("vartheta", -0.1),
         ("varrho", -0.1),
     ],
@@ -245,6 +280,18 @@ def test_values_out_of_range_are_named(
     with pytest.raises(UserError, match=f"{name} is {value}, expected") as caught:
         make(type(method), build, **{name: value})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_no_hyperparameter_is_infinite_but_the_alpha_of_plain_qam(
+    method: Method, build: Build, value: float
+) -> None:
+    own = set(inspect.signature(type(method).__init__).parameters) & set(EXAMPLE) - {"residual"}
+    for name in own | {"rho", "learning_rate"}:
+        if (type(method).__name__, name, value) == ("QAMFQL", "alpha", math.inf):
+            continue
+        with pytest.raises(UserError, match=f"{name} is {value}, expected"):
+            make(type(method), build, **{name: value})
 
 
 @pytest.mark.parametrize("mode", ["norm", "value"])

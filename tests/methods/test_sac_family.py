@@ -15,6 +15,7 @@ from qam_lightning.methods.base import Method
 from qam_lightning.methods.dsrl import DSRL
 from qam_lightning.methods.rebrac import ReBRAC
 from qam_lightning.methods.rlpd import RLPD
+from tests.methods.test_every_method import spread
 
 
 def noise_for(method: Method, batch) -> dict[str, torch.Tensor]:
@@ -23,14 +24,6 @@ def noise_for(method: Method, batch) -> dict[str, torch.Tensor]:
 
 def weights(module: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
-
-
-def spread(method: Method) -> None:
-    """Move weights away from their start, so that values and averages differ."""
-    g = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for p in method.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=g))
 
 
 # -- ReBRAC --------------------------------------------------------------------------------------
@@ -161,6 +154,14 @@ def test_each_latent_critic_learns_its_own_critic_of_the_decoded_noise(build, ba
     expected = sum(((guess[k] - target[k]) ** 2).mean().item() for k in range(3)) / 3
     found = method.losses(batch, noise)[0]["latent/loss"].item()
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_noise_policy_ascends_the_latent_value_of_its_scaled_noise(build, batch) -> None:
+    method = dsrl(build)
+    s, noise = batch.observations, noise_for(method, batch)
+    z = method.noise_policy.gaussian(s, noise["policy/z"])[0]
+    expected = -method.latent_critic(s, 1.4 * z).mean()
+    torch.testing.assert_close(method.losses(batch, noise)[0]["actor/q_loss"], expected)
 
 
 def test_distillation_makes_latent_values_those_of_the_decoded_actions(build, batch) -> None:
