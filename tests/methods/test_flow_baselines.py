@@ -14,6 +14,7 @@ from qam_lightning.methods.fbrac import FBRAC
 from qam_lightning.methods.fedit import FEdit
 from qam_lightning.methods.fql import FQL
 from qam_lightning.methods.ifql import IFQL
+from tests.methods.test_every_method import spread
 
 Build = Callable[..., Method]
 
@@ -68,6 +69,23 @@ def test_fawac_without_temperature_is_cloning(build: Build, batch: Batch) -> Non
     assert not torch.equal(method.losses(batch, noise)[0]["actor/flow_loss"], cloning)
 
 
+def test_fawac_weighs_by_its_critic_and_regresses_on_every_average(
+    build: Build, batch: Batch
+) -> None:
+    method = build(FAWAC, tau=3.0)
+    spread(method)
+    noise = method.step_noise(len(batch.rewards))
+    found, metrics = method.losses(batch, noise)
+    s, a, x_0, u = batch.observations, batch.actions, noise["x_0"], noise["u"]
+    value = method.value(s)
+    weight = (3.0 * (method.critic(s, a).mean(0) - value)).exp().clip(max=100)
+    assert metrics["actor/weight_max"] == weight.max() > 1.5 * metrics["actor/weight_mean"]
+    error = (method.actor.flow(s, (1 - u) * x_0 + u * a, u) - (a - x_0)).square().mean(1)
+    torch.testing.assert_close(found["actor/flow_loss"], (batch.valid * weight * error).mean())
+    regression = batch.valid * (value - method.critic_ema(s, a)).square()  # (K, B)
+    torch.testing.assert_close(found["value/loss"], regression.mean())
+
+
 def test_fawac_refuses_an_infinite_temperature(build: Build) -> None:
     with pytest.raises(UserError, match="init_args.tau is inf, expected at least 0 and finite"):
         build(FAWAC, tau=float("inf"))
@@ -81,6 +99,16 @@ def test_ifql_backs_up_its_value_network_and_no_action(build: Build, batch: Batc
         losses(method, batch)["critic/loss"], (batch.valid * error.square()).mean()
     )
     assert not any(name.startswith("next/") for name in method.step_draws())
+
+
+def test_ifql_learns_the_expectile_of_the_pessimistic_average(build: Build, batch: Batch) -> None:
+    method = build(IFQL, kappa=0.9)
+    spread(method)
+    q = method.critic_ema(batch.observations, batch.actions)
+    gap = q.mean(0) - 0.5 * q.std(0, correction=0) - method.value(batch.observations)
+    assert (gap < 0).any() and (gap > 0).any()
+    expected = (torch.where(gap < 0, 0.1, 0.9) * gap.square()).mean()
+    torch.testing.assert_close(losses(method, batch)["value/loss"], expected)
 
 
 def test_ifql_ranks_candidates_by_their_worst_critic(build: Build) -> None:

@@ -1,0 +1,183 @@
+"""QAM, BAM, QAM-FQL and QAM-EDIT against their equations written as loops."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qam_lightning.batch import Batch
+from qam_lightning.errors import UserError
+from qam_lightning.methods.bam import BAM
+from qam_lightning.methods.base import Method, Noise
+from qam_lightning.methods.qam import QAM
+from qam_lightning.methods.qam_edit import QAMEdit
+from qam_lightning.methods.qam_fql import QAMFQL
+from tests.methods.test_every_method import EXAMPLE, Build, make, spread
+
+T, TAU = 4, EXAMPLE["tau"]
+H = 1 / T
+
+
+class SlowPath(NamedTuple):
+    """The path a_0..a_T of one simulation, and v - f_β at its first T points."""
+
+    states: list[Tensor]
+    controls: list[Tensor]
+
+
+def field(net: nn.Module, s: Tensor, a: Tensor, u: float) -> Tensor:
+    return net.mlp(torch.cat([s, a, torch.full((len(s), 1), u)], 1))
+
+
+def sigma(i: int) -> float:
+    return math.sqrt(2 * (1 - i * H + H) / (i * H + H))
+
+
+def slow_path(method: Method, s: Tensor, noise: Noise) -> SlowPath:
+    """Eq. 24, its last step by the averaged behaviour flow alone."""
+    actor, a = method.actor, noise["path/x_0"]
+    states, controls = [a], []
+    for i in range(T):
+        u = i * H
+        behavior, fine = field(actor.behavior_ema, s, a, u), field(actor.fine, s, a, u)
+        controls.append(fine if actor.residual else fine - behavior)
+        if i < T - 1:
+            drift = 2 * (behavior + controls[-1]) - a / (u + H)
+            a = a + H * drift + math.sqrt(H) * sigma(i) * noise["path/z"][:, i]
+        else:
+            a = a + H * behavior
+        states.append(a)
+    return SlowPath(states, controls)
+
+
+def slow_adjoint_loss(method: Method, s: Tensor, noise: Noise) -> Tensor:
+    """Eq. 21 with the lean adjoint of Eq. 25, which starts inside the action box only."""
+    with torch.no_grad():
+        states = slow_path(method, s, noise).states
+    end = states[T].requires_grad_()
+    outside = (end.abs() > 1).float().mean()
+    assert 0.05 < outside < 0.95  # so that the clip matters
+    q = method.critic_ema(s, end.clip(-1, 1)).mean(0)
+    g = -TAU * torch.autograd.grad(q.sum(), end)[0]
+    total = torch.zeros(len(s))
+    for i in reversed(range(T)):
+        a, ahead = states[i].requires_grad_(), (i + 1) * H
+        b = 2 * field(method.actor.behavior_ema, s, a, ahead) - a / ahead
+        g = g + H * torch.autograd.grad(b, a, g)[0]
+        control = field(method.actor.fine, s, a.detach(), i * H)
+        if not method.actor.residual:
+            control = control - field(method.actor.behavior_ema, s, a.detach(), i * H)
+        total = total + (2 * control / sigma(i) + sigma(i) * g).square().sum(1)
+    return total.mean()
+
+
+def slow_ode(method: Method, s: Tensor, z: Tensor) -> Tensor:
+    """Eq. 38-39 with the online networks."""
+    a = z
+    for i in range(T):
+        v = field(method.actor.fine, s, a, i * H)
+        if method.actor.residual:
+            v = v + field(method.actor.behavior, s, a, i * H)
+        a = a + H * v
+    return a.clip(-1, 1)
+
+
+def compare(found: Tensor, expected: Tensor, network: nn.Module) -> None:
+    """Compare two losses and their gradients."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    weights = list(network.parameters())
+    gradients = (torch.autograd.grad(loss, weights) for loss in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
+
+
+@pytest.fixture(params=[True, False], ids=["residual", "direct"])
+def residual(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.mark.parametrize("kind", [QAM, QAMFQL, QAMEdit])
+def test_adjoint_matching(kind: type[Method], residual: bool, build: Build, batch: Batch) -> None:
+    method = make(kind, build, residual=residual)
+    spread(method)
+    noise = method.step_noise(len(batch.rewards))
+    found = method.losses(batch, noise)[0]["actor/adjoint_loss"]
+    expected = slow_adjoint_loss(method, batch.observations, noise)
+    compare(found, expected, method.actor.fine)
+
+
+def test_bam_backpropagates_through_the_path(residual: bool, build: Build, batch: Batch) -> None:
+    method = make(BAM, build, residual=residual)
+    spread(method)
+    s, noise = batch.observations, method.step_noise(len(batch.rewards))
+    path = slow_path(method, s, noise)
+    q = method.critic(s, path.states[T])
+    value = q.mean(0) - 0.5 * q.std(0, correction=0)
+    cost = sum(2 * path.controls[i].square().sum(1) / sigma(i) ** 2 for i in range(T - 1))
+    losses, _ = method.losses(batch, noise)
+    torch.testing.assert_close(losses["actor/value_loss"], -TAU * value.mean())
+    found = losses["actor/control_cost"] + losses["actor/value_loss"]
+    compare(found, (cost - TAU * value).mean(), method.actor.fine)
+
+
+def test_bam_needs_a_step_to_control(build: Build) -> None:
+    with pytest.raises(UserError, match="flow_steps is 1, expected at least 2 for BAM"):
+        make(BAM, build, flow_steps=1)
+
+
+@pytest.mark.parametrize("kind", [QAM, BAM])
+def test_flows_act_with_the_online_networks(
+    kind: type[Method], residual: bool, build: Build, batch: Batch
+) -> None:
+    method = make(kind, build, residual=residual)
+    spread(method)
+    s, z = batch.observations, torch.randn(len(batch.rewards), method.dim)
+    torch.testing.assert_close(method.policy(s, {"z": z}), slow_ode(method, s, z))
+
+
+def test_the_one_step_policy_ascends_and_follows_the_fine_tuned_flow(
+    build: Build, batch: Batch
+) -> None:
+    method = build(QAMFQL, tau=TAU, alpha=7.0, residual=True)
+    spread(method)
+    noise = method.step_noise(len(batch.rewards))
+    s, z = batch.observations, noise["one_step/z"]
+    action = method.one_step.mlp(torch.cat([s, z], 1))
+    losses, _ = method.losses(batch, noise)
+    gap = (action - slow_ode(method, s, z)).square().mean()
+    torch.testing.assert_close(losses["actor/distill_loss"], 7.0 * gap)
+    assert (action.abs() > 1).any()
+    value = method.critic(s, action.clip(-1, 1)).mean()
+    torch.testing.assert_close(losses["actor/q_loss"], -value)
+
+
+def test_the_edit_policy_ascends_from_the_fine_tuned_flow(build: Build, batch: Batch) -> None:
+    method = build(QAMEdit, tau=TAU, edit_scale=0.4, residual=True)
+    spread(method)
+    noise = method.step_noise(len(batch.rewards))
+    s, action = batch.observations, slow_ode(method, batch.observations, noise["edited/z"])
+    edit, log_prob = method.edit.gaussian(torch.cat([s, action], 1), noise["edited/edit"])
+    losses, _ = method.losses(batch, noise)
+    value = method.critic(s, (action + 0.4 * edit).clip(-1, 1)).mean()
+    torch.testing.assert_close(losses["actor/edit_q_loss"], -value)
+    coefficient = method.edit.entropy_coefficient()
+    torch.testing.assert_close(losses["actor/edit_entropy_loss"], coefficient * log_prob.mean())
+    tuning = coefficient * (-log_prob.mean() + 0.5 * method.dim)
+    torch.testing.assert_close(losses["actor/edit_coefficient_loss"], tuning)
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain"), [(QAMFQL, {"alpha": math.inf}), (QAMEdit, {"edit_scale": 0.0})]
+)
+def test_without_their_second_policy_the_variants_are_plain_qam(
+    kind: type[Method], plain: dict[str, float], build: Build, batch: Batch
+) -> None:
+    variant = make(kind, build, **plain)
+    qam = make(QAM, build)
+    assert variant.state_dict().keys() == qam.state_dict().keys()
+    noise = qam.step_noise(len(batch.rewards))
+    assert variant.losses(batch, noise)[0] == qam.losses(batch, noise)[0]
+    z = {"z": torch.randn(len(batch.rewards), 1, qam.dim)}
+    assert torch.equal(variant.act(batch.observations, z), qam.act(batch.observations, z))
