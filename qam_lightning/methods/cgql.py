@@ -1,7 +1,7 @@
 """CGQL: a behaviour flow guided by the critic's slope at noisy actions (Eq. 60-62).
 
 Citation
-    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    The paper: Li, Levine, "Q-learning with adjoint matching", arXiv:2601.14234, 2026.
     Dhariwal, Nichol, "Diffusion models beat GANs on image synthesis", NeurIPS 2021: guidance.
 
 Trained by what

@@ -1,7 +1,7 @@
 """CGQL-Linex: CGQL with a critic of noisy actions, learned by a Linex loss (Eq. 64, 70-72).
 
 Citation
-    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    The paper: Li, Levine, "Q-learning with adjoint matching", arXiv:2601.14234, 2026.
     Parsian, Kirmani, "Estimation under Linex loss function", Handbook of applied econometrics
     and statistical inference, 2002.
     Myers et al., "Offline goal-conditioned reinforcement learning with quasimetric

@@ -1,7 +1,7 @@
 """CGQL-MSE: CGQL with a critic of noisy actions, learned by regression (Eq. 63, 71-72).
 
 Citation
-    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    The paper: Li, Levine, "Q-learning with adjoint matching", arXiv:2601.14234, 2026.
     Dhariwal, Nichol, "Diffusion models beat GANs on image synthesis", NeurIPS 2021: guidance.
 
 Trained by what

@@ -1,7 +1,7 @@
 """QAM: Q-learning with Adjoint Matching (Algorithm 1, Eq. 17, 21-26).
 
 Citation
-    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    The paper: Li, Levine, "Q-learning with adjoint matching", arXiv:2601.14234, 2026.
     Domingo-Enrich et al., "Adjoint matching: fine-tuning flow and diffusion generative models
     with memoryless stochastic optimal control", ICLR 2025.
 

@@ -1,7 +1,7 @@
 """QAM-EDIT: QAM with a Gaussian policy that edits the fine-tuned flow's actions (Eq. 30).
 
 Citation
-    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    The paper: Li, Levine, "Q-learning with adjoint matching", arXiv:2601.14234, 2026.
     Dong et al., "EXPO: stable reinforcement learning with expressive policies",
     arXiv:2507.07986, 2025.
 

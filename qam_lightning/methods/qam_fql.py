@@ -1,7 +1,7 @@
 """QAM-FQL: QAM with a one-step policy distilled from the fine-tuned flow (Eq. 29).
 
 Citation
-    The paper: "Q-learning with Adjoint Matching", anonymous, under review.
+    The paper: Li, Levine, "Q-learning with adjoint matching", arXiv:2601.14234, 2026.
     Park, Li, Levine, "Flow Q-learning", arXiv:2502.02538, 2025.
 
 Trained by what
