@@ -107,11 +107,13 @@ def test_a_killed_run_goes_on_without_lost_or_repeated_rows(small_run, run):
     process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT)
     checkpoint, table = run / "checkpoints/last.ckpt", run / "metrics/train.csv"
     deadline = time.monotonic() + 120
-    while not (checkpoint.exists() and len(table.read_text().splitlines()) % 5 == 4):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
+    try:
+        while not (checkpoint.exists() and len(table.read_text().splitlines()) % 5 == 4):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
     done = last(run)["qam_lightning"]["gradient_step"]
     with table.open("a") as file:  # as a crash in the middle of a write would leave it
         file.write("99999,0,off")
