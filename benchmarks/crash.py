@@ -360,7 +360,7 @@ def write(killer: Killer, folder: Path, seconds: float) -> bool:
         "an evaluation",
         f"every {SETTINGS['evaluation.every']} updates and a checkpoint every "
         f"{SETTINGS['checkpoints.every']}; {killer.seconds:.0f} s in one go. "
-        f"{kills[-1].run} runs in {seconds / 60:.0f} minutes,",
+        f"{kills[-1].run} runs in {seconds:.0f} s,",
         f"{platform.system()}, {os.cpu_count()} cores, "
         + ", ".join(f"{name} {version}" for name, version in versions().items() if name != "cuda")
         + ".",
