@@ -147,10 +147,12 @@ SCANS: dict[str, dict[str, tuple[float, ...]]] = {
 learned from an exact Q have one value. A method that is not here tries what it was tuned to."""
 
 
-def candidates(name: str, recipe: Recipe, tau: float) -> list[dict[str, float]]:
+def candidates(name: str, recipe: Recipe, tau: float, flow_steps: int) -> list[dict[str, float]]:
     """Return the hyperparameters to try: the true τ where there is one, else a small grid."""
     choices = {**recipe.tuned, **SCANS.get(name, {})}
-    if "tau" in choices:
+    if name == "bam":  # sums its cost over the T steps, without the h of an integral
+        choices["tau"] = (tau, tau * flow_steps)
+    elif "tau" in choices:
         choices["tau"] = (tau,)
     elif name == "dac":  # tends to the tilt with τ = 1 / (2η)
         choices["eta"] = tuple(scale / (2.0 * tau) for scale in (0.3, 1.0, 3.0))
@@ -242,7 +244,10 @@ def best_of(
     Returns:
         The hyperparameters nearest to the tilt by sliced W1, and samples (seeds, n, D) of theirs.
     """
-    target, choices = tilt_sample(problem, effort.samples), candidates(name, recipe, problem.tau)
+    target, choices = (
+        tilt_sample(problem, effort.samples),
+        candidates(name, recipe, problem.tau, effort.flow_steps),
+    )
     brief = effort._replace(steps=max(1, effort.steps // SHORTER))
 
     def distance(values: Values) -> float:

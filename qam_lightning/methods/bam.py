@@ -14,7 +14,8 @@ Differences from the paper's text
     which is differentiated directly here. The value at the end is the online critic's, pessimistic
     over its members, and is not clipped to the action box.
     Eq. 18 prints ½ ‖f_θ‖² du. What the tilt costs under this SDE is ½ ‖2 f_θ / σ‖², here summed
-    over the steps without the factor h, as Algorithm 1 sums QAM's loss.
+    over the steps without the factor h, as Algorithm 1 sums QAM's loss. That leaves QAM's minimiser
+    where it is, but weighs this cost T times: BAM tends to the tilt of temperature τ / T.
     Of QAM's differences, those in the SDE and in clipping gradients are BAM's too.
 """
 

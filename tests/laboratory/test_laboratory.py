@@ -32,7 +32,7 @@ def test_every_method_has_a_recipe() -> None:
 @pytest.mark.parametrize("problem", ["quadratic", "moons"])
 def test_every_method_trains_and_acts(name: str, problem: str) -> None:
     """One candidate, two steps: the trained parameters move and samples have their shape."""
-    values = training.candidates(name, RECIPES[name], tau=3.0)[0]
+    values = training.candidates(name, RECIPES[name], tau=3.0, flow_steps=100)[0]
     method = training.build(RECIPES[name], values, PROBLEMS[problem], TINY.flow_steps, seed=0)
     before = [p.clone() for p in method.parameters()]
     training.fit(method, PROBLEMS[problem], TINY.steps)
@@ -46,7 +46,7 @@ def test_every_method_trains_and_acts(name: str, problem: str) -> None:
 
 def test_clean_actions_have_exact_values_in_every_member(name: str) -> None:
     problem = PROBLEMS["moons"]
-    values = training.candidates(name, RECIPES[name], tau=3.0)[0]
+    values = training.candidates(name, RECIPES[name], tau=3.0, flow_steps=100)[0]
     method = training.build(RECIPES[name], values, problem, TINY.flow_steps, seed=0)
     a = problem.sample_tilt(5, torch.Generator().manual_seed(0))
     for critic in (method.critic, method.critic_ema):
@@ -55,13 +55,13 @@ def test_clean_actions_have_exact_values_in_every_member(name: str) -> None:
 
 def test_temperatures_are_true_and_the_rest_is_scanned() -> None:
     for name, recipe in RECIPES.items():
-        for values in training.candidates(name, recipe, tau=3.0):
+        for values in training.candidates(name, recipe, tau=3.0, flow_steps=50):
             assert set(values) >= set(recipe.tuned)
-            assert values.get("tau", 3.0) == 3.0
-    assert len(training.candidates("qam", RECIPES["qam"], 3.0)) == 1
-    etas = [v["eta"] for v in training.candidates("dac", RECIPES["dac"], 3.0)]
+            assert values.get("tau", 3.0) == 3.0 or (name, values["tau"]) == ("bam", 150.0)
+    assert len(training.candidates("qam", RECIPES["qam"], 3.0, 50)) == 1
+    etas = [v["eta"] for v in training.candidates("dac", RECIPES["dac"], 3.0, 50)]
     assert 1 / 6 in etas
-    assert any(v["best_of_n"] == 32 for v in training.candidates("ifql", RECIPES["ifql"], 3.0))
+    assert any(v["best_of_n"] == 32 for v in training.candidates("ifql", RECIPES["ifql"], 3.0, 50))
 
 
 def test_a_new_method_joins_by_its_configuration(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_new_method_joins_by_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "newcomer.yaml").write_text(yaml.safe_dump(config))
     (recipe,) = training.recipes(tmp_path).values()
     assert recipe.fixed == {"clip": 0.5}
-    assert training.candidates("newcomer", recipe, 3.0) == [{"alpha": 2.0}, {"alpha": 7.0}]
+    assert training.candidates("newcomer", recipe, 3.0, 50) == [{"alpha": 2.0}, {"alpha": 7.0}]
 
 
 def test_training_is_a_function_of_the_seed() -> None:
@@ -168,7 +168,7 @@ def test_foreign_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_clone_is_the_behaviours_own_flow() -> None:
     problem = PROBLEMS["moons"]
     for name in ("qam", "dsrl", "ifql"):
-        values = training.candidates(name, RECIPES[name], tau=3.0)[0]
+        values = training.candidates(name, RECIPES[name], tau=3.0, flow_steps=100)[0]
         method = training.build(RECIPES[name], values, problem, flow_steps=100, seed=0)
         noise = method.policy_noise(1000, torch.Generator().manual_seed(0))
         cloned = method.behavior_act(torch.zeros(1000, 1), noise)[:, 0]
