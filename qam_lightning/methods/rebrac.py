@@ -15,6 +15,7 @@ Differences from the paper's text
     are those of the work it cites, with the pessimistic value of Eq. 26 in place of a minimum.
     The noise that smooths the backup also disturbs the actions in the environment.
     Chunks that run into the next trajectory do not enter the cloning loss.
+    λ takes a mean |Q| below 1e-6 for 1e-6: values of 0 do not end in a division by 0.
 """
 
 from typing import Any
@@ -27,6 +28,8 @@ from qam_lightning.errors import require
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.deterministic import DeterministicActor
 from qam_lightning.nets.frozen import frozen
+
+LEAST_VALUE = 1e-6
 
 
 class ReBRAC(Method):
@@ -57,7 +60,7 @@ class ReBRAC(Method):
         s = batch.observations
         action = self.actor(s)
         value = pessimistic(frozen(self.critic)(s, action), self.rho)
-        scale = 1.0 / self.batch_mean(value.abs())
+        scale = 1.0 / self.batch_mean(value.abs()).clamp(min=LEAST_VALUE)
         distance = (action - batch.actions).square().sum(-1)
         losses = {
             "actor/q_loss": -scale * value.mean(),

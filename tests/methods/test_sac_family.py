@@ -84,6 +84,17 @@ def test_the_value_loss_does_not_depend_on_the_scale_of_values(build, batch) -> 
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
+def test_values_of_zero_have_no_infinite_scale(build, batch) -> None:
+    method = build(ReBRAC, alpha=0.1, noise_scale=0.2)
+    with torch.no_grad():
+        method.critic.out.weight.zero_()
+        method.critic.out.bias.zero_()
+    method.rho = 0.0  # equal members have no deviation to differentiate
+    losses, _ = method.losses(batch, noise_for(method, batch))
+    gradients = torch.autograd.grad(losses["actor/q_loss"], method.actor.mlp.parameters())
+    assert all(g.isfinite().all() for g in gradients) and losses["actor/q_loss"].isfinite()
+
+
 def test_cloning_ignores_cut_chunks_and_sums_over_dimensions(build, batch) -> None:
     method = build(ReBRAC, alpha=0.3, noise_scale=0.0)
     losses, _ = method.losses(batch, noise_for(method, batch))
