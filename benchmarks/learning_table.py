@@ -113,7 +113,10 @@ def write(out: Path, rows: list[Row], args: argparse.Namespace) -> None:
         table.writerow(Row._fields)
         table.writerows(rows)
     lines = [
-        f"{args.config}, {args.steps:,} updates, {args.episodes} episodes per seed. Success: mean "
+        "# All methods on one task",
+        "",
+        f"`benchmarks/learning_table.py`: {args.config}, {args.steps:,} updates, "
+        f"{args.episodes} episodes per seed. Success: mean "
         "over seeds with its 95% bootstrap interval, then each seed. Milliseconds are those of the "
         "fastest hundred updates in a row, compiled where the configuration says so: runs may "
         "share the machine.",
