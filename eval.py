@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qam_lightning.arguments import Parser, at_least, run
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 FRAMES_IN_PICTURE = 6
 FRAMES_IN_VIDEO = 250  # a frame costs a software renderer 0.2 s, more than the physics
@@ -85,9 +85,9 @@ def evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from qam_lightning.callbacks.checkpoint_files import load_method
-    from qam_lightning.callbacks.evaluation import EpisodePolicy
     from qam_lightning.envs.make import env_id
     from qam_lightning.envs.rollout import RolloutPool
+    from qam_lightning.evaluation.episode_policy import EpisodePolicy
     from qam_lightning.evaluation.plots import read_curve
     from qam_lightning.evaluation.report import build_report, write_report
     from qam_lightning.evaluation.tables import report_table
@@ -144,7 +144,7 @@ def describe(
     options: argparse.Namespace, checkpoint: Path, method: Any, meta: dict[str, Any]
 ) -> dict[str, Any]:
     """Collect what is evaluated and how, and warn where the software differs."""
-    from qam_lightning.provenance import mismatches, versions
+    from qam_lightning.util.provenance import mismatches, versions
 
     differences = mismatches(meta["versions"])
     if differences:

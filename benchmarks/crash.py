@@ -42,7 +42,7 @@ from qam_lightning.callbacks.online import FILE, Online, Stream
 from qam_lightning.cli import main as train
 from qam_lightning.envs.make import make_env
 from qam_lightning.methods.base import Method
-from qam_lightning.provenance import versions
+from qam_lightning.util.provenance import versions
 
 ENV = "InvertedPendulum-v5"
 OFFLINE, STEPS, START = 100, 100, 30
@@ -50,12 +50,12 @@ SETTINGS: dict[str, object] = {
     "config": "cube_single.yaml",
     "data.env": ENV,
     "data.task": 1,
-    "data.chunk": 3,
+    "data.horizon": 3,
     "data.sparse": "false",
     "data.batch_size": 16,
     "model.width": 16,
     "model.depth": 1,
-    "model.ensemble": 2,
+    "model.num_critics": 2,
     "model.flow_steps": 3,
     "trainer.max_steps": OFFLINE,
     "trainer.accelerator": "cpu",

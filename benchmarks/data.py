@@ -97,7 +97,7 @@ def plain_gather(arrays: Arrays) -> MakeBatch:
 def store_gather(arrays: Arrays, memory: bool = False) -> MakeBatch:
     """Make a batch from the store, as training does."""
     device = "cpu" if memory else None
-    storage = ChunkStorage(**arrays, chunk=CHUNK, discount=0.99, device=device)
+    storage = ChunkStorage(**arrays, horizon=CHUNK, discount=0.99, device=device)
     return lambda step: storage.gather(sample_indices(0, step, BATCH, storage.num_chunks))
 
 

@@ -22,16 +22,17 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from qam_lightning.callbacks.evaluation import EpisodePolicy, Evaluate
+from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.cli import FitCLI
 from qam_lightning.data.generate import generate
 from qam_lightning.envs.make import make_env
 from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool, available_cores
+from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.methods.base import Method
 
 SIZES: dict[str, dict[str, int]] = {
-    "paper": {"width": 512, "depth": 4, "ensemble": 10, "flow_steps": 10},
-    "quickstart": {"width": 128, "depth": 3, "ensemble": 5, "flow_steps": 5},
+    "paper": {"width": 512, "depth": 4, "num_critics": 10, "flow_steps": 10},
+    "quickstart": {"width": 128, "depth": 3, "num_critics": 5, "flow_steps": 5},
 }
 WARM_UP = 10  # steps of each phase that are not timed
 

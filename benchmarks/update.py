@@ -27,17 +27,17 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from qam_lightning.batch import Batch
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.recorder import Recorder
 from qam_lightning.cli import CONFIGS, METHODS, Trainer
+from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ChunkStorage, sample_indices
 from qam_lightning.methods.base import Method
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, TRANSITIONS = 46, 5, 5, 256, 300_000
 SIZES: dict[str, dict[str, int]] = {
-    "paper": {"width": 512, "depth": 4, "ensemble": 10, "flow_steps": 10},
-    "quickstart": {"width": 128, "depth": 3, "ensemble": 5, "flow_steps": 5},
+    "paper": {"width": 512, "depth": 4, "num_critics": 10, "flow_steps": 10},
+    "quickstart": {"width": 128, "depth": 3, "num_critics": 5, "flow_steps": 5},
 }
 
 
@@ -58,7 +58,7 @@ def build(name: str, size: str, compiled: bool) -> Method:
     cls = getattr(__import__(module, fromlist=[kind]), kind)
     torch.manual_seed(0)
     return cls(
-        obs_dim=OBS_DIM, action_dim=ACTION_DIM, chunk=CHUNK, discount=0.99, seed=0, **arguments
+        obs_dim=OBS_DIM, action_dim=ACTION_DIM, horizon=CHUNK, discount=0.99, seed=0, **arguments
     )
 
 
@@ -73,7 +73,7 @@ def synthetic_storage() -> ChunkStorage:
         ends=ends,
         rewards=-rng.random(kept, np.float32),
         masks=np.ones(kept, np.float32),
-        chunk=CHUNK,
+        horizon=CHUNK,
         discount=0.99,
     )
 

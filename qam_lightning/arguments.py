@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):

@@ -34,20 +34,20 @@ from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.online import Online
 from qam_lightning.callbacks.progress import Progress
 from qam_lightning.callbacks.recorder import Recorder
-from qam_lightning.data.atomic import replacing, writing
 from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate
-from qam_lightning.errors import UserError
 from qam_lightning.explain import closest, explain, first_sentence, user_error_in
 from qam_lightning.inspection import info, verify
 from qam_lightning.methods.base import Method
-from qam_lightning.provenance import mismatches
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import replacing, writing
+from qam_lightning.util.provenance import mismatches
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 METHODS = CONFIGS / "methods"
 DEFAULT_METHOD = "qam"
 TRAINING_ONLY = {
-    "chunk",
+    "horizon",
     "discount",
     "sparse",
     "batch_size",
@@ -290,7 +290,7 @@ class FitCLI(LightningCLI):
             parser.link_arguments("run_dir", f"{key}.run_dir")
         for key in ("data", "model.init_args", "online"):
             parser.link_arguments("seed", f"{key}.seed")
-        for key in ("chunk", "discount"):
+        for key in ("horizon", "discount"):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}")
         for key in ("obs_dim", "action_dim"):
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 _UNKNOWN = (
     re.compile(r"Option '(?P<key>[^']+)' is not accepted"),

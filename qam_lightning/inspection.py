@@ -6,8 +6,8 @@ from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.describe import describe
 from qam_lightning.data.labels import damaged_labels
 from qam_lightning.data.store import Store
-from qam_lightning.errors import UserError
 from qam_lightning.evaluation.dataset_picture import draw_dataset
+from qam_lightning.util.errors import UserError
 
 
 def info(data: OGBenchData, picture: str | None = None) -> int:

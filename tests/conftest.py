@@ -7,23 +7,23 @@ from typing import Any
 import pytest
 import torch
 
-from qam_lightning.batch import Batch
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Method
 
 SMALL: dict[str, Any] = {
     "obs_dim": 7,
     "action_dim": 3,
-    "chunk": 2,
+    "horizon": 2,
     "discount": 0.97,
     "rho": 0.5,
-    "ensemble": 3,
+    "num_critics": 3,
     "flow_steps": 4,
     "width": 32,
     "depth": 2,
     "learning_rate": 3e-4,
-    "decay_steps": 0,
-    "clip": 1.0,
-    "clip_mode": "norm",
+    "lr_decay_steps": 0,
+    "grad_clip": 1.0,
+    "grad_clip_mode": "norm",
     "best_of_n": 1,
     "standardize": False,
     "compile": False,
@@ -52,7 +52,7 @@ def build() -> Callable[..., Method]:
 def batch() -> Batch:
     """Return 16 random chunks that fit the small methods, some cut short, some terminal."""
     g = torch.Generator().manual_seed(1)
-    size, dim = 16, SMALL["chunk"] * SMALL["action_dim"]
+    size, dim = 16, SMALL["horizon"] * SMALL["action_dim"]
     return Batch(
         observations=torch.randn(size, SMALL["obs_dim"], generator=g),
         actions=torch.rand(size, dim, generator=g) * 1.8 - 0.9,

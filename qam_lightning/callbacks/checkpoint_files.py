@@ -22,9 +22,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from qam_lightning.data.atomic import checksum
-from qam_lightning.errors import UserError
 from qam_lightning.methods.base import Method
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import checksum
 
 ENTRY = "qam_lightning"
 _ENTRY_KEYS = frozenset(

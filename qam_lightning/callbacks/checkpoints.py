@@ -25,10 +25,10 @@ from qam_lightning.callbacks.checkpoint_files import (
     rename_before,
     set_aside,
 )
-from qam_lightning.data.atomic import sync
-from qam_lightning.errors import UserError
 from qam_lightning.methods.base import Method
-from qam_lightning.provenance import versions
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import sync
+from qam_lightning.util.provenance import versions
 
 # The last one is what SLURM is mostly asked to send before a job's time is up.
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -6,8 +6,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from qam_lightning.errors import UserError
 from qam_lightning.methods.base import Method
+from qam_lightning.util.errors import UserError
 
 
 class EmaTargets(pl.Callback):

@@ -22,8 +22,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from qam_lightning.callbacks.evaluation import EpisodePolicy
-from qam_lightning.data.atomic import writing
 from qam_lightning.data.replay import (
     RUNNING,
     TERMINATED,
@@ -41,8 +39,10 @@ from qam_lightning.envs.rollout import (
     WorkerError,
     episode_seed,
 )
-from qam_lightning.errors import UserError
+from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.methods.base import Method
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import writing
 
 FILE = "replay.bin"
 _ATTEMPTS = 3  # new environments for one step, before giving up
@@ -341,7 +341,7 @@ class Online(pl.Callback):
         source = Path(trainer.ckpt_path or "").parent / FILE
         rows = read_rows(source, kind, known["rows"], known["crc32"])
         with writing(self.path):
-            replay = Replay(self._open(rank), kind, data.chunk, data.discount, envs)
+            replay = Replay(self._open(rank), kind, data.horizon, data.discount, envs)
             replay.restore(rows)
         self._replay = replay
         data.online = Mixture(self._schedule, replay, self.mix == "half", self._fetch)
@@ -357,10 +357,10 @@ class Online(pl.Callback):
             setattr(self, name, known.get(name, getattr(self, name)))
 
     def _check_data(self, data: Any, envs: int) -> None:
-        least = (data.chunk - 1) * envs
+        least = (data.horizon - 1) * envs
         if self.start < least:
             raise UserError(
-                f"online.start is {self.start}, expected at least {least}: (data.chunk - 1) x envs"
+                f"online.start is {self.start}, expected at least {least}: (data.horizon - 1) x envs"
             )
         if self.mix == "half" and data.batch_size % 2:
             raise UserError(
@@ -439,7 +439,7 @@ class Online(pl.Callback):
         step, method = self._replay.count + 1, self._method
         key = np.random.SeedSequence((self.seed, step), spawn_key=(_NOISE,))
         if not method.offline_phase and step <= self.start:
-            shape = (method.chunk, method.action_dim)
+            shape = (method.horizon, method.action_dim)
             return np.random.default_rng(key).uniform(-1.0, 1.0, shape).astype(np.float32)
         policy = EpisodePolicy(method, int(key.generate_state(1)[0]))
         return policy(observation[None], [0])[0]

@@ -21,10 +21,10 @@ import torch
 import yaml
 
 from qam_lightning.callbacks.checkpoints import config_text, culprit
-from qam_lightning.data.atomic import replacing, sync, writing
-from qam_lightning.errors import UserError
 from qam_lightning.methods.base import Method
-from qam_lightning.provenance import versions
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import replacing, sync, writing
+from qam_lightning.util.provenance import versions
 
 Row = dict[str, Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from qam_lightning.batch import Batch
+from qam_lightning.data.batch import Batch
 
 
 class Batches:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qam_lightning.batch import Batch
+from qam_lightning.data.batch import Batch
 
 # Keeps arctanh and tanh-Gaussian log-probabilities of dataset actions finite.
 ACTION_LIMIT = 1.0 - 1e-5
@@ -77,7 +77,7 @@ class ChunkStorage:
         ends: np.ndarray,
         rewards: np.ndarray,
         masks: np.ndarray,
-        chunk: int,
+        horizon: int,
         discount: float,
         sparse: bool = False,
         device: str | torch.device | None = None,
@@ -90,7 +90,7 @@ class ChunkStorage:
             ends: Last row of every trajectory, ascending, the last one T - 1.
             rewards: (N,).
             masks: (N,), 0 where a transition reached the goal, else 1.
-            chunk: Steps per chunk, H.
+            horizon: Steps per chunk, H.
             discount: γ.
             sparse: Map every reward but 0 to -1.
             device: Where the arrays are copied to and batches made; None leaves all where it is.
@@ -104,31 +104,31 @@ class ChunkStorage:
                 f"{len(observations) - len(ends)} transitions, {count} actions, {len(rewards)} "
                 f"rewards and {len(masks)} masks"
             )
-        if not 1 <= chunk <= count:
-            raise ValueError(f"chunk of {chunk} steps from {count} transitions")
-        self.num_transitions, self.chunk, self.discount = count, chunk, discount
+        if not 1 <= horizon <= count:
+            raise ValueError(f"horizon of {horizon} steps from {count} transitions")
+        self.num_transitions, self.horizon, self.discount = count, horizon, discount
         self.sparse = sparse
         self._observations = _tensor(observations, device)
         # Overlapping windows on the same memory: row t is the flattened chunk t..t+H-1.
         stored, width = _tensor(actions, device), actions.shape[1]
-        self._actions = stored.as_strided((self.num_chunks, chunk * width), (width, 1))
+        self._actions = stored.as_strided((self.num_chunks, horizon * width), (width, 1))
         self._rewards, self._masks = _tensor(rewards, device), _tensor(masks, device)
         # For each trajectory the number of the first transition behind it.
         self._stops = _tensor(np.asarray(ends) - np.arange(len(ends)), device)
-        self._steps = torch.arange(chunk, device=device)[:, None]
-        powers = [[discount**i] for i in range(chunk)]
+        self._steps = torch.arange(horizon, device=device)[:, None]
+        powers = [[discount**i] for i in range(horizon)]
         self._weights = torch.tensor(powers, dtype=torch.float64, device=device)
 
     @property
     def num_chunks(self) -> int:
         """How many chunks there are to draw from."""
-        return self.num_transitions - self.chunk + 1
+        return self.num_transitions - self.horizon + 1
 
     @property
     def num_whole_chunks(self) -> int:
         """How many of them lie within one trajectory."""
         lengths = torch.diff(self._stops, prepend=self._stops.new_zeros(1))
-        return int((lengths - self.chunk + 1).clamp(min=0).sum())
+        return int((lengths - self.horizon + 1).clamp(min=0).sum())
 
     def observation_statistics(self, rows: int = 100_000) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (O,) of the observations, from evenly spaced rows.
@@ -152,7 +152,7 @@ class ChunkStorage:
         start = torch.as_tensor(indices, device=self._steps.device)
         trajectory = self._trajectory(start)
         row = start + trajectory  # every earlier trajectory has one row more than transitions
-        lengths = (self._stops[trajectory] - start).clamp(max=self.chunk)
+        lengths = (self._stops[trajectory] - start).clamp(max=self.horizon)
         alive = self._steps < lengths
         steps = start + self._steps  # (H, B)
         rewards = self._rewards[steps].double()

@@ -24,11 +24,11 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from qam_lightning.data.atomic import locked, save_json, sync
 from qam_lightning.data.npz import Layout, NpzFile
 from qam_lightning.data.store import FORMAT, MANIFEST, Store
-from qam_lightning.errors import UserError, cannot_write
-from qam_lightning.provenance import versions
+from qam_lightning.util.errors import UserError, cannot_write
+from qam_lightning.util.files import locked, save_json, sync
+from qam_lightning.util.provenance import versions
 
 
 def ensure_store(files: list[Path], folder: Path, layout: Layout) -> Store:

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from qam_lightning.batch import Batch
+from qam_lightning.data.batch import Batch
 from qam_lightning.data.batches import Batches
 from qam_lightning.data.chunks import ChunkStorage, sample_indices
 from qam_lightning.data.convert import ensure_store
@@ -25,8 +25,8 @@ from qam_lightning.data.minari import import_minari
 from qam_lightning.data.replay import Mixture
 from qam_lightning.data.source import Source, official, own
 from qam_lightning.data.store import PHYSICAL_MEMORY, Store, read_singly
-from qam_lightning.errors import UserError
-from qam_lightning.provenance import mismatches
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.provenance import mismatches
 
 
 class OGBenchData(L.LightningDataModule):
@@ -37,7 +37,7 @@ class OGBenchData(L.LightningDataModule):
         env: str,
         dataset: str = "play",
         task: int = 1,
-        chunk: int = 5,
+        horizon: int = 5,
         discount: float = 0.99,
         sparse: bool = False,
         batch_size: int = 256,
@@ -58,7 +58,7 @@ class OGBenchData(L.LightningDataModule):
             dataset: Kind of dataset: ``play``, ``noisy``, ``navigate``, ``stitch``, ``play-100m``
                 and so on.
             task: Task of the environment, 1 to 5, whose rewards the dataset is given.
-            chunk: Environment steps per action chunk, H.
+            horizon: Environment steps per action chunk, H.
             discount: Discount γ per environment step, in [0, 1].
             sparse: Map every reward but 0 to -1.
             batch_size: Chunks per gradient step, over all processes together.
@@ -80,13 +80,13 @@ class OGBenchData(L.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.env, self.dataset, self.task = env, dataset, task
-        self.chunk, self.discount, self.sparse = chunk, discount, sparse
+        self.horizon, self.discount, self.sparse = horizon, discount, sparse
         self.batch_size, self.fraction, self.seed = batch_size, fraction, seed
         self.directory, self.base_url = directory, base_url
         self.path, self.store, self.keep, self.prefetch = path, store, keep, prefetch
         self.train: ChunkStorage | None = None
         self.online: Mixture | None = None  # set by whoever acts
-        lowest = {"task": 1, "chunk": 1, "batch_size": 1, "seed": 0, "prefetch": 0}
+        lowest = {"task": 1, "horizon": 1, "batch_size": 1, "seed": 0, "prefetch": 0}
         for key, least in lowest.items():
             if getattr(self, key) < least:
                 raise UserError(f"data.{key} is {getattr(self, key)}, expected at least {least}")
@@ -197,10 +197,10 @@ class OGBenchData(L.LightningDataModule):
         ends = store.ends[: max(1, round(self.fraction * len(store.ends)))]
         rows = int(ends[-1]) + 1
         transitions = rows - len(ends)
-        if self.chunk > transitions:
+        if self.horizon > transitions:
             raise UserError(
-                f"{store.folder} holds {transitions} transitions, too few for data.chunk "
-                f"{self.chunk}"
+                f"{store.folder} holds {transitions} transitions, too few for data.horizon "
+                f"{self.horizon}"
             )
         arrays = (store.array("actions"), *self.labels(store))
         actions, rewards, masks = (array[:transitions] for array in arrays)
@@ -214,14 +214,14 @@ class OGBenchData(L.LightningDataModule):
             ends,
             rewards,
             masks,
-            chunk=self.chunk,
+            horizon=self.horizon,
             discount=self.discount,
             sparse=self.sparse,
             device=self._device(size),
         )
         if not made.num_whole_chunks:
             raise UserError(
-                f"{store.folder}: no trajectory is as long as data.chunk {self.chunk}; choose less"
+                f"{store.folder}: no trajectory is as long as data.horizon {self.horizon}; choose less"
             )
         return made
 

@@ -8,7 +8,7 @@ from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.environment import is_ogbench, make_task_env
 from qam_lightning.data.labels import task_labels
 from qam_lightning.data.store import Store
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 TASKS = range(1, 6)
 BLOCK = 1 << 20

@@ -19,10 +19,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from qam_lightning.data.atomic import locked
 from qam_lightning.data.npz import Layout, check_npz
 from qam_lightning.data.source import COLLECTABLE, Source
-from qam_lightning.errors import UserError, cannot_write
+from qam_lightning.util.errors import UserError, cannot_write
+from qam_lightning.util.files import locked
 
 # Seconds without a byte after which a transfer counts as broken.
 TIMEOUT = 30.0

@@ -7,7 +7,7 @@ import numpy as np
 import ogbench  # noqa: F401  (registers the environments)
 
 from qam_lightning.data.npz import Column, Layout
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 _SUFFIX = "-singletask-v0"
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from qam_lightning.data.atomic import replacing, save_json
 from qam_lightning.data.manipulation import Arrays, ManipulationCollector
 from qam_lightning.data.mazes import MazeCollector
 from qam_lightning.data.source import COLLECTABLE, POINT_MAZES, dataset_name, default_url
 from qam_lightning.data.workers import abandon, steps_bar, worker_pool
-from qam_lightning.errors import UserError
-from qam_lightning.provenance import versions
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import replacing, save_json
+from qam_lightning.util.provenance import versions
 
 # Training episodes and steps of the official data: 1000 of 1001 steps unless named here. One more
 # row than transitions: the last row of an episode only supplies the observation after the one

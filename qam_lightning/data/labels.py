@@ -8,10 +8,10 @@ import gymnasium
 import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 
-from qam_lightning.data.atomic import checksum, locked, save_json, sync
 from qam_lightning.data.store import Store
-from qam_lightning.errors import cannot_write
-from qam_lightning.provenance import versions
+from qam_lightning.util.errors import cannot_write
+from qam_lightning.util.files import checksum, locked, save_json, sync
+from qam_lightning.util.provenance import versions
 
 # Transitions whose states are in memory at a time.
 BLOCK = 1 << 18

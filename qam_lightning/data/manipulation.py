@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 # Chance that a cube's new target is on top of another cube, drawn per episode from these bounds.
 STACKING = {

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from qam_lightning.data.atomic import replacing
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import replacing
 
 PREFIX = "minari:"
 

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 BLOCK_ROWS = 1 << 16
 # Actions are clipped when they are recorded; beyond this they are of another convention.

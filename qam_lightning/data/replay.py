@@ -17,9 +17,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 
-from qam_lightning.batch import Batch
+from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ACTION_LIMIT, ChunkStorage, fold, sample_indices
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 RUNNING, TERMINATED, TRUNCATED = 0, 1, 2
 """How a step left its episode: under way, at the goal (mask 0), or cut off (mask 1)."""
@@ -72,20 +72,20 @@ def row_type(obs_dim: int, action_dim: int) -> np.dtype:
 class Replay:
     """Environment steps in a file that only grows."""
 
-    def __init__(self, file: IO[bytes], kind: np.dtype, chunk: int, discount: float, envs: int):
+    def __init__(self, file: IO[bytes], kind: np.dtype, horizon: int, discount: float, envs: int):
         """Starts with no rows.
 
         Args:
             file: Open for reading and writing; what it holds is overwritten as rows come.
             kind: See `row_type`.
-            chunk: Steps per chunk, H.
+            horizon: Steps per chunk, H.
             discount: γ.
             envs: Environments whose steps take turns, E.
         """
         self.count, self.crc32 = 0, 0
         self.kind, self.envs, self._file = kind, envs, file
-        self._offsets = envs * np.arange(chunk)[:, None]
-        self._weights = np.array([[discount**i] for i in range(chunk)])
+        self._offsets = envs * np.arange(horizon)[:, None]
+        self._weights = np.array([[discount**i] for i in range(horizon)])
         self._mapped = np.empty(0, kind)
 
     @property

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import ogbench.utils
 
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 URL_VARIABLE = "QAM_DATA_URL"
 SHARDS = 100

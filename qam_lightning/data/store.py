@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from qam_lightning.data.atomic import checksum
 from qam_lightning.data.npz import Column, Layout, NpzFile
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import checksum
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -21,7 +21,7 @@ import numpy as np
 import ogbench  # noqa: F401  (registers the environments)
 from numpy.random import mtrand
 
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 TASKS = range(1, 6)
 _TASK_ID = re.compile(r"(?P<env>.+)-singletask-task(?P<task>\d+)-v0")

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from qam_lightning.errors import UserError
 from qam_lightning.evaluation.statistics import bootstrap_interval
+from qam_lightning.util.errors import UserError
 
 matplotlib.use("Agg")  # files only; needs no display
 

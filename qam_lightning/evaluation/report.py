@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qam_lightning.errors import UserError
 from qam_lightning.evaluation.statistics import wilson_interval
+from qam_lightning.util.errors import UserError
 
 
 def build_report(subject: Mapping[str, Any], episodes: Sequence[Any]) -> dict[str, Any]:

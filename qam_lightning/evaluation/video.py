@@ -6,7 +6,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = 20) -> Path:

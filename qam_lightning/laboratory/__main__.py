@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qam_lightning.arguments import Parser, at_least, run
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

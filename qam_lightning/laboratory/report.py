@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from qam_lightning.core.draws import mix
-from qam_lightning.errors import UserError
 from qam_lightning.laboratory.distances import energy_distance, sliced_wasserstein
 from qam_lightning.laboratory.optimum import distances, weighting
 from qam_lightning.laboratory.problems import PROBLEMS, Problem, grid
 from qam_lightning.laboratory.training import tilt_sample
+from qam_lightning.util.errors import UserError
 
 matplotlib.use("Agg")  # files only; needs no display
 

@@ -11,10 +11,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.adjoint import VJP
 from qam_lightning.core.draws import draw, mix
 from qam_lightning.core.flow import Field
+from qam_lightning.data.batch import Batch
 from qam_lightning.laboratory.distances import sliced_wasserstein
 from qam_lightning.laboratory.problems import Mixture, Problem
 from qam_lightning.methods.base import Cloner, Method
@@ -25,16 +25,16 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "methods"
 BATCH, LEARNING_RATE, EMA_RATE = 64, 5e-3, 0.02
 SHARED: dict[str, Any] = {
     "obs_dim": 1,
-    "chunk": 1,
+    "horizon": 1,
     "discount": 1.0,
     "rho": 0.0,  # equal members have no spread
-    "ensemble": 2,
+    "num_critics": 2,
     "width": 64,
     "depth": 2,
     "learning_rate": LEARNING_RATE,
-    "decay_steps": 0,
-    "clip": 0.0,
-    "clip_mode": "norm",
+    "lr_decay_steps": 0,
+    "grad_clip": 0.0,
+    "grad_clip_mode": "norm",
     "best_of_n": 1,
     "standardize": False,
     "compile": False,
@@ -207,8 +207,8 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
             return  # it acts by Q and the behaviour's flow alone
         optimizer.zero_grad()
         loss.backward()
-        if method.clip > 0:
-            nn.utils.clip_grad_norm_(trained, method.clip)
+        if method.grad_clip > 0:
+            nn.utils.clip_grad_norm_(trained, method.grad_clip)
         optimizer.step()
         schedule.step()
         with torch.no_grad():

@@ -23,13 +23,13 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.critic import pessimistic
 from qam_lightning.core.memoryless import control_cost
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.flow_pair import FlowPair
 from qam_lightning.nets.frozen import frozen
+from qam_lightning.util.errors import require
 
 
 class BAM(Method):
@@ -47,7 +47,9 @@ class BAM(Method):
         """Build the flows."""
         super().__init__(**shared)
         # The last step is the behaviour flow's alone: a single one would leave f_θ untrained.
-        require(self.flow_steps >= 2, "flow_steps", self.flow_steps, "at least 2 for BAM")
+        require(
+            self.flow_steps >= 2, type(self), "flow_steps", self.flow_steps, "at least 2 for BAM"
+        )
         self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
 
     def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:

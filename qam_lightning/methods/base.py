@@ -25,13 +25,13 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.critic import pessimistic, td_loss, td_target
 from qam_lightning.core.draws import Draw, draw, mix
-from qam_lightning.errors import UserError, require
+from qam_lightning.data.batch import Batch
 from qam_lightning.nets.ensemble import CriticEnsemble
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.standardize import Standardize
+from qam_lightning.util.errors import UserError, require
 
 Noise = Mapping[str, Tensor]
 Losses = dict[str, Tensor]
@@ -67,15 +67,15 @@ class Method(L.LightningModule):
         chunk: H >= 1, actions per chunk (linked to the data).
         discount: γ in (0, 1] (linked to the data).
         rho: pessimism ρ >= 0 of the backup, mean_K - ρ std_K.
-        ensemble: K >= 1 critics.
+        num_critics: K >= 1 critics.
         flow_steps: T >= 1 integration steps of the flow.
         width: hidden width of every network.
         depth: number of hidden layers of every network.
         learning_rate: Adam's step size, > 0.
-        decay_steps: gradient steps in which the step size falls to 0 along half a cosine, >= 0;
+        lr_decay_steps: gradient steps in which the step size falls to 0 along half a cosine, >= 0;
             0 keeps it constant.
-        clip: bound on the gradient over all parameters jointly; 0 switches clipping off.
-        clip_mode: "norm" rescales to global norm ``clip``; "value" clips element-wise.
+        grad_clip: bound on the gradient over all parameters jointly; 0 switches clipping off.
+        grad_clip_mode: "norm" rescales to global norm ``grad_clip``; "value" clips element-wise.
         best_of_n: N >= 1 candidates when acting; the one with the largest value is taken.
         standardize: let the networks see observations with the dataset's means subtracted, divided
             by its standard deviations (not in the paper).
@@ -88,17 +88,17 @@ class Method(L.LightningModule):
         self,
         obs_dim: int,
         action_dim: int,
-        chunk: int,
+        horizon: int,
         discount: float,
         rho: float,
-        ensemble: int,
+        num_critics: int,
         flow_steps: int,
         width: int,
         depth: int,
         learning_rate: float,
-        decay_steps: int,
-        clip: float,
-        clip_mode: Literal["norm", "value"],
+        lr_decay_steps: int,
+        grad_clip: float,
+        grad_clip_mode: Literal["norm", "value"],
         best_of_n: int,
         standardize: bool,
         compile: bool,
@@ -107,34 +107,34 @@ class Method(L.LightningModule):
         """Check the ranges and build the critic."""
         super().__init__()
         for name, value, least in (
-            ("chunk", chunk, 1),
-            ("ensemble", ensemble, 1),
+            ("horizon", horizon, 1),
+            ("num_critics", num_critics, 1),
             ("flow_steps", flow_steps, 1),
             ("width", width, 1),
             ("depth", depth, 1),
-            ("decay_steps", decay_steps, 0),
+            ("lr_decay_steps", lr_decay_steps, 0),
             ("best_of_n", best_of_n, 1),
-            ("clip", clip, 0),
+            ("grad_clip", grad_clip, 0),
         ):
-            require(value >= least, name, value, f"at least {least}")
-        require(0 <= rho < math.inf, "rho", rho, "at least 0 and finite")
+            require(value >= least, type(self), name, value, f"at least {least}")
+        require(0 <= rho < math.inf, type(self), "rho", rho, "at least 0 and finite")
         finite = 0 < learning_rate < math.inf
-        require(finite, "learning_rate", learning_rate, "above 0 and finite")
-        require(0 < discount <= 1, "discount", discount, "in (0, 1]")
+        require(finite, type(self), "learning_rate", learning_rate, "above 0 and finite")
+        require(0 < discount <= 1, type(self), "discount", discount, "in (0, 1]")
         self.save_hyperparameters()
         self.automatic_optimization = False
-        self.obs_dim, self.action_dim, self.chunk = obs_dim, action_dim, chunk
-        self.dim = chunk * action_dim
+        self.obs_dim, self.action_dim, self.horizon = obs_dim, action_dim, horizon
+        self.dim = horizon * action_dim
         self.discount, self.rho = discount, rho
         self.flow_steps = flow_steps
         self.sizes = (obs_dim, self.dim, width, depth)
-        self.learning_rate, self.decay_steps = learning_rate, decay_steps
-        self.clip, self.clip_mode = clip, clip_mode
+        self.learning_rate, self.lr_decay_steps = learning_rate, lr_decay_steps
+        self.grad_clip, self.grad_clip_mode = grad_clip, grad_clip_mode
         self.best_of_n, self.seed = best_of_n, seed
         self.ranks, self.rank = 1, 0  # processes that share every batch, and which this is
 
         self.seen = Standardize(obs_dim) if standardize else nn.Identity()
-        self.critic = self.make_critic(obs_dim + self.dim, width, depth, ensemble)
+        self.critic = self.make_critic(obs_dim + self.dim, width, depth, num_critics)
         self.critic_ema = ema_copy(self.critic)
 
         self.step_losses = torch.compile(self.losses) if compile else self.losses
@@ -239,7 +239,7 @@ class Method(L.LightningModule):
         with torch.no_grad():
             backup = {name: noise[f"next/{name}"] for name in self.backup_draws()}
             value = self.backup_value(batch.next_observations, backup)
-            target = td_target(batch.rewards, batch.masks, value, self.discount**self.chunk)
+            target = td_target(batch.rewards, batch.masks, value, self.discount**self.horizon)
         q = self.critic(batch.observations, batch.actions)
         detached = q.detach()
         metrics = {
@@ -304,9 +304,9 @@ class Method(L.LightningModule):
 
     def step_size(self, step: int) -> float:
         """Return Adam's step size after ``step`` gradient steps; a run resumes with its own."""
-        if self.decay_steps == 0:
+        if self.lr_decay_steps == 0:
             return self.learning_rate
-        done = min(step / self.decay_steps, 1.0)
+        done = min(step / self.lr_decay_steps, 1.0)
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
     def due(self, step: int) -> bool:
@@ -333,11 +333,11 @@ class Method(L.LightningModule):
     def _clip_gradients(self) -> Tensor:
         """Clip as configured; return the global norm before clipping."""
         parameters = [p for p in self.parameters() if p.grad is not None]
-        if self.clip > 0 and self.clip_mode == "norm":
-            return nn.utils.clip_grad_norm_(parameters, self.clip)
+        if self.grad_clip > 0 and self.grad_clip_mode == "norm":
+            return nn.utils.clip_grad_norm_(parameters, self.grad_clip)
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.clip > 0:
-            nn.utils.clip_grad_value_(parameters, self.clip)
+        if self.grad_clip > 0:
+            nn.utils.clip_grad_value_(parameters, self.grad_clip)
         return norm
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -360,14 +360,14 @@ class Method(L.LightningModule):
             best = candidates[:, 0]
         else:
             best = candidates[torch.arange(len(s)), self._merits(s, candidates).argmax(1)]
-        return best.unflatten(-1, (self.chunk, self.action_dim))
+        return best.unflatten(-1, (self.horizon, self.action_dim))
 
     @torch.no_grad()
     def behavior_act(self, s: Tensor, noise: Noise) -> Tensor:
         """Return action chunks of the cloned behaviour, (n, H, A), the first candidate of each."""
         first = {name: x[:, :1] for name, x in noise.items()}
         chunks = self._candidates(self.behavior_policy, self.seen(s), first)[:, 0]
-        return chunks.unflatten(-1, (self.chunk, self.action_dim))
+        return chunks.unflatten(-1, (self.horizon, self.action_dim))
 
     def _merits(self, s: Tensor, candidates: Tensor) -> Tensor:
         n, count, _ = candidates.shape

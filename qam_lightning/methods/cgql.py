@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.batch import Batch
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.guided_flow import GuidedFlow, TimedCritic
 

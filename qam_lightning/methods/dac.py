@@ -25,12 +25,12 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.diffusion import ascent_loss, posterior_sample
 from qam_lightning.core.draws import Draw
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.diffusion import DiffusionPolicy
+from qam_lightning.util.errors import require
 
 
 class DAC(Method):
@@ -47,7 +47,7 @@ class DAC(Method):
     def __init__(self, eta: float, **shared: Any) -> None:
         """Build the diffusion policy."""
         super().__init__(**shared)
-        require(0 <= eta < float("inf"), "eta", eta, "at least 0 and finite")
+        require(0 <= eta < float("inf"), type(self), "eta", eta, "at least 0 and finite")
         self.eta = eta
         self.actor = DiffusionPolicy(*self.sizes, self.flow_steps, posterior_sample)
 

@@ -25,14 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.draws import Draw
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.ensemble import CriticEnsemble
 from qam_lightning.nets.flow_policy import ClonedFlow
 from qam_lightning.nets.frozen import frozen
 from qam_lightning.nets.soft_policy import SoftPolicy
+from qam_lightning.util.errors import require
 
 
 class DSRL(Method):
@@ -49,7 +49,7 @@ class DSRL(Method):
         """Build the flow, the noise policy and the latent critics."""
         super().__init__(**shared)
         finite = 0 < noise_scale < float("inf")
-        require(finite, "noise_scale", noise_scale, "above 0 and finite")
+        require(finite, type(self), "noise_scale", noise_scale, "above 0 and finite")
         self.noise_scale = noise_scale
         obs_dim, dim, width, depth = self.sizes
         self.actor = ClonedFlow(*self.sizes, self.flow_steps, ema=True)

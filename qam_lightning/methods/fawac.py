@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.critic import advantage_weight, td_loss
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.flow_policy import FlowPolicy
 from qam_lightning.nets.value import ValueNetwork
+from qam_lightning.util.errors import require
 
 
 class FAWAC(Method):
@@ -42,7 +42,7 @@ class FAWAC(Method):
     def __init__(self, tau: float, **shared: Any) -> None:
         """Build the flow and the value network."""
         super().__init__(**shared)
-        require(0 <= tau < float("inf"), "tau", tau, "at least 0 and finite")
+        require(0 <= tau < float("inf"), type(self), "tau", tau, "at least 0 and finite")
         self.tau = tau
         obs_dim, _, width, depth = self.sizes
         self.actor = FlowPolicy(*self.sizes, self.flow_steps)

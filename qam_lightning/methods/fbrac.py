@@ -20,12 +20,12 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.draws import Draw
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.flow_policy import FlowPolicy
 from qam_lightning.nets.frozen import frozen
+from qam_lightning.util.errors import require
 
 
 class FBRAC(Method):
@@ -41,7 +41,7 @@ class FBRAC(Method):
     def __init__(self, alpha: float, **shared: Any) -> None:
         """Build the flow."""
         super().__init__(**shared)
-        require(0 < alpha < float("inf"), "alpha", alpha, "above 0 and finite")
+        require(0 < alpha < float("inf"), type(self), "alpha", alpha, "above 0 and finite")
         self.alpha = alpha
         self.actor = FlowPolicy(*self.sizes, self.flow_steps)
 

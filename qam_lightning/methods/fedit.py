@@ -19,12 +19,12 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.draws import Draw
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.flow_policy import ClonedFlow
 from qam_lightning.nets.heads import EditPolicy
+from qam_lightning.util.errors import require
 
 
 class FEdit(Method):
@@ -41,7 +41,7 @@ class FEdit(Method):
         """Build the flow and the edit policy."""
         super().__init__(**shared)
         finite = 0 < edit_scale < float("inf")
-        require(finite, "edit_scale", edit_scale, "above 0 and finite")
+        require(finite, type(self), "edit_scale", edit_scale, "above 0 and finite")
         self.actor = ClonedFlow(*self.sizes, self.flow_steps)
         self.edit = EditPolicy(*self.sizes, edit_scale)
 

@@ -18,12 +18,12 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.draws import Draw
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.flow_policy import ClonedFlow
 from qam_lightning.nets.heads import OneStepPolicy
+from qam_lightning.util.errors import require
 
 
 class FQL(Method):
@@ -39,7 +39,7 @@ class FQL(Method):
     def __init__(self, alpha: float, **shared: Any) -> None:
         """Build the flow and the one-step policy."""
         super().__init__(**shared)
-        require(0 <= alpha < float("inf"), "alpha", alpha, "at least 0 and finite")
+        require(0 <= alpha < float("inf"), type(self), "alpha", alpha, "at least 0 and finite")
         self.alpha = alpha
         self.actor = ClonedFlow(*self.sizes, self.flow_steps)
         self.one_step = OneStepPolicy(*self.sizes)

@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.critic import expectile_loss, pessimistic
 from qam_lightning.core.draws import Draw
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.flow_policy import ClonedFlow
 from qam_lightning.nets.value import ValueNetwork
+from qam_lightning.util.errors import require
 
 
 class IFQL(Method):
@@ -46,7 +46,7 @@ class IFQL(Method):
     def __init__(self, kappa: float, **shared: Any) -> None:
         """Build the flow and the value network."""
         super().__init__(**shared)
-        require(0 < kappa < 1, "kappa", kappa, "strictly between 0 and 1")
+        require(0 < kappa < 1, type(self), "kappa", kappa, "strictly between 0 and 1")
         self.kappa = kappa
         obs_dim, _, width, depth = self.sizes
         self.actor = ClonedFlow(*self.sizes, self.flow_steps)

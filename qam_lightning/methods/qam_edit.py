@@ -23,12 +23,12 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.draws import Draw
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.flow_pair import FlowPair
 from qam_lightning.nets.heads import EditPolicy
+from qam_lightning.util.errors import require
 
 
 class QAMEdit(Method):
@@ -47,7 +47,7 @@ class QAMEdit(Method):
         """Build the flows and, for σ_a > 0, the edit policy."""
         super().__init__(**shared)
         finite = 0 <= edit_scale < float("inf")
-        require(finite, "edit_scale", edit_scale, "at least 0 and finite")
+        require(finite, type(self), "edit_scale", edit_scale, "at least 0 and finite")
         self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
         self.edit = EditPolicy(*self.sizes, edit_scale) if edit_scale > 0 else None
 

@@ -20,12 +20,12 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.draws import Draw
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.flow_pair import FlowPair
 from qam_lightning.nets.heads import OneStepPolicy
+from qam_lightning.util.errors import require
 
 
 class QAMFQL(Method):
@@ -43,7 +43,7 @@ class QAMFQL(Method):
     def __init__(self, tau: float, alpha: float, residual: bool, **shared: Any) -> None:
         """Build the flows and, for finite α, the one-step policy."""
         super().__init__(**shared)
-        require(alpha >= 0, "alpha", alpha, "at least 0, or .inf for plain QAM")
+        require(alpha >= 0, type(self), "alpha", alpha, "at least 0, or .inf for plain QAM")
         self.alpha = alpha
         self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
         self.one_step = None if math.isinf(alpha) else OneStepPolicy(*self.sizes)

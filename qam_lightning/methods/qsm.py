@@ -20,12 +20,12 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.diffusion import ancestral_sample, prediction_loss
 from qam_lightning.core.draws import Draw
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.diffusion import DiffusionPolicy
+from qam_lightning.util.errors import require
 
 
 class QSM(Method):
@@ -42,8 +42,8 @@ class QSM(Method):
     def __init__(self, tau: float, eta: float, **shared: Any) -> None:
         """Build the diffusion policy."""
         super().__init__(**shared)
-        require(0 <= tau < float("inf"), "tau", tau, "at least 0 and finite")
-        require(0 <= eta < float("inf"), "eta", eta, "at least 0 and finite")
+        require(0 <= tau < float("inf"), type(self), "tau", tau, "at least 0 and finite")
+        require(0 <= eta < float("inf"), type(self), "eta", eta, "at least 0 and finite")
         self.tau, self.eta = tau, eta
         self.actor = DiffusionPolicy(*self.sizes, self.flow_steps, ancestral_sample)
 

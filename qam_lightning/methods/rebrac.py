@@ -22,12 +22,12 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.critic import pessimistic
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.deterministic import DeterministicActor
 from qam_lightning.nets.frozen import frozen
+from qam_lightning.util.errors import require
 
 LEAST_VALUE = 1e-6
 
@@ -47,7 +47,7 @@ class ReBRAC(Method):
     def __init__(self, alpha: float, noise_scale: float, **shared: Any) -> None:
         """Build the actor."""
         super().__init__(**shared)
-        require(0 <= alpha < float("inf"), "alpha", alpha, "at least 0 and finite")
+        require(0 <= alpha < float("inf"), type(self), "alpha", alpha, "at least 0 and finite")
         self.alpha = alpha
         self.actor = DeterministicActor(*self.sizes, noise_scale)
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.critic import pessimistic
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Noise
 from qam_lightning.nets.frozen import frozen
 from qam_lightning.nets.soft_policy import SoftPolicy

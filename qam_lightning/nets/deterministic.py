@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from qam_lightning.core.draws import Draw
-from qam_lightning.errors import require
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.mlp import MLP
+from qam_lightning.util.errors import require
 
 NOISE_BOUND = 0.5
 
@@ -26,7 +26,7 @@ class DeterministicActor(nn.Module):
         """Build the network; the EMA starts as a copy."""
         super().__init__()
         finite = 0 <= noise_scale < float("inf")
-        require(finite, "noise_scale", noise_scale, "at least 0 and finite")
+        require(finite, type(self), "noise_scale", noise_scale, "at least 0 and finite")
         self.mlp = MLP([obs_dim, *[width] * depth, dim])
         self.mlp_ema = ema_copy(self.mlp)
         self.noise_scale = noise_scale

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.adjoint import action_gradient
 from qam_lightning.core.diffusion import (
     NoiseModel,
@@ -18,6 +17,7 @@ from qam_lightning.core.diffusion import (
     variance_preserving,
 )
 from qam_lightning.core.draws import Draw
+from qam_lightning.data.batch import Batch
 from qam_lightning.nets.ensemble import CriticEnsemble
 from qam_lightning.nets.mlp import MLP
 

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.adjoint import action_gradient, adjoint_matching_loss, lean_adjoint
 from qam_lightning.core.draws import Draw
 from qam_lightning.core.flow import Field, integrate
 from qam_lightning.core.memoryless import Path, simulate
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.nets.ensemble import CriticEnsemble
 from qam_lightning.nets.flow_policy import cloning_draws, cloning_loss
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.mlp import VelocityField
+from qam_lightning.util.errors import require
 
 
 class FlowPair(nn.Module):
@@ -36,7 +36,7 @@ class FlowPair(nn.Module):
     ) -> None:
         """Build the networks; the EMA starts as a copy."""
         super().__init__()
-        require(0 <= tau < float("inf"), "tau", tau, "at least 0 and finite")
+        require(0 <= tau < float("inf"), type(self), "tau", tau, "at least 0 and finite")
         self.behavior = VelocityField(obs_dim, dim, width, depth)
         self.behavior_ema = ema_copy(self.behavior)
         self.fine = VelocityField(obs_dim, dim, width, depth)

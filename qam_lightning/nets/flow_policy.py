@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.draws import Draw
 from qam_lightning.core.flow import flow_matching_loss, integrate
+from qam_lightning.data.batch import Batch
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.mlp import VelocityField
 

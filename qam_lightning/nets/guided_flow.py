@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.adjoint import action_gradient
 from qam_lightning.core.draws import Draw
 from qam_lightning.core.flow import interpolate
 from qam_lightning.core.guidance import integrate_guided
-from qam_lightning.errors import require
+from qam_lightning.data.batch import Batch
 from qam_lightning.nets.ensemble import CriticEnsemble
 from qam_lightning.nets.flow_policy import ClonedFlow
+from qam_lightning.util.errors import require
 
 Error = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,8 +50,10 @@ class GuidedFlow(ClonedFlow):
     def __init__(self, *sizes: int, tau: float, vartheta: float) -> None:
         """Build the flow."""
         super().__init__(*sizes, ema=True)
-        require(0 <= tau < float("inf"), "tau", tau, "at least 0 and finite")
-        require(0 <= vartheta < float("inf"), "vartheta", vartheta, "at least 0 and finite")
+        require(0 <= tau < float("inf"), type(self), "tau", tau, "at least 0 and finite")
+        require(
+            0 <= vartheta < float("inf"), type(self), "vartheta", vartheta, "at least 0 and finite"
+        )
         self.tau, self.vartheta = tau, vartheta
 
     @torch.no_grad()
@@ -84,7 +86,7 @@ class TimeGuidedFlow(GuidedFlow):
     def __init__(self, *sizes: int, varrho: float, error: Error, **guidance: float) -> None:
         """Build the flow."""
         super().__init__(*sizes, **guidance)
-        require(0 <= varrho < float("inf"), "varrho", varrho, "at least 0 and finite")
+        require(0 <= varrho < float("inf"), type(self), "varrho", varrho, "at least 0 and finite")
         self.varrho, self.error = varrho, error
 
     def draws(self) -> dict[str, Draw]:

@@ -30,7 +30,7 @@ def small_run(dataset: Path, tmp_path: Path) -> Iterator[Callable[..., list[str]
             "data.batch_size": 8,
             "model.width": 8,
             "model.depth": 1,
-            "model.ensemble": 2,
+            "model.num_critics": 2,
             "model.flow_steps": 2,
             "trainer.max_steps": steps,
             "trainer.accelerator": "cpu",

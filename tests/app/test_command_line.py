@@ -35,7 +35,10 @@ SCENE = ("fit", "--config", "scene.yaml")
         ((*SCENE, "--seed", "-1"), "seed is -1, expected 0 to 4294967295"),
         ((*SCENE, "--threads", "0"), "threads is 0, expected at least 1"),
         ((*SCENE, "--model.depth", "0"), "model.init_args.depth is 0"),
-        ((*SCENE, "--model.ensemble", "0"), "model.init_args.ensemble is 0, expected at least 1"),
+        (
+            (*SCENE, "--model.num_critics", "0"),
+            "model.init_args.num_critics is 0, expected at least 1",
+        ),
         ((*SCENE, "--model.tau", "-1"), "model.init_args.tau is -1.0, expected at least 0"),
         ((*SCENE, "--model.tau", ".inf"), "model.init_args.tau is inf, expected .* finite"),
         ((*SCENE, "--model.tau", "inf"), "model.tau: .* found inf; infinity is written .inf"),

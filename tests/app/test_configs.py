@@ -8,7 +8,7 @@ import yaml
 
 from qam_lightning.cli import CONFIGS, FitCLI, find_config
 from qam_lightning.data import datamodule
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 DOMAINS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
 METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
@@ -49,12 +49,12 @@ TUNED_AS = {
     "pointmaze_giant": "antmaze_giant",
 }
 TABLE_3 = {
-    "ensemble": 10,
+    "num_critics": 10,
     "flow_steps": 10,
     "width": 512,
     "depth": 4,
     "learning_rate": 3e-4,
-    "decay_steps": 0,
+    "lr_decay_steps": 0,
     "standardize": False,
     "best_of_n": 1,
 }
@@ -66,7 +66,7 @@ def test_domain_has_the_values_of_tables_2_and_3(domain, resolved):
     dataset, task, chunk, discount, rho, sparse = TABLE_2[domain]
     data, model = config["data"], config["model"]["init_args"]
     assert config["domain"] == data["env"] == domain.replace("_", "-")
-    assert (data["dataset"], data["task"], data["chunk"]) == (dataset, task, chunk)
+    assert (data["dataset"], data["task"], data["horizon"]) == (dataset, task, chunk)
     assert (data["discount"], data["sparse"], data["batch_size"]) == (discount, sparse, 256)
     assert model["rho"] == rho
     assert {key: model[key] for key in TABLE_3} == TABLE_3
@@ -90,7 +90,11 @@ def test_methods_have_the_values_of_table_4(domain, resolved):
         config = resolved("--config", f"{domain}.yaml", "--config", f"methods/{method}.yaml")
         model = config["model"]["init_args"]
         assert {key: model[key] for key in values} == values
-        assert (model["residual"], model["clip"], model["clip_mode"]) == (True, 1.0, "norm")
+        assert (model["residual"], model["grad_clip"], model["grad_clip_mode"]) == (
+            True,
+            1.0,
+            "norm",
+        )
 
 
 @pytest.mark.parametrize(("domain", "like"), TUNED_AS.items())
@@ -113,8 +117,8 @@ def test_every_domain_builds_with_every_method(domain, monkeypatch, tmp_path):
         assert type(cli.model).__module__ == f"qam_lightning.methods.{method}"
         assert cli.config.method == method
         assert cli.model.obs_dim == make(cli.config.data.env, 1).observation_space.shape[0]
-        assert (cli.model.chunk, cli.model.discount) == (
-            cli.datamodule.chunk,
+        assert (cli.model.horizon, cli.model.discount) == (
+            cli.datamodule.horizon,
             cli.datamodule.discount,
         )
 
@@ -172,7 +176,7 @@ def test_nothing_of_the_default_method_is_left_over(resolved, tmp_path):
     mine.write_text("model: {class_path: qam_lightning.methods.bam.BAM, init_args: {tau: 1}}\n")
     arguments = ["--config", "scene.yaml", "--config", str(mine), "--model.residual", "true"]
     config = resolved(*arguments)
-    assert config["model"]["init_args"]["clip"] == 0.0
+    assert config["model"]["init_args"]["grad_clip"] == 0.0
     assert config["method"] == "custom"
 
 

@@ -222,8 +222,8 @@ DOMAINS: dict[str, tuple[int, float, float, bool, int]] = {
 }
 
 # Typed from Table 3.
-NETWORKS = {"ensemble": 10, "flow_steps": 10, "width": 512, "depth": 4, "learning_rate": 3e-4}
-NETWORKS |= {"decay_steps": 0, "standardize": False}
+NETWORKS = {"num_critics": 10, "flow_steps": 10, "width": 512, "depth": 4, "learning_rate": 3e-4}
+NETWORKS |= {"lr_decay_steps": 0, "standardize": False}
 CLIPPED = {"qsm", "dac", "qam", "qam_fql", "qam_edit", "bam"}  # BAM is trained as QAM is
 
 # The other settings that a method's file may fix.
@@ -271,11 +271,11 @@ def test_every_domain_resolves_to_the_papers_values(
             **NETWORKS,
             **dict(zip(COLUMNS[method], row[method], strict=True)),
             **CHOICES.get(method, {}),
-            "chunk": chunk,
+            "horizon": chunk,
             "discount": discount,
             "rho": rho,
-            "clip": 1.0 if method in CLIPPED else 0.0,
-            "clip_mode": "norm",
+            "grad_clip": 1.0 if method in CLIPPED else 0.0,
+            "grad_clip_mode": "norm",
             "best_of_n": 32 if method == "ifql" else 1,
         }
         model = vars(config.model.init_args)
@@ -283,7 +283,7 @@ def test_every_domain_resolves_to_the_papers_values(
         assert {k: v for k, v in model.items() if k not in elsewhere} == expected, domain
         data = config.data
         assert (config.domain, data.env, data.task) == (domain, domain, task)
-        assert (data.chunk, data.discount, data.sparse) == (chunk, discount, sparse)
+        assert (data.horizon, data.discount, data.sparse) == (chunk, discount, sparse)
         assert (data.batch_size, config.ema.rate) == (256, 0.005)
         assert (config.online.utd_ratio, config.online.start) == (1, 5_000)
 

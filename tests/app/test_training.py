@@ -15,8 +15,8 @@ import torch
 from qam_lightning.callbacks.checkpoint_files import read_checkpoint
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.cli import main
-from qam_lightning.errors import UserError
 from qam_lightning.methods.base import Method
+from qam_lightning.util.errors import UserError
 from tests.app.conftest import read_csv
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -288,7 +288,7 @@ def step_size(run):
 
 
 def test_the_step_size_decays_along_half_a_cosine_also_through_a_resume(small_run, run):
-    decaying = ("--model.learning_rate=0.01", "--model.decay_steps=4")
+    decaying = ("--model.learning_rate=0.01", "--model.lr_decay_steps=4")
     assert main(small_run(2, *decaying)) == 0
     assert step_size(run) == pytest.approx(0.01 * (2 + 2**0.5) / 4)
     assert main(small_run(3, *decaying, "--ckpt_path=last")) == 0

@@ -67,7 +67,7 @@ def expected_chunk(transitions, start, chunk, discount):
 @pytest.mark.parametrize("lengths", [[12], [7, 3, 2, 9, 2, 2, 4]])
 def test_every_chunk_equals_a_plain_loop(chunk, lengths):
     arrays = make_arrays(lengths)
-    storage = ChunkStorage(**arrays, chunk=chunk, discount=0.9)
+    storage = ChunkStorage(**arrays, horizon=chunk, discount=0.9)
     transitions = write_out(arrays)
     assert storage.num_transitions == len(transitions)
     assert storage.num_chunks == len(transitions) - chunk + 1
@@ -96,7 +96,7 @@ def test_every_sampled_chunk_is_a_real_one(lengths, chunk, sparse, seed, step):
     arrays = make_arrays(lengths, seed=seed)
     transitions = write_out(arrays)
     assume(chunk <= len(transitions))
-    storage = ChunkStorage(**arrays, chunk=chunk, discount=0.9, sparse=sparse)
+    storage = ChunkStorage(**arrays, horizon=chunk, discount=0.9, sparse=sparse)
     assert storage.num_whole_chunks == sum(max(0, n - chunk) for n in lengths)
     for transition in transitions:
         transition["r"] = -float(transition["r"] != 0) if sparse else transition["r"]
@@ -116,7 +116,7 @@ def test_a_goal_before_the_end_stops_the_bootstrap_but_not_the_chunk():
     arrays = make_arrays([6], goal_rate=0.0)
     arrays["masks"][1] = 0.0
     arrays["rewards"][:] = [-1, 0, -1, -1, -1]
-    batch = ChunkStorage(**arrays, chunk=3, discount=0.5).gather(np.array([0, 1, 2]))
+    batch = ChunkStorage(**arrays, horizon=3, discount=0.5).gather(np.array([0, 1, 2]))
     assert batch.masks.tolist() == [0, 0, 1]
     assert batch.valid.tolist() == [1, 1, 1]
     assert batch.rewards.tolist() == [-1.25, -0.75, -1.75]
@@ -126,7 +126,7 @@ def test_a_goal_before_the_end_stops_the_bootstrap_but_not_the_chunk():
 def test_a_goal_in_the_next_trajectory_is_not_seen():
     arrays = make_arrays([3, 4], goal_rate=0.0)
     arrays["masks"][2] = 0.0  # the second trajectory's first transition
-    batch = ChunkStorage(**arrays, chunk=2, discount=1.0).gather(np.array([1, 2]))
+    batch = ChunkStorage(**arrays, horizon=2, discount=1.0).gather(np.array([1, 2]))
     assert batch.masks.tolist() == [1, 0]
     assert batch.valid.tolist() == [0, 1]
     np.testing.assert_array_equal(batch.next_observations[0], arrays["observations"][2])
@@ -135,13 +135,13 @@ def test_a_goal_in_the_next_trajectory_is_not_seen():
 def test_actions_are_kept_inside_the_open_box():
     arrays = make_arrays([5])
     arrays["actions"][0] = [1.0, -1.0]
-    actions = ChunkStorage(**arrays, chunk=1, discount=1.0).gather(np.array([0])).actions
+    actions = ChunkStorage(**arrays, horizon=1, discount=1.0).gather(np.array([0])).actions
     assert actions.abs().max() < 1.0
     assert torch.atanh(actions).isfinite().all()
 
 
 def test_batches_do_not_share_memory_with_the_storage():
-    storage = ChunkStorage(**make_arrays([9]), chunk=2, discount=1.0)
+    storage = ChunkStorage(**make_arrays([9]), horizon=2, discount=1.0)
     for field in storage.gather(np.array([3, 4])):
         field.fill_(77.0)
     assert not any((field == 77.0).any() for field in storage.gather(np.array([3, 4])))
@@ -150,7 +150,7 @@ def test_batches_do_not_share_memory_with_the_storage():
 @pytest.mark.parametrize("chunk", [0, 5])
 def test_a_chunk_that_does_not_fit_is_refused(chunk):
     with pytest.raises(ValueError, match="4 transitions"):
-        ChunkStorage(**make_arrays([5]), chunk=chunk, discount=1.0)
+        ChunkStorage(**make_arrays([5]), horizon=chunk, discount=1.0)
 
 
 @given(
@@ -162,7 +162,7 @@ def test_a_chunk_that_does_not_fit_is_refused(chunk):
 )
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_sampling_is_uniform_over_all_starts(lengths, chunk, seed, first, batch):
-    bins = ChunkStorage(**make_arrays(lengths), chunk=chunk, discount=1.0).num_chunks
+    bins = ChunkStorage(**make_arrays(lengths), horizon=chunk, discount=1.0).num_chunks
     assert bins == sum(lengths) - len(lengths) - chunk + 1
     steps = range(first, first + 64_000 // batch)
     counts = np.bincount(np.concatenate([sample_indices(seed, s, batch, bins) for s in steps]))
@@ -189,7 +189,7 @@ def test_gathering_a_batch_takes_well_under_a_millisecond():
         "observations": np.zeros((rows, 46), np.float32),
         "actions": np.zeros((rows - len(lengths), 5), np.float32),
     }
-    storage = ChunkStorage(**arrays, chunk=5, discount=0.99)
+    storage = ChunkStorage(**arrays, horizon=5, discount=0.99)
     times = []
     for step in range(200):
         start = time.process_time()

@@ -14,14 +14,14 @@ import ogbench
 import pytest
 import torch
 
-from qam_lightning.batch import Batch
 from qam_lightning.data import convert, datamodule, labels
+from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ACTION_LIMIT
 from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.environment import file_layout
 from qam_lightning.data.generate import generate
-from qam_lightning.errors import UserError
-from qam_lightning.provenance import versions
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.provenance import versions
 
 
 def load(env, folder, **settings):
@@ -56,7 +56,7 @@ def assert_equals_ogbench(env, task, folder):
     _, *references = ogbench.make_env_and_datasets(
         f"{env}-play-singletask-task{task}-v0", dataset_dir=str(folder)
     )
-    data = load(env, folder, task=task, chunk=1)
+    data = load(env, folder, task=task, horizon=1)
     for storage, reference in zip((data.train, data.validation), references, strict=True):
         count = len(reference["rewards"])
         assert storage.num_chunks == storage.num_transitions == count
@@ -71,7 +71,7 @@ def assert_equals_ogbench(env, task, folder):
             batch.actions, np.clip(reference["actions"], -ACTION_LIMIT, ACTION_LIMIT)
         )
     dense = data.train.gather(np.arange(data.num_transitions))
-    sparse = load(env, folder, task=task, chunk=1, sparse=True).train.gather(
+    sparse = load(env, folder, task=task, horizon=1, sparse=True).train.gather(
         np.arange(data.num_transitions)
     )
     assert set(sparse.rewards.tolist()) == {-1.0, 0.0}
@@ -151,7 +151,7 @@ def assert_same(batch, other):
 
 
 def test_a_resumed_run_gets_the_batches_it_would_have_got(collected, tmp_path):
-    settings = {"chunk": 5, "batch_size": 8, "seed": 2}
+    settings = {"horizon": 5, "batch_size": 8, "seed": 2}
     seen = fit(load("scene", collected, **settings), 3, tmp_path)
     seen += fit(OGBenchData("scene", directory=str(collected), **settings), 7, tmp_path,
                 tmp_path / "a.ckpt")  # fmt: skip
@@ -356,7 +356,7 @@ def own_file(path, episodes=3, steps=20, **changes):
 
 def test_ones_own_data_for_any_environment(tmp_path):
     arrays = own_file(tmp_path / "mine.npz")
-    data = load("Pendulum-v1", tmp_path, path=str(tmp_path / "mine.npz"), chunk=1)
+    data = load("Pendulum-v1", tmp_path, path=str(tmp_path / "mine.npz"), horizon=1)
     assert (data.obs_dim, data.action_dim) == (3, 1)
     batch = data.train.gather(np.arange(60))
     np.testing.assert_array_equal(batch.observations, arrays["observations"])
@@ -402,7 +402,7 @@ def test_a_minari_dataset(tmp_path, monkeypatch):
     episodes = [play_pendulum(minari, 0, 30, False), play_pendulum(minari, 1, 20, True)]
     name = "test/pendulum-v0"
     minari.create_dataset_from_buffers(name, episodes, env="Pendulum-v1", algorithm_name="random")
-    data = load("Pendulum-v1", tmp_path, path=f"minari:{name}", chunk=1)
+    data = load("Pendulum-v1", tmp_path, path=f"minari:{name}", horizon=1)
     assert data.num_transitions == 50
     batch, at = data.train.gather(np.arange(50)), 0
     for episode in episodes:
@@ -446,9 +446,9 @@ def test_data_from_other_physics_warn(scene):
         ({"env": "visual-scene"}, "'visual-scene' is not a state-based"),
         ({"task": 6}, "task is 6, but scene has tasks 1 to 5"),
         ({"task": 0}, "task is 0, expected at least 1"),
-        ({"chunk": 0}, "chunk is 0, expected at least 1"),
-        ({"chunk": 100}, "no trajectory is as long as data.chunk 100; choose less"),
-        ({"chunk": 500}, "240 transitions, too few for data.chunk 500"),
+        ({"horizon": 0}, "chunk is 0, expected at least 1"),
+        ({"horizon": 100}, "no trajectory is as long as data.horizon 100; choose less"),
+        ({"horizon": 500}, "240 transitions, too few for data.horizon 500"),
         ({"env": "Nothing-v1"}, "'Nothing-v1': gymnasium cannot make it"),
         ({"env": "Pendulum-v1", "task": 2}, "task is 2, but Pendulum-v1 has one task only"),
         ({"env": "CartPole-v1"}, "its actions are Discrete.*, expected vectors"),

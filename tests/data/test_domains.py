@@ -76,7 +76,7 @@ def test_every_domain_trains_and_is_scored(domain, tmp_path, capsys):
         "data.directory": tmp_path,
         "model.width": 16,
         "model.depth": 1,
-        "model.ensemble": 2,
+        "model.num_critics": 2,
         "model.flow_steps": 2,
         "trainer.max_steps": STEPS,
         "trainer.accelerator": "cpu",

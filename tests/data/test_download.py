@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qam_lightning.data import download, source
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 from tests.data.test_npz import LAYOUT, patched, write
 
 

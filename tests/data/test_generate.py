@@ -19,9 +19,9 @@ from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate, make_collector
 from qam_lightning.data.manipulation import is_healthy
 from qam_lightning.data.source import COLLECTABLE
-from qam_lightning.errors import UserError
 from qam_lightning.inspection import verify
-from qam_lightning.provenance import versions
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.provenance import versions
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,7 +93,7 @@ def test_an_episode_is_the_same_in_any_process_and_order(collected):
 COMMAND = """
 import sys
 from qam_lightning.data.generate import generate
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 if __name__ == "__main__":
     try:
         generate("scene", "play", sys.argv[1], 3, 5, 1, 81)

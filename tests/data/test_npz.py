@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qam_lightning.data.npz import Column, NpzFile, check_npz
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 LAYOUT = {
     "observations": Column(3, "float32", True),

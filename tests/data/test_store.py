@@ -15,7 +15,7 @@ from qam_lightning.data.convert import ensure_store
 from qam_lightning.data.npz import NpzFile
 from qam_lightning.data.source import own
 from qam_lightning.data.store import Store
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 from tests.data.test_npz import LAYOUT, good_arrays, patched, write
 
 

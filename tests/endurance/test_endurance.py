@@ -22,8 +22,8 @@ from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.recorder import Recorder
 from qam_lightning.cli import main
 from qam_lightning.envs.rollout import RolloutPool, WorkerError
-from qam_lightning.errors import UserError
 from qam_lightning.methods.base import Method
+from qam_lightning.util.errors import UserError
 from tests.app.conftest import read_csv
 from tests.online.conftest import build
 from tests.online.test_online import assert_same_runs, kill_at, last

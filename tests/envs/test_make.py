@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from qam_lightning.envs.make import env_id, env_names, episode_steps, make_env
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 
 def test_names_cover_the_benchmarks_domains():

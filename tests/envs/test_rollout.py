@@ -10,7 +10,7 @@ import pytest
 
 from qam_lightning.envs.make import headless_gl, make_env
 from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool, Share, episode_seed, run_episodes
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 ENV, TASK = "pointmaze-medium", 3
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from qam_lightning.callbacks.evaluation import EpisodePolicy, Evaluate, evaluating
+from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.envs.rollout import run_episodes
-from qam_lightning.errors import UserError
+from qam_lightning.evaluation.episode_policy import EpisodePolicy, evaluating
+from qam_lightning.util.errors import UserError
 
 from .conftest import fit, tiny_qam
 

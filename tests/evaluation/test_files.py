@@ -8,10 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from qam_lightning.envs.rollout import Episode
-from qam_lightning.errors import UserError
 from qam_lightning.evaluation.plots import _draw_curves, draw_picture, read_curve
 from qam_lightning.evaluation.report import build_report, write_report
 from qam_lightning.evaluation.video import write_video
+from qam_lightning.util.errors import UserError
 
 HEADER = "gradient_step,env_step,phase,success,return,length,seconds\n"
 

@@ -68,13 +68,13 @@ def test_a_new_method_joins_by_its_configuration(tmp_path: Path) -> None:
     config = {
         "model": {
             "class_path": "qam_lightning.methods.fql.FQL",
-            "init_args": {"alpha": "${tuned.${tuned_as}.alpha}", "clip": 0.5},
+            "init_args": {"alpha": "${tuned.${tuned_as}.alpha}", "grad_clip": 0.5},
         },
         "tuned": {"scene": {"alpha": 7.0}, "cube-double": {"alpha": 2.0}},
     }
     (tmp_path / "newcomer.yaml").write_text(yaml.safe_dump(config))
     (recipe,) = training.recipes(tmp_path).values()
-    assert recipe.fixed == {"clip": 0.5}
+    assert recipe.fixed == {"grad_clip": 0.5}
     assert training.candidates("newcomer", recipe, 3.0, 50) == [{"alpha": 2.0}, {"alpha": 7.0}]
 
 

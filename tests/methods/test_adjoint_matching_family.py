@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qam_lightning.batch import Batch
-from qam_lightning.errors import UserError
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.bam import BAM
 from qam_lightning.methods.base import Method, Noise
 from qam_lightning.methods.qam import QAM
 from qam_lightning.methods.qam_edit import QAMEdit
 from qam_lightning.methods.qam_fql import QAMFQL
+from qam_lightning.util.errors import UserError
 from tests.methods.test_every_method import EXAMPLE, Build, make, spread
 
 T, TAU = 4, EXAMPLE["tau"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from qam_lightning.batch import Batch
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.adjoint import action_gradient
 from qam_lightning.core.diffusion import ancestral_sample, variance_preserving
 from qam_lightning.core.guidance import integrate_guided
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Method
 from tests.methods.test_every_method import EXAMPLE, METHODS
 
@@ -22,12 +22,12 @@ BEST, STEPS, SIZE = 0.5, 400, 128
 BANDIT: dict[str, Any] = {
     "obs_dim": 1,
     "action_dim": 1,
-    "chunk": 1,
+    "horizon": 1,
     "rho": 0.0,
-    "ensemble": 1,
+    "num_critics": 1,
     "flow_steps": 5,
     "learning_rate": 1e-2,
-    "decay_steps": STEPS,
+    "lr_decay_steps": STEPS,
 }
 GREEDY: dict[str, Any] = {"tau": 2.0, "alpha": 0.1, "edit_scale": 1.0}
 """Hyperparameters that let the critic rule over the behaviour."""

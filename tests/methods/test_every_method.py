@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import qam_lightning.methods
-from qam_lightning.batch import Batch
-from qam_lightning.errors import UserError
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Cloner, Method
+from qam_lightning.util.errors import UserError
 
 FOLDER = Path(qam_lightning.methods.__file__).parent
 Build = Callable[..., Method]
@@ -189,7 +189,7 @@ def test_acting_is_bounded_shaped_and_repeatable(method: Method, batch: Batch) -
     s = 3 * batch.observations
     noise = method.policy_noise(len(s), torch.Generator().manual_seed(3))
     actions = method.act(s, noise)
-    assert actions.shape == (len(s), method.chunk, method.action_dim)
+    assert actions.shape == (len(s), method.horizon, method.action_dim)
     assert actions.abs().max() <= 1 and not actions.requires_grad
     assert torch.equal(actions, method.act(s, noise))
 
@@ -199,7 +199,7 @@ def test_behaviour_is_cloned_or_said_to_be_missing(method: Method, batch: Batch)
     noise = method.policy_noise(len(s), torch.Generator().manual_seed(3))
     if isinstance(method.actor, Cloner):
         cloned = method.behavior_act(s, noise)
-        assert cloned.shape == (len(s), method.chunk, method.action_dim)
+        assert cloned.shape == (len(s), method.horizon, method.action_dim)
         assert cloned.abs().max() <= 1 and not cloned.requires_grad
     else:
         with pytest.raises(UserError, match=f"{type(method).__name__} clones no behaviour") as e:
@@ -253,14 +253,14 @@ def test_state_survives_saving(method: Method, build: Build, batch: Batch, tmp_p
     ("name", "value"),
     [
         ("rho", -0.1),
-        ("ensemble", 0),
+        ("num_critics", 0),
         ("flow_steps", 0),
         ("learning_rate", 0.0),
-        ("decay_steps", -1),
-        ("clip", -1.0),
+        ("lr_decay_steps", -1),
+        ("grad_clip", -1.0),
         ("discount", 0.0),
         ("best_of_n", 0),
-        ("chunk", 0),
+        ("horizon", 0),
         ("tau", -1.0),
         ("alpha", -1.0),
         ("kappa", 0.0),
@@ -296,7 +296,7 @@ def test_no_hyperparameter_is_infinite_but_the_alpha_of_plain_qam(
 
 @pytest.mark.parametrize("mode", ["norm", "value"])
 def test_clipping_bounds_the_joint_gradient(build: Build, batch: Batch, mode: str) -> None:
-    method = make(METHODS[0], build, clip=0.01, clip_mode=mode)
+    method = make(METHODS[0], build, grad_clip=0.01, grad_clip_mode=mode)
     update(method, batch)
     norm = method._clip_gradients()
     gradients = torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None])

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from qam_lightning.batch import Batch
-from qam_lightning.errors import UserError
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.fawac import FAWAC
 from qam_lightning.methods.fbrac import FBRAC
 from qam_lightning.methods.fedit import FEdit
 from qam_lightning.methods.fql import FQL
 from qam_lightning.methods.ifql import IFQL
+from qam_lightning.util.errors import UserError
 from tests.methods.test_every_method import spread
 
 Build = Callable[..., Method]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.diffusion import ancestral_sample, posterior_sample
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.cgql import CGQL
 from qam_lightning.methods.cgql_linex import CGQLLinex

@@ -8,7 +8,7 @@ from qam_lightning.methods.base import Method
 from tests.methods.test_every_method import METHODS, Build, make
 
 # cube-triple: O = 46, A = 5, H = 5, so D = 25; width 512, depth 4, K = 10.
-SIZES = {"obs_dim": 46, "action_dim": 5, "chunk": 5, "width": 512, "depth": 4, "ensemble": 10}
+SIZES = {"obs_dim": 46, "action_dim": 5, "horizon": 5, "width": 512, "depth": 4, "num_critics": 10}
 HIDDEN = 3 * (512 * 512 + 512)
 OUT = 512 * 25 + 25
 NORMS = 4 * 2 * 512

@@ -8,9 +8,9 @@ import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.utils.data import DataLoader
 
-from qam_lightning.batch import Batch
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.critic import pessimistic
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.dsrl import DSRL
 from qam_lightning.methods.rebrac import ReBRAC

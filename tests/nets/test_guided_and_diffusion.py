@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.diffusion import posterior_sample
+from qam_lightning.data.batch import Batch
 from qam_lightning.nets.diffusion import DiffusionPolicy, NoisePredictor
 from qam_lightning.nets.ensemble import CriticEnsemble
 from qam_lightning.nets.guided_flow import GuidedFlow, TimedCritic

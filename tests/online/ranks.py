@@ -61,7 +61,14 @@ def fit(
     kind: type[Method], data: Path, devices: int, *callbacks: pl.Callback, **own: Any
 ) -> dict[str, Any]:
     """Train in double precision on 12 chunks a step, over all ranks; returns where it ended."""
-    sizes = {"obs_dim": 3, "action_dim": 2, "chunk": CHUNK, "width": 8, "depth": 1, "clip": CLIP}
+    sizes = {
+        "obs_dim": 3,
+        "action_dim": 2,
+        "horizon": CHUNK,
+        "width": 8,
+        "depth": 1,
+        "grad_clip": CLIP,
+    }
     method, notes = make(kind, small, **sizes, learning_rate=0.01, **own), Notes()
     trainer = pl.Trainer(
         max_steps=STEPS,
@@ -81,7 +88,7 @@ def fit(
             notes,
         ],
     )
-    chunks = OGBenchData(ENV, "none", chunk=CHUNK, batch_size=12, path=str(data))
+    chunks = OGBenchData(ENV, "none", horizon=CHUNK, batch_size=12, path=str(data))
     trainer.fit(method, datamodule=chunks)
     adam = trainer.optimizers[0].state_dict()["state"]
     weights = method.state_dict()

@@ -16,7 +16,7 @@ from qam_lightning.data.replay import (
     read_rows,
     row_type,
 )
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 KIND = row_type(3, 2)
 
@@ -125,7 +125,7 @@ def dataset():
         ends=np.array([19, 39]),
         rewards=-rng.random(38).astype(np.float32),
         masks=np.ones(38, np.uint8),
-        chunk=3,
+        horizon=3,
         discount=0.9,
     )
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qam_lightning.batch import Batch
 from qam_lightning.core.draws import Draw
+from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Method
 
 FOLDER = Path(os.environ.get("QAM_PARITY_DIR", Path(__file__).parents[3] / "shared" / "parity"))
@@ -46,17 +46,17 @@ class Case:
         return {
             "obs_dim": self.arrays["batch/observations"].shape[-1],
             "action_dim": self.arrays["batch/actions"].shape[-1],
-            "chunk": c["horizon_length"],
+            "horizon": c["horizon_length"],
             "discount": c["discount"],
             "rho": c["rho"],
-            "ensemble": c["num_qs"],
+            "num_critics": c["num_qs"],
             "flow_steps": c.get("flow_steps", 1),
             "width": width,
             "depth": 1 + len(rest),
             "learning_rate": c["lr"],
-            "decay_steps": 0,
-            "clip": 1.0,
-            "clip_mode": "norm",
+            "lr_decay_steps": 0,
+            "grad_clip": 1.0,
+            "grad_clip_mode": "norm",
             "best_of_n": c.get("best_of_n", 1),
             "standardize": False,
             "compile": False,

@@ -205,7 +205,7 @@ def test_critic_loss_of_diffusion_policies(path: Any) -> None:
         actions = slow_actions(case, batch.next_observations, case.draws("loss_noise")[:-2])
         values = method.critic_ema(batch.next_observations, actions)
         value = values.mean(0) - method.rho * values.std(0, correction=0)
-        target = batch.rewards + method.discount**method.chunk * batch.masks * value
+        target = batch.rewards + method.discount**method.horizon * batch.masks * value
         error = (method.critic(batch.observations, batch.actions) - target).square()
     assert found.item() == pytest.approx((batch.valid * error).mean().item(), rel=1e-5)
     if isinstance(method, DAC):

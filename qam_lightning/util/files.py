@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from qam_lightning.errors import UserError
+from qam_lightning.util.errors import UserError
 
 
 @contextlib.contextmanager

@@ -1,0 +1,51 @@
+"""The exceptions that mean "the user can fix this".
+
+Messages are one line and follow one grammar: what, what was found, what was expected, what to do.
+Library code speaks of arguments; the command line translates them to its keys.
+"""
+
+import errno
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake in input, configuration or files, worded for the person who can mend it.
+
+    Entry points print ``error: <message>`` to standard error, without a traceback, and exit with
+    code 2.
+    """
+
+
+class ArgumentError(UserError):
+    """An argument whose value a class or a function refuses.
+
+    Args:
+        owner: the class or function that takes the argument.
+        name: the argument.
+        problem: what was found and what is expected, e.g. ``"is -1, expected at least 0"``.
+    """
+
+    def __init__(self, owner: type | str, name: str, problem: str) -> None:
+        self.owner, self.name, self.problem = owner, name, problem
+        spelled = owner if isinstance(owner, str) else owner.__name__
+        super().__init__(f"{spelled}: {name} {problem}")
+
+
+def require(holds: bool, owner: type | str, name: str, value: object, expected: str) -> None:
+    """Raise an `ArgumentError` unless ``holds``."""
+    if not holds:
+        raise ArgumentError(owner, name, f"is {value}, expected {expected}")
+
+
+def cannot_write(path: Path, error: OSError, option: str) -> UserError:
+    """Return the error for data that cannot be written: why, and what to do.
+
+    Args:
+        path: the file or folder.
+        error: what the system answered.
+        option: the argument that chooses another folder.
+    """
+    advice = f"choose another {option}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        advice = f"free some space and repeat, the work done so far is kept; or {advice}"
+    return UserError(f"{path}: cannot write: {error.strerror or error}; {advice}")
