@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 DATA := datasets/quickstart
 QUICK := runs/quickstart
 
-.PHONY: help install test test-slow check quickstart online bench clean
+.PHONY: help install test test-slow test-lowest check docs quickstart online bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -30,13 +30,36 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 test: install  ## run the tests, under 8 minutes on two cores
 	$(PYTEST)
 
+# make test-slow SHARDS=4 SHARD=1 runs the first quarter of them.
+SHARDS ?= 1
+SHARD ?= 1
 test-slow: install  ## run the long tests too
-	$(PYTEST) -m ''
+	$(PYTEST) -m '' --splits $(SHARDS) --group $(SHARD)
+
+# The oldest torch and lightning that pyproject.toml admits, in an environment of their own. torch
+# pins sympy. On PyPI this torch brings CUDA, 6 GB; PIP_EXTRA_INDEX_URL and TORCH choose a CPU build.
+LOWEST ?= .venv-lowest
+TORCH ?= 2.6.0
+LIGHTNING ?= 2.6.4
+UNPINNED := torch|lightning|pytorch-lightning|sympy
+$(LOWEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LOWEST)
+	grep -vE '^($(UNPINNED))==' constraints.txt > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt \
+		torch==$(TORCH) lightning==$(LIGHTNING) --editable '.[dev]'
+	touch $@
+
+test-lowest: $(LOWEST)/.installed  ## run the fast tests with the oldest torch and lightning
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile \
+		tests/core tests/nets tests/methods
 
 check: install  ## lint and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: install  ## build the site in build/docs; a warning is an error
+	$(RUN) -m sphinx -q -W --keep-going -b html docs build/docs
 
 quickstart: $(DATA)/cube-single-play-v0.npz  ## collect data, train QAM, score it: 12 minutes on two cores
 	$(RUN) train.py fit --config quickstart.yaml \
@@ -57,5 +80,5 @@ $(DATA)/cube-single-play-v0.npz: | $(VENV)/.runtime
 bench: install  ## where the time of an update goes
 	$(RUN) benchmarks/update.py
 
-clean:  ## remove the environment; runs and datasets stay
-	rm -rf $(VENV)
+clean:  ## remove the environments; runs and datasets stay
+	rm -rf $(VENV) $(LOWEST)

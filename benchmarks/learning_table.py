@@ -20,7 +20,6 @@ from typing import NamedTuple
 import yaml
 
 from qam_lightning.callbacks.checkpoint_files import load_method
-from qam_lightning.evaluation.statistics import bootstrap_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.yaml"))
@@ -106,7 +105,7 @@ def read(run: Path, score: Path, method: str, seed: int) -> Row:
 
 
 def write(out: Path, rows: list[Row], args: argparse.Namespace) -> None:
-    """Write the runs as CSV and the methods, best first, as a markdown table."""
+    """Write the runs as CSV, and the methods in alphabetical order as a markdown table."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_suffix(".csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -115,25 +114,23 @@ def write(out: Path, rows: list[Row], args: argparse.Namespace) -> None:
     lines = [
         "# All methods on one task",
         "",
-        f"`benchmarks/learning_table.py`: {args.config}, {args.steps:,} updates, "
-        f"{args.episodes} episodes per seed. Success: mean "
-        "over seeds with its 95% bootstrap interval, then each seed. Milliseconds are those of the "
-        "fastest hundred updates in a row, compiled where the configuration says so: runs may "
-        "share the machine.",
+        f"`benchmarks/learning_table.py`: {args.config}, {args.steps:,} updates, {args.episodes} "
+        f"episodes per seed, {args.seeds} seeds. Success in percent: the mean, then every seed. "
+        "Milliseconds are those of the fastest hundred updates in a row, compiled where the "
+        "configuration says so; runs may share the machine.",
         "",
-        "| method | success % | 95% | seeds | ms per update | trained parameters | values |",
-        "|---|---:|---:|---|---:|---:|---|",
+        "| method | mean | seeds | ms per update | trained parameters | settings |",
+        "|---|---:|---|---:|---:|---|",
     ]
-    of = {method: [row for row in rows if row.method == method] for method in args.methods}
-    found = [(bootstrap_interval([r.success for r in runs]), runs) for runs in of.values() if runs]
-    for interval, runs in sorted(found, key=lambda pair: -pair[0].mean):
-        low, high = 100 * interval.low, 100 * interval.high
-        seeds = ", ".join(f"{100 * row.success:.0f}" for row in runs)
-        ms = min(row.ms for row in runs)
-        lines.append(
-            f"| {runs[0].method} | {100 * interval.mean:.0f} | {low:.0f} – {high:.0f} | {seeds} "
-            f"| {ms:.1f} | {runs[0].parameters:,} | {runs[0].values} |"
-        )
+    for method in args.methods:
+        if runs := [row for row in rows if row.method == method]:
+            mean = 100 * sum(row.success for row in runs) / len(runs)
+            seeds = ", ".join(f"{100 * row.success:.0f}" for row in runs)
+            ms = min(row.ms for row in runs)
+            lines.append(
+                f"| {method} | {mean:.0f} | {seeds} | {ms:.1f} "
+                f"| {runs[0].parameters:,} | {runs[0].values} |"
+            )
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
