@@ -1,0 +1,108 @@
+"""docs/add_a_method.md, carried out: its class and its configurations, and nothing else."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qam_lightning.data.generate import generate
+from tests.app.conftest import read_csv
+from tests.docs.pages import DOCS, ROOT, blocks
+
+PAGE = DOCS / "add_a_method.md"
+(CODE,), (OWN_CONFIG, CONFIG) = blocks(PAGE, "python"), blocks(PAGE, "yaml")
+TINY = {
+    "data.batch_size": 8,
+    "model.width": 8,
+    "model.depth": 1,
+    "model.num_critics": 2,
+    "model.flow_steps": 2,
+    "trainer.max_steps": 3,
+    "trainer.accelerator": "cpu",
+    "evaluation.episodes": 1,
+    "evaluation.workers": 0,
+}
+GENERIC = (
+    "tests/methods/test_every_method.py",
+    "tests/methods/test_glossary.py",
+    "tests/methods/test_parameter_counts.py",
+    "tests/app/test_configs.py",
+    "tests/app/test_paper_hyperparameters.py",
+    "tests/docs/test_methods.py",
+    "tests/test_architecture.py",
+)
+"""Tests that look for methods by themselves."""
+
+
+def call(*arguments: object, cwd: Path, path: Path) -> str:
+    """Run Python in a folder with another on its path; returns what it printed."""
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+def test_the_method_trains_and_is_scored_from_a_folder_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "crr.py").write_text(CODE)
+    (tmp_path / "crr.yaml").write_text(OWN_CONFIG)
+    generate("cube-single", "play", str(tmp_path), episodes=3, workers=1, episode_steps=30)
+    path = Path(f"{ROOT}{os.pathsep}{tmp_path}")
+    flags = [f"--{key}={value}" for key, value in TINY.items()]
+    fit = ("-m", "qam_lightning", "fit", "--config=crr.yaml", f"--data.directory={tmp_path}")
+    call(*fit, "--log.every_n_steps=1", *flags, cwd=tmp_path, path=path)
+    run = tmp_path / "runs" / "cube-single-task1-crr-seed0"
+    rows = read_csv(run / "metrics" / "train.csv")
+    assert [row["gradient_step"] for row in rows] == ["1", "2", "3"]
+    assert all(0 <= float(row["actor/kept"]) <= 1 for row in rows)
+    evaluate = ("-m", "qam_lightning", "eval", run, "--episodes=1", "--workers=0")
+    call(*evaluate, f"--output={tmp_path / 'score.json'}", cwd=tmp_path, path=path)
+    assert 0 <= json.loads((tmp_path / "score.json").read_text())["success"]["mean"] <= 1
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_its_setting_is_checked_and_named(tmp_path: Path, value: int) -> None:
+    (tmp_path / "crr.py").write_text(CODE)
+    script = f"""
+from crr import CRR
+from qam_lightning.data.spaces import Spaces
+try:
+    CRR(Spaces(3, 2), samples={value})
+except ValueError as error:
+    print(error)
+"""
+    path = Path(f"{ROOT}{os.pathsep}{tmp_path}")
+    message = call("-c", script, cwd=tmp_path, path=path)
+    assert re.search(rf"CRR.*samples is {value}, expected at least 1", message)
+
+
+def test_in_the_repository_two_files_suffice_for_the_tests_to_pass(tmp_path: Path) -> None:
+    for name in ("qam_lightning", "configs", "tests", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "train.py", "eval.py", "README.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "qam_lightning" / "methods" / "crr.py").write_text(CODE)
+    (tmp_path / "configs" / "methods" / "crr.yaml").write_text(CONFIG)
+    # What concerns the new method, and every test that counts methods.
+    chosen = "CRR or crr or glossary or listed or cover or every or there_is or import or room"
+    tests = call(
+        *("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", chosen, *GENERIC),
+        cwd=tmp_path,
+        path=tmp_path,
+    )
+    assert "CRR" in call(
+        *("-m", "pytest", "--collect-only", "-q", "-n0", GENERIC[0], "-k", "CRR"),
+        cwd=tmp_path,
+        path=tmp_path,
+    )
+    assert " passed" in tests

@@ -1,0 +1,118 @@
+"""Every command that the documentation shows is one that works."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from qam_lightning.cli import main
+from qam_lightning.data.generate import generate
+from tests.docs.pages import PAGES, ROOT, commands, files
+
+KINDS = {
+    ("python", "train.py", "fit"): "fit",
+    ("python", "train.py", "generate"): "generate",
+    ("python", "train.py", "data"): "data",
+    ("python", "eval.py"): "eval",
+    ("qam", "fit"): "fit",
+    ("qam", "eval"): "eval",
+    ("make",): "make",
+    ("python", "-m", "qam_lightning.laboratory"): "other",
+    ("pip", "install"): "other",
+    ("export",): "other",
+    ("torchrun",): "other",
+}
+BENCHMARKS = {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")}
+OWN_TEST = "add_a_method.md"  # its commands need its files; test_add_a_method runs them
+
+
+def kind(command: list[str]) -> tuple[str, list[str]]:
+    """Return what a command is and its arguments."""
+    for start, name in KINDS.items():
+        if tuple(command[: len(start)]) == start:
+            return name, command[len(start) :]
+    if command[0] == "python" and command[1] in BENCHMARKS:
+        return "benchmark", command[1:]
+    return "unknown", command
+
+
+def shown(wanted: str) -> list:
+    """Return the commands of a kind as test parameters: page and arguments."""
+    found = {}
+    for page in PAGES:
+        for name, arguments in map(kind, commands(page)):
+            if name == wanted and page.name != OWN_TEST:
+                key = f"{page.stem}: {' '.join(arguments)}"
+                found[key] = pytest.param(page, arguments, id=key)
+    return list(found.values())
+
+
+def test_every_command_is_of_a_tested_kind() -> None:
+    unknown = [(p.name, c) for p in PAGES for c in commands(p) if kind(c)[0] == "unknown"]
+    assert unknown == []
+
+
+@pytest.mark.parametrize(("page", "arguments"), shown("fit"))
+def test_fit_resolves(
+    page: Path,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in files(page).items():
+        Path(name).write_text(text)
+    if "--help" in arguments:
+        return
+    show = [] if "--print_config" in arguments else ["--print_config"]
+    try:
+        code = main(["fit", *arguments, *show])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 0, capsys.readouterr().err
+    assert "class_path: qam_lightning.methods" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("page", "arguments"), shown("generate"))
+def test_generate_parses(page: Path, arguments: list[str]) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(generate)
+    assert parser.parse_args(arguments).env
+
+
+@pytest.mark.parametrize(("page", "arguments"), shown("data"))
+def test_data_gets_as_far_as_the_missing_files(
+    page: Path,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nowhere = [f"--directory={tmp_path}", "--base_url=http://127.0.0.1:1"]
+    assert main(["data", *arguments, *nowhere]) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    assert any(part in message for part in ("127.0.0.1", str(tmp_path), "pendulum.npz"))
+
+
+@pytest.mark.parametrize(("page", "arguments"), shown("eval"))
+def test_eval_gets_as_far_as_the_missing_run(
+    page: Path,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = next((a for a in arguments if not a.startswith("-")), None)
+    assert main(["eval", *arguments, *([] if run else ["runs/missing"])]) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1 and (run or "runs/missing") in message
+
+
+@pytest.mark.parametrize(("page", "arguments"), shown("make"))
+def test_make_targets_exist(page: Path, arguments: list[str]) -> None:
+    subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
