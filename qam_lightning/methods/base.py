@@ -145,6 +145,10 @@ class Method(Configurable):
         """Draw what `policy` takes."""
         return PolicyNoise(z=draw.normal(self.dim))
 
+    def next_noise(self, draw: NoiseSource) -> Any:
+        """Draw what `next_value` takes: by default the policy's noise."""
+        return self.policy_noise(draw)
+
     def behavior_policy(self, s: Tensor, noise: Any) -> Tensor:
         """Return the cloned behaviour's action chunks in [-1, 1], (B, D), from the policy's noise.
 
@@ -204,7 +208,7 @@ class Method(Configurable):
 
         Args:
             batch: B chunks.
-            noise: the policy's noise at next states.
+            noise: what `next_noise` draws.
         """
         with torch.no_grad():
             value = self.next_value(batch.next_observations, noise)
@@ -227,7 +231,7 @@ class Method(Configurable):
             self.seed, Stream.TRAINING_NOISE, self.gradient_step, device=self.device
         )
         draw = NoiseSource(size, generator, self.ranks, self.rank)
-        return StepNoise(next=self.policy_noise(draw), actor=self.actor_noise(draw))
+        return StepNoise(next=self.next_noise(draw), actor=self.actor_noise(draw))
 
     def batch_mean(self, x: Tensor) -> Tensor:
         """Return the mean of ``x`` (B,) over the batches of all ranks, without gradient.

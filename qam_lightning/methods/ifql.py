@@ -48,7 +48,10 @@ class IFQL(Method):
         """Return min_K q."""
         return q.amin(0)
 
-    def next_value(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+    def next_noise(self, draw: NoiseSource) -> None:
+        """Draw nothing: the target samples no action."""
+
+    def next_value(self, s: Tensor, noise: None) -> Tensor:
         """Return V(s) (Eq. 84)."""
         return self.value(s)
 

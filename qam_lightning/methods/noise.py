@@ -61,7 +61,7 @@ class StepNoise(NamedTuple):
     """All that one training step draws.
 
     Attributes:
-        next: the policy's noise at next states, for the TD target.
+        next: the noise of the TD target's value, mostly the policy's at next states.
         actor: the noise of the actor's losses.
     """
 
