@@ -25,7 +25,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def test_every_method_has_a_recipe() -> None:
     assert set(RECIPES) >= TABLE_4
-    assert set(training.SCANS) <= files
+    assert set(training.SCANS) <= set(RECIPES)
 
 
 @pytest.mark.parametrize("problem", ["quadratic", "moons"])
