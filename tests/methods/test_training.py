@@ -87,11 +87,10 @@ def test_lightnings_own_checkpoints_resume_and_load(
 
 @pytest.mark.filterwarnings("ignore")
 def test_float16_is_refused(build: Build, batch: Batch, tmp_path: Path) -> None:
-    for precision in ("16-mixed", "16-true"):
-        with pytest.raises(UserError, match=f"precision is {precision}, expected 32-true, bf16"):
-            trainer(tmp_path, precision=precision, logger=False).fit(
-                make(QAM, build), loader(batch)
-            )
+    """On CPUs Lightning itself turns 16-mixed into bf16-mixed, so 16-true stands for both."""
+    half = trainer(tmp_path, precision="16-true", logger=False)
+    with pytest.raises(UserError, match="precision is 16-true, expected 32-true, bf16"):
+        half.fit(make(QAM, build), loader(batch))
 
 
 @pytest.mark.filterwarnings("ignore")
