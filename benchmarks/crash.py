@@ -34,13 +34,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
+from qam_lightning.checkpoints import describe, last_checkpoints, read_checkpoint
+from qam_lightning.online.actor import EnvActor
+from qam_lightning.online.collector import Collector
 
-from qam_lightning.callbacks.checkpoint_files import last_checkpoints, read_checkpoint
-from qam_lightning.callbacks.checkpoints import Checkpoints
-from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.callbacks.online import FILE, Online, Stream
+from qam_lightning.callbacks.online import FILE
 from qam_lightning.cli import main as train
 from qam_lightning.envs.make import make_env
+from qam_lightning.envs.rollout import RolloutPool
 from qam_lightning.methods.base import Method
 from qam_lightning.util.provenance import versions
 
@@ -60,12 +62,12 @@ SETTINGS: dict[str, object] = {
     "trainer.max_steps": OFFLINE,
     "trainer.accelerator": "cpu",
     "online.steps": STEPS,
-    "online.start": START,
-    "evaluation.every": 30,
+    "online.learning_starts": START,
+    "evaluation.every_n_steps": 30,
     "evaluation.episodes": 2,
     "evaluation.workers": 0,
-    "checkpoints.every": 7,
-    "log.every": 3,
+    "checkpoints.every_n_steps": 7,
+    "log.every_n_steps": 3,
     "threads": 1,
 }
 STATE = ("state_dict", "optimizer_states", "counters", "global_step", "metrics", "online", "random")
@@ -99,9 +101,9 @@ DOING, GRADIENT_STEP, ENV_STEP, BEGUN, NANOSECONDS = 0, 1, 2, 8, 16
 
 
 def observe(page: Page) -> None:
-    """Have the classes of this process note on the page what they do."""
+    """Note on the page what this process does, at the public calls that begin each activity."""
 
-    def note(owner: type, name: str, activity: int, count: Callable[[Any], Method | None]) -> None:
+    def note(owner: type, name: str, activity: int, count: Callable[[Any], None]) -> None:
         inner = getattr(owner, name)
 
         def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -113,18 +115,25 @@ def observe(page: Page) -> None:
             finally:
                 page[NANOSECONDS + activity] += time.perf_counter_ns() - start
                 page[DOING] = BETWEEN if before == START_UP else before
-                method = count(self)
-                if method is not None:
-                    page[GRADIENT_STEP], page[ENV_STEP] = method.gradient_step, method.env_step
+                count(self)
 
         setattr(owner, name, noting)
 
-    note(Method, "training_step", UPDATE, lambda method: method)
-    note(Stream, "take", COLLECTION, lambda stream: None)
-    note(Stream, "begin", COLLECTION, lambda stream: None)
-    note(Online, "_receive", COLLECTION, lambda online: getattr(online, "_method", None))
-    note(Evaluate, "_roll_out", EVALUATION, lambda evaluate: None)
-    note(Checkpoints, "_write", CHECKPOINT, lambda checkpoints: None)
+    def updates(method: Method) -> None:
+        page[GRADIENT_STEP], page[ENV_STEP] = method.gradient_step, method.env_step
+
+    def steps(collector: Collector) -> None:
+        page[ENV_STEP] = collector.steps
+
+    def nothing(owner: object) -> None:
+        """There are no counters here."""
+
+    note(Method, "training_step", UPDATE, updates)
+    note(EnvActor, "take", COLLECTION, nothing)
+    note(EnvActor, "begin", COLLECTION, nothing)
+    note(Collector, "advance", COLLECTION, steps)
+    note(RolloutPool, "run", EVALUATION, nothing)
+    note(Trainer, "save_checkpoint", CHECKPOINT, nothing)
 
 
 def fork(work: Callable[[], int], log: Path) -> int:
@@ -219,6 +228,8 @@ def left_behind(run: Path, known: dict[int, Path]) -> tuple[int, list[str]]:
         mine = state(path)
         step = mine["counters"]["gradient_step"]
         at = max(at, step)
+        if describe(path).gradient_step != step:
+            found.append(f"{path.with_suffix('.json').name}: of another gradient step")
         if step not in known:
             found.append(f"{path.name}: no such checkpoint in the run in one go, step {step}")
         else:
@@ -279,9 +290,8 @@ class Killer:
         self.whole, self.done, self.page = folder / "whole", [], Page()
         self.done: list[Kill] = []
         start = time.monotonic()
-        finish(
-            live(folder, self.whole, self.page, "--checkpoints.keep=100000"), folder / "whole.log"
-        )
+        process = live(folder, self.whole, self.page, "--checkpoints.keep_last=100000")
+        finish(process, folder / "whole.log")
         self.seconds = time.monotonic() - start
         self.lengths = {
             activity: self.page[NANOSECONDS + activity] / 1e9 / max(1, self.page[BEGUN + activity])
@@ -358,8 +368,8 @@ def write(killer: Killer, folder: Path, seconds: float) -> bool:
         "",
         f"The run: QAM in {ENV}, {OFFLINE} updates offline, then {STEPS} environment steps, "
         "an evaluation",
-        f"every {SETTINGS['evaluation.every']} updates and a checkpoint every "
-        f"{SETTINGS['checkpoints.every']}; {killer.seconds:.0f} s in one go. "
+        f"every {SETTINGS['evaluation.every_n_steps']} updates and a checkpoint every "
+        f"{SETTINGS['checkpoints.every_n_steps']}; {killer.seconds:.0f} s in one go. "
         f"{kills[-1].run} runs in {seconds:.0f} s,",
         f"{platform.system()}, {os.cpu_count()} cores, "
         + ", ".join(f"{name} {version}" for name, version in versions().items() if name != "cuda")

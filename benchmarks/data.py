@@ -22,15 +22,16 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from qam_lightning.data.sampler import sample_indices
 from rich.console import Console
 from rich.table import Table
 
-from qam_lightning.data.chunks import ChunkStorage, sample_indices
+from qam_lightning.data.chunks import ChunkStorage
 from qam_lightning.data.store import PHYSICAL_MEMORY, read_singly
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, EPISODE, DISTINCT = 55, 5, 5, 256, 1001, 200
@@ -123,9 +124,9 @@ def resident(folder: Path, sizes: list[int], repeats: int) -> Table:
 
     store_gather(make_arrays(folder, 10_000))(0)  # what every process needs once
     add("plain gather", sizes[0], plain_gather)
-    add("keep: memory", sizes[0], lambda arrays: store_gather(arrays, memory=True))
+    add("storage: memory", sizes[0], lambda arrays: store_gather(arrays, memory=True))
     for size in sizes:
-        add("keep: disk", size, store_gather)
+        add("storage: disk", size, store_gather)
 
     times = np.zeros((repeats, len(made)))
     for round_, (i, (_, batch, _)) in itertools.product(range(repeats), enumerate(made.values())):
@@ -182,15 +183,15 @@ def make_table(*headings: str) -> Table:
     return table
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     sizes = [10**6, 10**7, 10**8]
     parser.add_argument("--transitions", type=int, nargs="+", default=sizes)
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--cold", type=int, default=2 * 10**6, help="transitions of the cold file")
     parser.add_argument("--directory", type=Path, help="where the files go; a temporary folder")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         Console().print(resident(Path(name), sorted(options.transitions), options.repeats))
         Console().print(cold(Path(name), options.cold, batches=20))

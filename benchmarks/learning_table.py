@@ -14,12 +14,12 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-
-from qam_lightning.callbacks.checkpoint_files import load_method
+from qam_lightning.checkpoints import load_method
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.yaml"))
@@ -46,7 +46,7 @@ class Row(NamedTuple):
     values: str
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train and score what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
@@ -57,7 +57,7 @@ def main() -> None:
     add("--config", default="quickstart.yaml", help="default: %(default)s")
     add("--runs", type=Path, default=Path("runs/learning_table"), help="default: %(default)s")
     add("--out", type=Path, default=Path("docs/learning_table"), help="default: %(default)s")
-    args, overrides = parser.parse_known_args()
+    args, overrides = parser.parse_known_args(arguments)
     rows = []
     for seed in range(args.seeds):
         for method in args.methods:
@@ -73,11 +73,15 @@ def main() -> None:
 def train(run: Path, config: str, method: str, seed: int, steps: int, overrides: list[str]) -> None:
     """Train one run, going on from its checkpoint if it has one; no evaluations in between."""
     flags = [f"--run_dir={run}", f"--trainer.max_steps={steps}"]
-    flags += [f"--evaluation.every={steps + 1}", "--evaluation.episodes=1"]  # eval.py scores
+    # eval.py scores
+    flags += [f"--evaluation.every_n_steps={steps + 1}", "--evaluation.episodes=1"]
     if (run / "checkpoints" / "last.ckpt").exists():
         flags.append("--ckpt_path=last")
     if method == "rlpd":  # learns online only: as many updates, after the random actions
-        flags += [f"--online.start={RANDOM_STEPS}", f"--online.steps={RANDOM_STEPS + steps}"]
+        flags += [
+            f"--online.learning_starts={RANDOM_STEPS}",
+            f"--online.steps={RANDOM_STEPS + steps}",
+        ]
     options = ["--config", config, "--method", method, "--seed", seed]
     call("train.py", "fit", *options, *flags, *overrides)
 

@@ -21,12 +21,13 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from qam_lightning.cli.training import FitCLI
+from qam_lightning.envs.chunked import ChunkedEnv
 
 from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.cli import FitCLI
 from qam_lightning.data.generate import generate
 from qam_lightning.envs.make import make_env
-from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool, available_cores
+from qam_lightning.envs.rollout import RolloutPool, available_cores
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.methods.base import Method
 
@@ -69,12 +70,12 @@ def train(options: argparse.Namespace, data: str, ahead: bool) -> tuple[FitCLI, 
             "data.directory": data,
             "trainer.max_steps": options.steps,
             "online.steps": options.steps + 50,
-            "online.start": 50,
-            "online.ahead": str(ahead).lower(),
-            "evaluation.every": 10**9,
+            "online.learning_starts": 50,
+            "online.async_env": str(ahead).lower(),
+            "evaluation.every_n_steps": 10**9,
             "evaluation.episodes": 1,
             "evaluation.workers": 0,
-            "checkpoints.every": 10**9,
+            "checkpoints.every_n_steps": 10**9,
             **{f"model.{key}": value for key, value in SIZES[options.size].items()},
             "model.compile": str(options.compile).lower(),
         }
@@ -110,9 +111,9 @@ def row(name: str, a: Sequence[float], b: Sequence[float]) -> str:
     return f"| {name} | {np.median(a):.3g} | {np.median(b):.3g} | {ratio} |"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--domain", default="scene", help="a manipulation domain of configs")
     parser.add_argument("--method", default="qam", help="a file of configs/methods")
     parser.add_argument("--size", choices=SIZES, default="quickstart")
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=8, help="evaluation episodes")
     parser.add_argument("--rounds", type=int, default=3, help="how often A and B take turns")
     parser.add_argument("--compile", action="store_true", help="compile the losses")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")

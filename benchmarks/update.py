@@ -11,28 +11,34 @@ of this machine's best measured float32 matrix product that they come to.
 
 import argparse
 import contextlib
+import importlib
 import logging
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import yaml
+from qam_lightning.callbacks.metrics import MetricsLogger
+from qam_lightning.cli.trainer import Trainer
+from qam_lightning.data.sampler import sample_indices
+from qam_lightning.loggers import CsvLogger
+from qam_lightning.util.configs import METHODS
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from qam_lightning.callbacks.ema import EmaTargets
-from qam_lightning.callbacks.recorder import Recorder
-from qam_lightning.cli import CONFIGS, METHODS, Trainer
 from qam_lightning.data.batch import Batch
-from qam_lightning.data.chunks import ChunkStorage, sample_indices
+from qam_lightning.data.chunks import ChunkStorage
+from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
+from qam_lightning.methods.optimization import clip_gradients
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, TRANSITIONS = 46, 5, 5, 256, 300_000
 SIZES: dict[str, dict[str, int]] = {
@@ -49,17 +55,14 @@ class Part(NamedTuple):
 
 
 def build(name: str, size: str, compiled: bool) -> Method:
-    """Build a method of the given size from its shipped configuration."""
-    base = yaml.safe_load((CONFIGS / "base.yaml").read_text())["model"]["init_args"]
+    """Create a method of the given size with its values for cube-triple, if it has any."""
     own = yaml.safe_load((METHODS / f"{name}.yaml").read_text())
     module, kind = own["model"]["class_path"].rsplit(".", 1)
-    tuned = own["tuned"]["cube-triple"]
-    arguments = {**base, **own["model"]["init_args"], **tuned, **SIZES[size], "compile": compiled}
-    cls = getattr(__import__(module, fromlist=[kind]), kind)
+    tuned = own.get("tuned", {}).get("cube-triple", {})
+    settings = {**own["model"].get("init_args", {}), **tuned, **SIZES[size], "compile": compiled}
     torch.manual_seed(0)
-    return cls(
-        obs_dim=OBS_DIM, action_dim=ACTION_DIM, horizon=CHUNK, discount=0.99, seed=0, **arguments
-    )
+    spaces = Spaces(OBS_DIM, ACTION_DIM, CHUNK)
+    return getattr(importlib.import_module(module), kind)(spaces, **settings)
 
 
 def synthetic_storage() -> ChunkStorage:
@@ -153,18 +156,18 @@ def measure(method: Method, precision: str, repeats: int) -> tuple[list[Part], f
     noise = method.step_noise(BATCH)
     optimizer = method.configure_optimizers()
     half = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else None
-    targets = EmaTargets(0.005)
-    targets.on_train_start(None, method)  # type: ignore[arg-type]
+    losses_of = torch.compile(method.losses) if method.compile else method.losses
+    targets = EmaTargets(method.target_rate)
 
     def backward() -> None:
         optimizer.zero_grad()
         with half or contextlib.nullcontext():
-            losses, _ = method.step_losses(batch, noise)
+            losses, _ = losses_of(batch, noise)
             loss = torch.stack(list(losses.values())).sum()
         loss.backward()
 
     def update() -> None:
-        method._clip_gradients()
+        clip_gradients(list(method.parameters()), method.grad_clip, method.grad_clip_mode)
         optimizer.step()
 
     backward()  # compiles, where asked for
@@ -174,7 +177,7 @@ def measure(method: Method, precision: str, repeats: int) -> tuple[list[Part], f
         Part("noise", milliseconds(lambda: method.step_noise(BATCH), device, repeats)),
         Part("loss and backward", milliseconds(backward, device, repeats)),
         Part("clip and optimizer", milliseconds(update, device, repeats)),
-        Part("EMA targets", milliseconds(targets.on_train_batch_end, device, repeats)),
+        Part("EMA targets", milliseconds(lambda: targets.move_targets(method), device, repeats)),
         Part("data", milliseconds(lambda: draw_batch(7), device, repeats)),
     ]
     whole = run_through_lightning(method, Feed(draw_batch), precision, device, repeats)
@@ -192,23 +195,24 @@ def run_through_lightning(
             max_steps=repeats + 5,
             accelerator=device.type,
             precision="bf16-mixed" if precision == "bf16" else "32-true",
-            callbacks=[EmaTargets(0.005), Recorder(folder), watch],
+            callbacks=[MetricsLogger(), watch],
+            logger=CsvLogger(folder),
         )
         trainer.progress_bar_callback.disable()  # type: ignore[union-attr]
         trainer.fit(method, train_dataloaders=feed)
     return watch.median()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--method", default="qam", help="a file of configs/methods")
     parser.add_argument("--size", choices=[*SIZES, "all"], default="all")
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
     parser.add_argument("--compile", action="store_true", help="compile the losses")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
     if options.threads:
         torch.set_num_threads(options.threads)

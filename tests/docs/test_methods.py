@@ -26,8 +26,9 @@ MATHEMATICS = [
 def names(page: Path) -> dict[str, set[str]]:
     """Return the code names of a page's tables, by column: functions or settings, and metrics."""
     rows = re.findall(r"^\|.*\| (.*?) \| (.*?) ?\|$", page.read_text("utf-8"), re.MULTILINE)
-    columns = zip(*rows, strict=True)
-    functions, metrics = ({n for c in column for n in re.findall(r"`(.*?)`", c)} for column in columns)
+    functions, metrics = (
+        set(re.findall(r"`(.*?)`", " ".join(column))) for column in zip(*rows, strict=True)
+    )
     return {"functions": functions, "metrics": metrics}
 
 
