@@ -30,9 +30,9 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_inherit_docstrings = False
-autodoc_mock_imports: list[str] = []
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"qam_lightning {__version__}"
@@ -47,6 +47,12 @@ def escape(app, what, name, obj, options, lines: list[str]) -> None:
         lines[i] = "".join(parts)
 
 
+def skip(app, what, name, obj, skip: bool, options) -> bool | None:
+    """The fields of a NamedTuple stand in its docstring already."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def setup(app) -> None:
     """Escape before napoleon reads the docstring's sections."""
     app.connect("autodoc-process-docstring", escape, priority=100)
+    app.connect("autodoc-skip-member", skip)
