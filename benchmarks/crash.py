@@ -361,10 +361,11 @@ def write(killer: Killer, folder: Path, seconds: float) -> bool:
     lines = [
         "# Killed and resumed",
         "",
-        f"`python benchmarks/crash.py --kills {killer.wanted}`: **{len(good)} of {len(kills)}**",
-        "kills left checkpoints equal to those of a run in one go, and the run that went on from",
-        "them ended equal to it: weights, targets, optimizer, metrics, random generators, replay,",
-        "tables and best checkpoint, to the bit.",
+        f"`python benchmarks/crash.py --kills {killer.wanted}`: in **{len(good)} of {len(kills)}** "
+        "kills, the checkpoints left",
+        "behind equal those of an uninterrupted run, and the resumed run ended bit-identical to",
+        "it: weights, targets, optimizer, metrics, random generators, replay, tables and best",
+        "checkpoint.",
         "",
         f"The run: QAM in {ENV}, {OFFLINE} updates offline, then {STEPS} environment steps, "
         "an evaluation",
@@ -384,7 +385,11 @@ def write(killer: Killer, folder: Path, seconds: float) -> bool:
         if those:
             equal = f"{sum(kill in good for kill in those)} of {len(those)}"
             lines.append(f"| {what} | {phases[0]} | {phases[1]} | {equal} |")
-    lines += ["", "`start`: before the first update of a life; `between`: none of the others.", ""]
+    lines += [
+        "",
+        "`start`: before the first update after a start; `between`: none of the others.",
+        "",
+    ]
     heads = [name.replace("_", " ") for name in Kill._fields]
     lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     lines += [f"| {' | '.join(map(str, kill))} |" for kill in kills]
