@@ -16,10 +16,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"torch"},
     "nets": {"torch", "core"},
     "methods": {"torch", "lightning", "core", "nets"},
-    "data": {"numpy", "torch", "lightning", "ogbench", "gymnasium", "rich", "minari"},
+    "data": {"numpy", "torch", "lightning", "ogbench", "gymnasium", "rich", "minari", "envs"},
+    "online": {"numpy", "torch", "data", "envs"},
     "envs": {"numpy", "gymnasium", "ogbench"},
     "callbacks": {"torch", "numpy", "lightning", "rich", "wandb", "yaml"}
-    | {"data", "envs", "evaluation", "methods"},
+    | {"data", "envs", "evaluation", "methods", "online"},
     "evaluation": {"numpy", "matplotlib", "imageio", "rich"},
     "laboratory": {"torch", "numpy", "matplotlib", "rich", "yaml"}
     | {"core", "nets", "methods", "explain"},
