@@ -199,9 +199,9 @@ def refused(words, **settings):
     [
         (
             {"env": "antmaze-large"},
-            ["antmaze-large", "cube-triple", "experts", "download", "https://", "ogbench"],
+            ["env is 'antmaze-large'", "cube-triple", "experts", "download", "https://", "ogbench"],
         ),
-        ({"env": "humanoidmaze-medium"}, ["humanoidmaze-medium", "experts", "data.directory"]),
+        ({"env": "humanoidmaze-medium"}, ["humanoidmaze-medium", "experts", "directory"]),
         ({"env": "pointmaze-large"}, ["'play'", "navigate or stitch"]),
         ({"dataset": "navigate"}, ["navigate", "play or noisy"]),
         ({"episodes": 0}, ["episodes is 0", "at least 1"]),
@@ -237,7 +237,7 @@ def test_parts_of_another_collection_are_not_mixed_in(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
-    refused(["cannot write", "another --directory"], directory=str(tmp_path / "file"))
+    refused(["cannot write", "choose another directory"], directory=str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize(
