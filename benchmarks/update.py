@@ -31,7 +31,8 @@ from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.recorder import Recorder
 from qam_lightning.cli import CONFIGS, METHODS, Trainer
 from qam_lightning.data.batch import Batch
-from qam_lightning.data.chunks import ChunkStorage, sample_indices
+from qam_lightning.data.chunks import ChunkStorage
+from qam_lightning.data.sampler import sample_indices
 from qam_lightning.methods.base import Method
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, TRANSITIONS = 46, 5, 5, 256, 300_000
