@@ -274,7 +274,7 @@ def online_policy(method: Method, seed: int, learning_starts: int) -> Act:
 
     A method without an offline phase acts at random for ``learning_starts`` steps.
     """
-    shape = (method.horizon, method.action_dim)
+    shape = (method.spaces.horizon, method.spaces.action_dim)
 
     def act(observation: np.ndarray, step: int) -> np.ndarray:
         if not method.offline_phase and step <= learning_starts:

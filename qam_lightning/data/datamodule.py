@@ -111,16 +111,6 @@ class ChunkDataModule(L.LightningDataModule):
         return Spaces(o, a, self.horizon)
 
     @property
-    def obs_dim(self) -> int:
-        """Size of an observation, O."""
-        return self.spaces.obs_dim
-
-    @property
-    def action_dim(self) -> int:
-        """Size of one environment step's action, A."""
-        return self.spaces.action_dim
-
-    @property
     def num_transitions(self) -> int:
         """Training transitions; available after ``setup``."""
         return self._chunks.num_transitions
