@@ -215,14 +215,14 @@ def test_tasks_share_a_store_and_have_their_own_labels(scene):
 
 def test_runs_started_at_once_label_once(scene, monkeypatch):
     load("scene", scene)
-    compute, made = labels._compute, []
+    relabel, made = labels.relabel_dataset, []
 
     def slowly(*arguments):
         made.append(arguments)
         time.sleep(0.2)
-        compute(*arguments)
+        relabel(*arguments)
 
-    monkeypatch.setattr(labels, "_compute", slowly)
+    monkeypatch.setattr(labels, "relabel_dataset", slowly)
     runs = [ChunkDataModule("scene", task=2, directory=str(scene)) for _ in range(3)]
     assert {run.spaces.obs_dim for run in runs} == {40}  # the environments are made, one by one
     with ThreadPoolExecutor(3) as pool:
@@ -244,7 +244,7 @@ def test_a_finished_store_is_never_written_to(scene, monkeypatch):
 
 def test_labels_that_cannot_be_written_are_explained(scene, monkeypatch):
     load("scene", scene)
-    monkeypatch.setattr(labels, "_compute", refuse_to_write)
+    monkeypatch.setattr(labels, "relabel_dataset", refuse_to_write)
     with pytest.raises(UserError, match="task2: cannot write: No space left .*free some") as caught:
         load("scene", scene, task=2)
     assert "\n" not in str(caught.value)
@@ -252,8 +252,7 @@ def test_labels_that_cannot_be_written_are_explained(scene, monkeypatch):
     assert {path.name for path in store.iterdir() if path.is_dir()} == {"task1"}
 
 
-def refuse_to_write(store, folder, *_):
-    folder.mkdir()
+def refuse_to_write(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 

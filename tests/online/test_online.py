@@ -10,16 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from qam_lightning.callbacks.checkpoint_files import read_checkpoint
-from qam_lightning.callbacks.online import FILE, online_policy
+from qam_lightning.callbacks.online import FILE, Online, online_policy
 from qam_lightning.cli import main
+from qam_lightning.data.datamodule import ChunkDataModule
+from qam_lightning.data.sampler import OfflineSampler
+from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.qam import QAM
 from qam_lightning.online import replay
 from qam_lightning.online.replay import Ending, row_type
 from tests.app.conftest import read_csv
 from tests.app.test_training import assert_same
+from tests.online.conftest import ENV
 from tests.online.conftest import build as run_arguments
 from tests.online.test_collector import repeats
 from tests.online.tiny import Tiny
@@ -117,6 +122,27 @@ def test_an_environment_that_runs_ahead_changes_nothing(whole, arguments, tmp_pa
     for path in ("metrics/train.csv", "checkpoints/replay.bin"):
         assert (whole / path).exists()
     assert_same_runs(whole, ahead)
+
+
+def test_it_works_without_the_command_line(data, tmp_path):
+    settings = {"horizon": CHUNK, "batch_size": 8}
+    method = QAM(Spaces(3, 2, CHUNK), tau=1.0, width=8, depth=1, flow_steps=2)
+    collect = Online(str(tmp_path), STEPS, START, async_env=False)
+    chunks = ChunkDataModule(ENV, path=str(data), **settings)
+    trainer = Trainer(
+        max_steps=OFFLINE,
+        callbacks=[collect],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(method, chunks)
+    counters = (method.gradient_step, method.env_step, method.phase)
+    assert counters == (OFFLINE + STEPS - START, STEPS, "online")
+    repeats(rows_of(tmp_path), 0)
+    assert isinstance(chunks.sampler, OfflineSampler)  # the replay is closed
 
 
 # -- interruption --------------------------------------------------------------------------------
