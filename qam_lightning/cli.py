@@ -33,7 +33,7 @@ from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.online import Online
 from qam_lightning.callbacks.progress import Progress
 from qam_lightning.callbacks.recorder import Recorder
-from qam_lightning.data.datamodule import OGBenchData
+from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.data.generate import generate
 from qam_lightning.explain import closest, explain, first_sentence, user_error_in
 from qam_lightning.inspection import info, verify
@@ -51,7 +51,7 @@ TRAINING_ONLY = {
     "sparse",
     "batch_size",
     "fraction",
-    "keep",
+    "storage",
     "prefetch",
     "seed",
 }
@@ -147,7 +147,7 @@ def inspect_data(argv: list[str]) -> int:
         found = f", found '{argv[0]}'" if argv else ""
         raise UserError(f"data: expected {' or '.join(actions)}{found}")
     parser = ArgumentParser(prog=f"train.py data {argv[0]}", exit_on_error=False)
-    parser.add_class_arguments(OGBenchData, "data", skip=TRAINING_ONLY)
+    parser.add_class_arguments(ChunkDataModule, "data", skip=TRAINING_ONLY)
     if argv[0] == "info":
         parser.add_argument("--picture", type=str, help="Image to write.")
     # The settings are those of a training run, so their prefix may be left out.
@@ -156,7 +156,7 @@ def inspect_data(argv: list[str]) -> int:
         settings = parser.parse_args(given)
     except ArgumentError as error:
         raise UserError(explain(error, parser, given)) from error
-    data = OGBenchData(**settings.pop("data").as_dict())
+    data = ChunkDataModule(**settings.pop("data").as_dict())
     return actions[argv[0]](data, **settings.as_dict())
 
 
@@ -239,7 +239,7 @@ class FitCLI(LightningCLI):
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
             Method,
-            OGBenchData,
+            ChunkDataModule,
             trainer_class=Trainer,
             subclass_mode_model=True,
             save_config_callback=None,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qam_lightning.data.datamodule import OGBenchData
+from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.data.describe import describe
 from qam_lightning.data.labels import damaged_labels
 from qam_lightning.data.store import Store
@@ -10,7 +10,7 @@ from qam_lightning.evaluation.dataset_picture import draw_dataset
 from qam_lightning.util.errors import UserError
 
 
-def info(data: OGBenchData, picture: str | None = None) -> int:
+def info(data: ChunkDataModule, picture: str | None = None) -> int:
     """Prints what a dataset holds and draws it; returns the exit status.
 
     Args:
@@ -29,12 +29,14 @@ def info(data: OGBenchData, picture: str | None = None) -> int:
     try:
         draw_dataset(path, found.lines()[0], found.positions, found.walls, returns)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the picture {path}: {error}; choose --picture") from None
+        raise UserError(
+            f"cannot write the picture {path}: {error}; choose another picture"
+        ) from None
     print(path)
     return 0
 
 
-def verify(data: OGBenchData) -> int:
+def verify(data: ChunkDataModule) -> int:
     """Checks a dataset's stores against their checksums and sources; returns the exit status.
 
     Args:

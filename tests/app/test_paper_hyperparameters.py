@@ -285,7 +285,7 @@ def test_every_domain_resolves_to_the_papers_values(
         assert (config.domain, data.env, data.task) == (domain, domain, task)
         assert (data.horizon, data.discount, data.sparse) == (chunk, discount, sparse)
         assert (data.batch_size, config.ema.rate) == (256, 0.005)
-        assert (config.online.utd_ratio, config.online.start) == (1, 5_000)
+        assert (config.online.utd_ratio, config.online.learning_starts) == (1, 5_000)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -298,4 +298,4 @@ def test_all_but_rlpd_train_a_million_steps_offline(
     assert config.trainer.max_steps == 1_000_000
     # The others' online phase is asked for with --online.steps.
     online = (500_000, "half") if method == "rlpd" else (0, "uniform")
-    assert (config.online.steps, config.online.mix) == online
+    assert (config.online.steps, config.online.sampling) == online
