@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.cli import FitCLI
+from qam_lightning.cli.training import FitCLI
 from qam_lightning.data.generate import generate
 from qam_lightning.envs.make import make_env
 from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool, available_cores

@@ -20,8 +20,9 @@ from qam_lightning.laboratory.problems import Mixture, Problem
 from qam_lightning.methods.base import Cloner, Method
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.guided_flow import TimedCritic
+from qam_lightning.util.configs import METHODS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "methods"
+
 BATCH, LEARNING_RATE, EMA_RATE = 64, 5e-3, 0.02
 SHARED: dict[str, Any] = {
     "obs_dim": 1,
@@ -111,7 +112,7 @@ class Recipe(NamedTuple):
     tuned: dict[str, tuple[float, ...]]
 
 
-def recipes(folder: Path = CONFIGS) -> dict[str, Recipe]:
+def recipes(folder: Path = METHODS) -> dict[str, Recipe]:
     """Return the recipe of every method that has a configuration, by its file's name."""
     found = {}
     for path in sorted(folder.glob("*.yaml")):

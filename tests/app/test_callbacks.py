@@ -18,7 +18,8 @@ from qam_lightning.callbacks.checkpoint_files import load_method, read_checkpoin
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.progress import Progress, status
 from qam_lightning.callbacks.recorder import Recorder, append, host_values, rewind
-from qam_lightning.cli import changed, main
+from qam_lightning.cli import main
+from qam_lightning.cli.resume import changed
 from qam_lightning.methods.qam import QAM
 from qam_lightning.util.errors import UserError
 from tests.app.conftest import read_csv

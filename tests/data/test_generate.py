@@ -19,7 +19,7 @@ from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate, make_collector
 from qam_lightning.data.manipulation import is_healthy
 from qam_lightning.data.source import COLLECTABLE
-from qam_lightning.inspection import verify
+from qam_lightning.cli.data import verify
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import versions
 

@@ -8,7 +8,7 @@ import imageio.v3 as iio
 import pytest
 import torch
 
-import eval as command
+from qam_lightning.cli import evaluate as command
 from qam_lightning.envs.make import headless_gl
 
 FAST = ["--episodes", "2", "--workers", "0"]

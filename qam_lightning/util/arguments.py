@@ -1,23 +1,23 @@
-"""What the small command lines share: mistakes are answered in one line."""
+"""What small command lines share: argument types, and one line for every mistake."""
 
 import argparse
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from qam_lightning.util.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Answers mistakes with one line."""
+    """A parser that answers a mistake with one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and exit with code 2."""
         self.exit(2, f"error: {message}; see --help\n")
 
 
 def at_least(bound: int) -> Any:
-    """Give an argument type: integers from ``bound`` on."""
+    """Return an argument type: integers from ``bound`` on."""
 
     def integer(text: str) -> int:
         value = int(text)
@@ -29,7 +29,7 @@ def at_least(bound: int) -> Any:
 
 
 def run(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Run a command; returns the exit code: 0, 2 for a mistake of the user's, 130 on Ctrl-C."""
+    """Run a command; return the exit code: 0, 2 for a user's mistake, 130 on Ctrl-C."""
     try:
         command(options)
     except UserError as error:
@@ -38,3 +38,9 @@ def run(command: Callable[[argparse.Namespace], None], options: argparse.Namespa
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def closest(name: str, known: Sequence[str], count: int = 1) -> str:
+    """Return a hint: the most similar names, or all of them if none is similar."""
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
