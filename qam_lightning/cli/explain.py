@@ -79,14 +79,16 @@ _GIVEN = re.compile(r"Given value: (.*)")
 
 def spoken(error: ArgumentError) -> str:
     """Say which setting an argument is, e.g. ``model.tau is -1.0, expected at least 0``."""
-    owner = error.owner
-    names = [owner] if isinstance(owner, str) else [kind.__name__ for kind in owner.__mro__]
+    if isinstance(error.owner, type):
+        names = [kind.__name__ for kind in error.owner.__mro__]
+        if error.owner.__module__.startswith(("qam_lightning.methods.", "qam_lightning.nets.")):
+            names.append("Method")
+    else:
+        names = [error.owner]
     groups = {path.rpartition(".")[2]: group for group, path in GROUPS.items()}
-    groups |= {"Method": "model"}
-    group = next((groups[name] for name in names if name in groups), None)
-    if group:
-        return f"{group}.{error.name} {error.problem}"
-    return f"{error.name} {error.problem}"
+    groups["Method"] = "model"
+    prefix = next((f"{groups[name]}." for name in names if name in groups), "")
+    return f"{prefix}{error.name} {error.problem}"
 
 
 def explain(error: Exception, given: Composition, options: Iterable[str]) -> str:
@@ -153,22 +155,19 @@ def _unknown_key(given: Composition, options: Iterable[str]) -> str | None:
     sections = {key[:i] for key in keys for i, sign in enumerate(key) if sign == "."}
     values = keys - sections  # some hold mappings, whose keys are not known here
     given = given._replace(flags=joined(given.flags))
-    for stray in given.flags:
-        if not stray.startswith("-"):
-            return f"unexpected argument '{stray}'"
-    flags = [flag.partition("=")[0].lstrip("-").removesuffix("+") for flag in given.flags]
-    for key in (*leaves(given.config), *flags):
+    for argument in (*(f"--{key}=" for key in leaves(given.config)), *given.flags):
+        if not argument.startswith("-"):
+            return f"unexpected argument '{argument}'"
+        name, equals, _ = argument.partition("=")
+        key = name.lstrip("-").removesuffix("+")
         short = key.replace("init_args.", "").removesuffix(".init_args")
+        if key.startswith("model.") and "model.init_args" in keys:
+            continue
         if short not in keys | sections and not any(short.startswith(f"{v}.") for v in values):
             return f"unknown key '{short}'{_place(key, given)}; {_hint(short, keys)}"
-    return next(
-        (
-            f"{key} needs a value; one that begins with a dash is written --{key}=VALUE"
-            for key, flag in zip(flags, given.flags, strict=True)
-            if "=" not in flag and key != "print_config"
-        ),
-        None,
-    )
+        if not equals and key != "print_config":
+            return f"{key} needs a value; one that begins with a dash is written --{key}=VALUE"
+    return None
 
 
 def _hint(key: str, keys: set[str]) -> str:

@@ -162,3 +162,8 @@ def known(method: str = METHOD) -> dict[str, Setting]:
             if argument not in DERIVED.get(group, ()):
                 found[f"{group}.{argument}"] = setting
     return found
+
+
+def is_method(name: str) -> bool:
+    """Whether a class has a method's settings."""
+    return settings_of(name).keys() >= settings_of(METHOD).keys()

@@ -25,7 +25,7 @@ from qam_lightning.cli.dispatch import called
 from qam_lightning.cli.explain import explain, first_sentence, user_error_in
 from qam_lightning.cli.fit import RUN
 from qam_lightning.cli.resume import SaveConfig, check_resume, resume_path
-from qam_lightning.cli.settings import CALLBACKS, GROUPS, known
+from qam_lightning.cli.settings import CALLBACKS, GROUPS, is_method, known
 from qam_lightning.cli.trainer import Trainer
 from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.methods.base import Method
@@ -99,6 +99,8 @@ class FitCLI(LightningCLI):
         except (ParserError, OmegaConfBaseException) as error:
             options = {option.lstrip("-") for option in parser._option_string_actions}
             options |= {*known(self.given.class_path), "model.class_path"}
+            if not is_method(self.given.class_path):
+                options.add("model.init_args")  # the class is the mistake, not its settings
             raise UserError(explain(error, self.given, options)) from error
 
     def _set_seed(self) -> None:
