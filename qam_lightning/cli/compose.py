@@ -9,7 +9,8 @@ Later layers override earlier ones:
     the flags
 
 ``method`` and ``domain`` choose the second and third layer, as flags and as keys of files alike; a
-flag decides over a file, a later file over an earlier one. Settings that a file holds for a method
+flag decides over a file, a later file over an earlier one. ``--config scene.yaml`` is the same as
+``--domain scene``. Settings that a file holds for a method
 or domain that was not chosen are left out, see `_without_method` and `_without_domain`.
 """
 
@@ -126,7 +127,11 @@ def _split(argv: Sequence[str]) -> tuple[list[Path], dict[str, str], list[str]]:
         elif flag == "--task":
             flags.append(f"--data.task={value}")
         elif flag in ("--config", "-c"):
-            files.append(find_config(value))
+            path = find_config(value)
+            files.append(path)
+            kind = "method" if path.parent == METHODS else "domain"
+            if kind in labels and _shipped(Layer(path, read_config(path))):
+                labels[kind] = path.stem  # the same as a later flag
         else:
             labels[flag.removeprefix("--")] = value
             find_config(value, flag.removeprefix("--"))
