@@ -79,7 +79,7 @@ class Composition(NamedTuple):
         """The method's class."""
         flags = [flag.partition("=") for flag in self.flags]
         named = [v for key, _, v in flags if key in ("--model", "--model.class_path") and v]
-        return named[-1] if named else self.config["model"]["class_path"]
+        return named[-1] if named else self.config.get("model", {}).get("class_path", METHOD)
 
 
 def compose(argv: Sequence[str]) -> Composition:
@@ -105,9 +105,10 @@ def compose(argv: Sequence[str]) -> Composition:
     for layer in stack:
         _merge(config, copy.deepcopy(layer.config))
         places |= dict.fromkeys(leaves(layer.config), layer.path)
-    types = known(config["model"]["class_path"])
+    composition = Composition(config, flags, places)
+    types = known(composition.class_path)
     _round_floats(config, types)
-    return Composition(config, [_integer(flag, types) for flag in flags], places)
+    return composition._replace(flags=[_integer(flag, types) for flag in flags])
 
 
 # -- the command line ----------------------------------------------------------------------------

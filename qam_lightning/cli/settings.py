@@ -18,7 +18,6 @@ import qam_lightning
 GROUPS = {
     "trainer": "qam_lightning.cli.trainer.Trainer",
     "data": "qam_lightning.data.datamodule.OGBenchData",
-    "ema": "qam_lightning.callbacks.ema.EmaTargets",
     "log": "qam_lightning.callbacks.recorder.Recorder",
     "evaluation": "qam_lightning.callbacks.evaluation.Evaluate",
     "checkpoints": "qam_lightning.callbacks.checkpoints.Checkpoints",
@@ -27,7 +26,7 @@ GROUPS = {
 }
 """Group of settings -> the class that takes them. Callbacks act in this order."""
 
-CALLBACKS = ("ema", "log", "evaluation", "checkpoints", "progress", "online")
+CALLBACKS = ("log", "evaluation", "checkpoints", "progress", "online")
 """The groups that are callbacks."""
 
 METHOD = "qam_lightning.methods.base.Method"
@@ -37,7 +36,7 @@ DERIVED = {
     "log": {"run_dir"},
     "checkpoints": {"run_dir"},
     "online": {"run_dir", "seed"},
-    "model": {"obs_dim", "action_dim", "spaces", "horizon", "discount", "seed"},
+    "model": {"spaces", "discount", "seed"},
 }
 """Arguments that the command line fills in from other settings, see `fit.FitCLI`."""
 

@@ -87,10 +87,8 @@ class FitCLI(LightningCLI):
             parser.link_arguments("run_dir", f"{key}.run_dir")
         for key in ("data", "model.init_args", "online"):
             parser.link_arguments("seed", f"{key}.seed")
-        for key in ("horizon", "discount"):
-            parser.link_arguments(f"data.{key}", f"model.init_args.{key}")
-        for key in ("obs_dim", "action_dim"):
-            parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
+        parser.link_arguments("data.discount", "model.init_args.discount")
+        parser.link_arguments("data.spaces", "model.init_args.spaces", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and answer a mistake with one line."""

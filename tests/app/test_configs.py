@@ -278,21 +278,20 @@ def test_every_domain_resolves_to_the_papers_values(method: str, resolve: Resolv
             **NETWORKS,
             **dict(zip(COLUMNS[method], row[method], strict=True)),
             **CHOICES.get(method, {}),
-            "horizon": horizon,
             "discount": discount,
             "rho": rho,
+            "target_rate": 0.005,
             "grad_clip": 1.0 if method in CLIPPED else 0.0,
             "grad_clip_mode": "norm",
             "best_of_n": 32 if method == "ifql" else 1,
         }
         model = vars(config.model.init_args)
-        elsewhere = {"obs_dim", "action_dim", "compile", "seed"}
+        elsewhere = {"spaces", "compile", "seed"}
         assert {k: v for k, v in model.items() if k not in elsewhere} == expected, domain
         data = config.data
         assert (config.method, config.domain, data.env) == (method, domain, domain)
         assert (data.dataset, data.task, data.horizon) == (dataset, task, horizon)
         assert (data.discount, data.sparse, data.batch_size) == (discount, sparse, 256)
-        assert config.ema.rate == 0.005
         assert (config.online.utd_ratio, config.online.start) == (1, 5_000)
         assert (config.evaluation.every, config.evaluation.episodes) == (50_000, 50)
         assert config.run_dir == f"runs/{domain}-task{task}-{method}-seed0"
@@ -322,9 +321,9 @@ def test_domains_outside_the_paper_are_set_like_one_of_its_own(
 def test_every_domain_builds(domain: str, tmp_path) -> None:
     cli = FitCLI([f"--domain={domain}", *small(tmp_path)])
     env = datamodule.make_task_env(cli.config.data.env, 1)
-    assert cli.model.obs_dim == env.observation_space.shape[0]
-    assert cli.model.action_dim == env.action_space.shape[0]
-    assert cli.model.horizon == cli.datamodule.horizon
+    assert cli.model.spaces.obs_dim == env.observation_space.shape[0]
+    assert cli.model.spaces.action_dim == env.action_space.shape[0]
+    assert cli.model.spaces.horizon == cli.datamodule.horizon
     assert cli.model.discount == cli.datamodule.discount
 
 
@@ -332,7 +331,7 @@ def test_every_domain_builds(domain: str, tmp_path) -> None:
 def test_every_method_builds(method: str, tmp_path) -> None:
     cli = FitCLI(["--domain=antmaze-giant", f"--method={method}", *small(tmp_path)])
     assert type(cli.model).__module__ == f"qam_lightning.methods.{method}"
-    assert (cli.model.horizon, cli.model.discount) == (1, 0.995)
+    assert (cli.model.spaces.horizon, cli.model.discount) == (1, 0.995)
 
 
 def small(folder) -> list[str]:
