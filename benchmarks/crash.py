@@ -60,7 +60,7 @@ SETTINGS: dict[str, object] = {
     "trainer.max_steps": OFFLINE,
     "trainer.accelerator": "cpu",
     "online.steps": STEPS,
-    "online.start": START,
+    "online.learning_starts": START,
     "evaluation.every": 30,
     "evaluation.episodes": 2,
     "evaluation.workers": 0,

@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from qam_lightning.callbacks.base import Callback, ours
 from qam_lightning.callbacks.checkpoint_files import (
     ENTRY,
     SafeFile,
@@ -34,7 +35,7 @@ from qam_lightning.util.provenance import versions
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Checkpoints(pl.Callback):
+class Checkpoints(Callback):
     """Keeps ``last.ckpt``, some before it, and ``best.ckpt`` of a run.
 
     ``last.ckpt`` is written every ``every`` gradient steps, at the end of training, on SIGINT,
@@ -133,7 +134,7 @@ class Checkpoints(pl.Callback):
         self._restore_handlers()
         whole = self._boundary is not None and self._boundary == pl_module.gradient_step
         whole &= not isinstance(exception, KeyboardInterrupt)  # which may have come anywhere
-        whole &= not any(getattr(c, "busy", False) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        whole &= not any(callback.mid_step for callback in ours(trainer))
         # On several devices the other ranks may be gone, and saving would wait for them for ever.
         if whole and trainer.world_size == 1 and self._written != self._boundary:
             with contextlib.suppress(UserError):  # what failed first is what is to be told

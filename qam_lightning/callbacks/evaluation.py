@@ -5,6 +5,7 @@ import time
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 
 from qam_lightning.envs.rollout import Episode, RolloutPool, Share, WorkerError
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
@@ -115,9 +116,11 @@ class Evaluate(pl.Callback):
             ranks = trainer.world_size
 
             def gather(mine: Any) -> list[Any]:
-                return [trainer.strategy.broadcast(mine, rank) for rank in range(ranks)]
+                gathered: list[Any] = [None] * ranks
+                torch.distributed.all_gather_object(gathered, mine)
+                return gathered
 
-            share = Share(trainer.global_rank, ranks, gather)
+            share = Share(trainer.global_rank, ranks, gather) if ranks > 1 else None
             settings = (data.env, data.task, data.sparse, self.workers)
             self._pool = RolloutPool(*settings, share=share)
         episodes, discarded = self._insist(self._pool, method)

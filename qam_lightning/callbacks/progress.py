@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from qam_lightning.callbacks.base import Callback
 from qam_lightning.callbacks.recorder import Recorder
 from qam_lightning.methods.base import Method
 
@@ -17,7 +18,7 @@ from qam_lightning.methods.base import Method
 _SHOWN = {"loss": "loss", "critic/q_mean": "mean Q"}
 
 
-class Progress(ProgressBar):
+class Progress(Callback, ProgressBar):
     """Shows phase, gradient steps, speed, time left, loss, mean Q and the last success rate.
 
     Metrics come from the recorder's latest row, so showing them costs no synchronisation. Being a

@@ -20,6 +20,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 
+from qam_lightning.callbacks.base import Callback
 from qam_lightning.callbacks.checkpoints import config_text, culprit
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import UserError
@@ -29,7 +30,7 @@ from qam_lightning.util.provenance import versions
 Row = dict[str, Any]
 
 
-class Recorder(pl.Callback):
+class Recorder(Callback):
     """Writes the method's metrics and the evaluations' results.
 
     Besides the method's own metrics, averaged over ranks, a row carries ``gradient_step``,

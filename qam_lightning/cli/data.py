@@ -11,7 +11,7 @@ from qam_lightning.cli.settings import GROUPS, Setting, settings_of
 from qam_lightning.util.errors import UserError
 
 if TYPE_CHECKING:
-    from qam_lightning.data.datamodule import OGBenchData
+    from qam_lightning.data.datamodule import ChunkDataModule
 
 _TRAINING_ONLY = {"horizon", "discount", "sparse", "batch_size", "fraction", "keep", "storage"}
 _TRAINING_ONLY |= {"prefetch", "seed"}
@@ -33,10 +33,10 @@ def main(argv: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
     from qam_lightning.cli.explain import explain
-    from qam_lightning.data.datamodule import OGBenchData
+    from qam_lightning.data.datamodule import ChunkDataModule
 
     parser = ArgumentParser(prog=called(f"data {argv[0]}"), exit_on_error=False)
-    parser.add_class_arguments(OGBenchData, "data", skip=_TRAINING_ONLY & set(settings_of(GROUPS["data"])))
+    parser.add_class_arguments(ChunkDataModule, "data", skip=_TRAINING_ONLY & set(settings_of(GROUPS["data"])))
     if argv[0] == "info":
         parser.add_argument("--picture", type=str, help=_PICTURE.help)
     # The settings are those of a training run, so their prefix may be left out.
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     except ParserError as error:
         flags = {option.lstrip("-") for option in parser._option_string_actions}
         raise UserError(explain(error, Composition({}, given, {}), flags)) from error
-    data = OGBenchData(**parsed.pop("data").as_dict())
+    data = ChunkDataModule(**parsed.pop("data").as_dict())
     return actions[argv[0]](data, **parsed.as_dict())
 
 
@@ -55,7 +55,7 @@ def _with_prefix(argument: str, settings: set[str]) -> str:
     return f"--data.{flag}" if argument != flag and flag.partition("=")[0] in settings else argument
 
 
-def info(data: "OGBenchData", picture: str | None = None) -> int:
+def info(data: "ChunkDataModule", picture: str | None = None) -> int:
     """Print what a dataset holds and draw it; return the exit code.
 
     Args:
@@ -82,7 +82,7 @@ def info(data: "OGBenchData", picture: str | None = None) -> int:
     return 0
 
 
-def verify(data: "OGBenchData") -> int:
+def verify(data: "ChunkDataModule") -> int:
     """Check a dataset's stores against their checksums and sources; return the exit code.
 
     Args:

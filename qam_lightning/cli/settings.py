@@ -17,7 +17,7 @@ import qam_lightning
 
 GROUPS = {
     "trainer": "qam_lightning.cli.trainer.Trainer",
-    "data": "qam_lightning.data.datamodule.OGBenchData",
+    "data": "qam_lightning.data.datamodule.ChunkDataModule",
     "log": "qam_lightning.callbacks.recorder.Recorder",
     "evaluation": "qam_lightning.callbacks.evaluation.Evaluate",
     "checkpoints": "qam_lightning.callbacks.checkpoints.Checkpoints",

@@ -27,7 +27,7 @@ from qam_lightning.cli.fit import RUN
 from qam_lightning.cli.resume import SaveConfig, check_resume, resume_path
 from qam_lightning.cli.settings import CALLBACKS, GROUPS, is_method, known
 from qam_lightning.cli.trainer import Trainer
-from qam_lightning.data.datamodule import OGBenchData
+from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import UserError
 
@@ -55,7 +55,7 @@ class FitCLI(LightningCLI):
         self.given = compose(argv)
         super().__init__(
             Method,
-            OGBenchData,
+            ChunkDataModule,
             trainer_class=Trainer,
             subclass_mode_model=True,
             save_config_callback=None,

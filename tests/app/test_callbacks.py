@@ -75,7 +75,7 @@ def test_a_saved_method_acts_as_before(saved, build):
     method, entry = load_method(path)
     assert entry == content["qam_lightning"]
     assert not method.training
-    s = torch.randn(5, method.obs_dim)
+    s = torch.randn(5, method.spaces.obs_dim)
     noise = method.policy_noise(5, torch.Generator().manual_seed(0))
     original = build(QAM, tau=1.0, residual=True)
     assert torch.equal(method.act(s, noise), original.act(s, noise))

@@ -292,7 +292,7 @@ def test_every_domain_resolves_to_the_papers_values(method: str, resolve: Resolv
         assert (config.method, config.domain, data.env) == (method, domain, domain)
         assert (data.dataset, data.task, data.horizon) == (dataset, task, horizon)
         assert (data.discount, data.sparse, data.batch_size) == (discount, sparse, 256)
-        assert (config.online.utd_ratio, config.online.start) == (1, 5_000)
+        assert (config.online.utd_ratio, config.online.learning_starts) == (1, 5_000)
         assert (config.evaluation.every, config.evaluation.episodes) == (50_000, 50)
         assert config.run_dir == f"runs/{domain}-task{task}-{method}-seed0"
         # All but RLPD train a million steps offline; their online phase is asked for.
@@ -302,7 +302,7 @@ def test_every_domain_resolves_to_the_papers_values(method: str, resolve: Resolv
         assert kind.offline_phase == (method != "rlpd")
         assert config.trainer.max_steps == 1_000_000
         online = (500_000, "half") if method == "rlpd" else (0, "uniform")
-        assert (config.online.steps, config.online.mix) == online
+        assert (config.online.steps, config.online.sampling) == online
 
 
 @pytest.mark.parametrize(("domain", "like"), TUNED_AS.items())

@@ -13,19 +13,19 @@ import numpy as np
 import ogbench
 import pytest
 import torch
+from qam_lightning.data.environment import file_layout
 
 from qam_lightning.data import convert, datamodule, labels
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ACTION_LIMIT
-from qam_lightning.data.datamodule import OGBenchData
-from qam_lightning.data.environment import file_layout
+from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.data.generate import generate
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import versions
 
 
 def load(env, folder, **settings):
-    data = OGBenchData(env=env, directory=str(folder), **settings)
+    data = ChunkDataModule(env=env, directory=str(folder), **settings)
     data.prepare_data()
     data.setup("fit")
     return data
@@ -99,7 +99,7 @@ def test_puzzle_equals_what_ogbench_loads(tmp_path):
 
 
 def test_sizes_come_from_the_environment():
-    data = OGBenchData("cube-triple")
+    data = ChunkDataModule("cube-triple")
     assert (data.obs_dim, data.action_dim) == (46, 5)
 
 
@@ -153,7 +153,7 @@ def assert_same(batch, other):
 def test_a_resumed_run_gets_the_batches_it_would_have_got(collected, tmp_path):
     settings = {"horizon": 5, "batch_size": 8, "seed": 2}
     seen = fit(load("scene", collected, **settings), 3, tmp_path)
-    seen += fit(OGBenchData("scene", directory=str(collected), **settings), 7, tmp_path,
+    seen += fit(ChunkDataModule("scene", directory=str(collected), **settings), 7, tmp_path,
                 tmp_path / "a.ckpt")  # fmt: skip
     data = load("scene", collected, **settings)
     assert len(seen) == 7
@@ -222,7 +222,7 @@ def test_runs_started_at_once_label_once(scene, monkeypatch):
         compute(*arguments)
 
     monkeypatch.setattr(labels, "_compute", slowly)
-    runs = [OGBenchData("scene", task=2, directory=str(scene)) for _ in range(3)]
+    runs = [ChunkDataModule("scene", task=2, directory=str(scene)) for _ in range(3)]
     assert {run.obs_dim for run in runs} == {40}  # the environments are made, one by one
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda run: run.prepare_data(), runs))
@@ -297,7 +297,7 @@ def test_of_a_set_larger_than_memory_only_what_is_needed_is_read(scene, monkeypa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory")
 def test_a_hundred_million_transitions_take_no_memory(tmp_path):
-    data = OGBenchData("cube-quadruple", "play-100m", directory=str(tmp_path), keep="disk")
+    data = ChunkDataModule("cube-quadruple", "play-100m", directory=str(tmp_path), keep="disk")
     layout, episodes = file_layout(data._task_env), 100_000
     folder = data.source().store
     labelled = folder / f"task{data.task}"

@@ -15,7 +15,7 @@ import ogbench
 import pytest
 
 from qam_lightning.data import manipulation
-from qam_lightning.data.datamodule import OGBenchData
+from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.data.generate import generate, make_collector
 from qam_lightning.data.manipulation import is_healthy
 from qam_lightning.data.source import COLLECTABLE
@@ -280,7 +280,7 @@ def test_every_environment_can_be_collected(env, dataset, tmp_path, capsys):
         assert arrays.keys() == episode.keys()
         for key, array in arrays.items():
             np.testing.assert_array_equal(array, episode[key])
-    data = OGBenchData(env, dataset, directory=str(tmp_path))
+    data = ChunkDataModule(env, dataset, directory=str(tmp_path))
     data.prepare_data()
     assert verify(data) == 0
     assert capsys.readouterr().out.endswith(": good\n")

@@ -88,7 +88,7 @@ def test_other_software_is_warned_about_in_one_line(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--task", "9"], "task: 'pointmaze-medium' has no task 9; valid: 1, 2, 3, 4, 5"),
+        (["--task", "9"], "task is 9, but pointmaze-medium has tasks 1 to 5"),
         (["--picture", "--runs", "elsewhere"], "eval.csv: no such file"),
         (["--checkpoint", "worst"], "invalid choice: 'worst'"),
         (["--episodes", "0"], "expected at least 1, found 0"),
