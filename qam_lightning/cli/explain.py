@@ -86,7 +86,7 @@ def spoken(error: ArgumentError) -> str:
     else:
         names = [error.owner]
     groups = {path.rpartition(".")[2]: group for group, path in GROUPS.items()}
-    groups["Method"] = "model"
+    groups |= {"Method": "model", "make_env": "data"}
     prefix = next((f"{groups[name]}." for name in names if name in groups), "")
     return f"{prefix}{error.name} {error.problem}"
 

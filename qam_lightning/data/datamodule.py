@@ -121,11 +121,6 @@ class ChunkDataModule(L.LightningDataModule):
         return self.spaces.action_dim
 
     @property
-    def spaces(self) -> Spaces:
-        """The sizes of observations, actions and chunks."""
-        return Spaces(self.obs_dim, self.action_dim, self.horizon)
-
-    @property
     def num_transitions(self) -> int:
         """Training transitions; available after ``setup``."""
         return self._chunks.num_transitions

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import ArgumentError, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,6 +32,9 @@ def run(command: Callable[[argparse.Namespace], None], options: argparse.Namespa
     """Run a command; return the exit code: 0, 2 for a user's mistake, 130 on Ctrl-C."""
     try:
         command(options)
+    except ArgumentError as error:
+        print(f"error: {error.name} {error.problem}", file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

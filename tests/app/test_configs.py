@@ -11,7 +11,8 @@ from jsonargparse import Namespace
 import qam_lightning
 from qam_lightning.cli.compose import compose, domains
 from qam_lightning.cli.training import FitCLI
-from qam_lightning.data import datamodule
+from qam_lightning.envs.make import make_env
+from qam_lightning.methods.base import Method
 from qam_lightning.util.configs import METHODS as FOLDER
 from tests.app.conftest import Parsing
 
@@ -320,7 +321,7 @@ def test_domains_outside_the_paper_are_set_like_one_of_its_own(
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_domain_builds(domain: str, tmp_path) -> None:
     cli = FitCLI([f"--domain={domain}", *small(tmp_path)])
-    env = datamodule.make_task_env(cli.config.data.env, 1)
+    env = make_env(cli.config.data.env, 1)
     assert cli.model.spaces.obs_dim == env.observation_space.shape[0]
     assert cli.model.spaces.action_dim == env.action_space.shape[0]
     assert cli.model.spaces.horizon == cli.datamodule.horizon
@@ -340,5 +341,10 @@ def small(folder) -> list[str]:
 
 
 def test_there_is_a_configuration_for_every_method() -> None:
-    files = Path(qam_lightning.__file__).parent.glob("methods/*.py")
-    assert METHODS == sorted(path.stem for path in files if path.stem not in ("__init__", "base"))
+    found = []
+    for path in Path(qam_lightning.__file__).parent.glob("methods/*.py"):
+        module = importlib.import_module(f"qam_lightning.methods.{path.stem}")
+        classes = [c for c in vars(module).values() if getattr(c, "__module__", "") == module.__name__]
+        if any(isinstance(c, type) and issubclass(c, Method) and c is not Method for c in classes):
+            found.append(path.stem)
+    assert METHODS == sorted(found)
