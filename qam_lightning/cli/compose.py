@@ -95,10 +95,16 @@ def compose(argv: Sequence[str]) -> Composition:
     layers = [layer for path in files for layer in _with_includes(path)]
     for layer in layers:
         _check_labels(layer)
-    own = [layer for layer in layers if layer.path.parent not in (CONFIGS, METHODS) or not _shipped(layer)]
+    own = [
+        layer
+        for layer in layers
+        if layer.path.parent not in (CONFIGS, METHODS) or not _shipped(layer)
+    ]
     method, domain = _choice(layers, labels, flags)
     own = [_without_domain(_without_method(layer, method), method, domain) for layer in own]
-    chosen = [find_config(name, kind) for kind, name in (("method", method), ("domain", domain)) if name]
+    chosen = [
+        find_config(name, kind) for kind, name in (("method", method), ("domain", domain)) if name
+    ]
     stack = [Layer(path, read_config(path)) for path in (CONFIGS / "base.yaml", *chosen)] + own
     config: Config = {}
     places: dict[str, Path] = {}
@@ -155,7 +161,11 @@ def joined(argv: Sequence[str]) -> list[str]:
 def _integer(flag: str, types: dict[str, Any]) -> str:
     """Write the value of an integer setting without an exponent: 1e6 becomes 1000000."""
     key, equals, value = flag.partition("=")
-    if equals and _is_integer(key.lstrip("-"), types) and re.fullmatch(r"[\d.]+e\+?\d+", value, re.I):
+    if (
+        equals
+        and _is_integer(key.lstrip("-"), types)
+        and re.fullmatch(r"[\d.]+e\+?\d+", value, re.I)
+    ):
         number = float(value)
         return f"{key}={int(number)}" if number.is_integer() else flag
     return flag
@@ -187,7 +197,9 @@ def _choice(
         if layer.names_method:
             method = _method_of(layer)
         if "domain" in layer.config:
-            domain = layer.config["domain"] if _is_shipped(layer.config["domain"], "domain") else None
+            domain = (
+                layer.config["domain"] if _is_shipped(layer.config["domain"], "domain") else None
+            )
     if any(flag.partition("=")[0] in ("--model", "--model.class_path") for flag in flags):
         method = None
     return labels.get("method", method), labels.get("domain", domain)
@@ -196,7 +208,10 @@ def _choice(
 def _check_labels(layer: Layer) -> None:
     """Refuse labels that choose nothing, or something else than the file's own settings."""
     config, path = layer.config, layer.path
-    for kind, defined in (("method", layer.class_path), ("domain", config.get("data", {}).get("env"))):
+    for kind, defined in (
+        ("method", layer.class_path),
+        ("domain", config.get("data", {}).get("env")),
+    ):
         if kind in config and not defined and not _is_shipped(config[kind], kind):
             try:
                 find_config(str(config[kind]), kind)
@@ -206,9 +221,8 @@ def _check_labels(layer: Layer) -> None:
     if method and layer.class_path and _is_shipped(method, "method"):
         meant = read_config(find_config(method, "method"))["model"]["class_path"]
         if layer.class_path != meant:
-            raise UserError(
-                f"{path}: method is {method}, but model.class_path is {layer.class_path}; remove one"
-            )
+            other = f"model.class_path is {layer.class_path}"
+            raise UserError(f"{path}: method is {method}, but {other}; remove one")
 
 
 def _method_of(layer: Layer) -> str | None:
@@ -228,7 +242,9 @@ def _shipped(layer: Layer) -> bool:
     """Whether a file is a shipped method's or domain's own, not a recipe that uses one."""
     if layer.path.parent == METHODS:
         return True
-    return layer.path.parent == CONFIGS and _stem(str(layer.config.get("domain"))) == layer.path.stem
+    return (
+        layer.path.parent == CONFIGS and _stem(str(layer.config.get("domain"))) == layer.path.stem
+    )
 
 
 def _stem(name: str) -> str:
@@ -259,7 +275,8 @@ def _without_method(layer: Layer, method: str | None) -> Layer:
     kept = {
         key: value
         for key, value in settings.items()
-        if key in settings_of(wanted) and not (key in theirs and theirs[key].default and theirs[key].value == value)
+        if key in settings_of(wanted)
+        and not (key in theirs and theirs[key].default and theirs[key].value == value)
     }
     config["model"] = {"init_args": kept}
     return Layer(layer.path, config)
@@ -309,7 +326,9 @@ def find_config(name: str, kind: str = "config", beside: Path = Path()) -> Path:
     else:
         candidates = [folder / f"{_stem(name)}.yaml"]
     for candidate in candidates:
-        if candidate.is_file() and (kind != "domain" or _shipped(Layer(candidate, read_config(candidate)))):
+        if candidate.is_file() and (
+            kind != "domain" or _shipped(Layer(candidate, read_config(candidate)))
+        ):
             return candidate.resolve()
     shipped = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml"))
     where = f" (searched {beside.resolve()} and {folder})"
@@ -343,15 +362,16 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if key.value in lines:
-                raise UserError(
-                    f"{self.name}: '{key.value}' stands twice, in lines {lines[key.value]} and {line}"
-                )
+                where = f"lines {lines[key.value]} and {line}"
+                raise UserError(f"{self.name}: '{key.value}' stands twice, in {where}")
             lines[key.value] = line
         return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+"),
+    list("-+0123456789"),
 )
 
 

@@ -36,7 +36,9 @@ def main(argv: list[str]) -> int:
     from qam_lightning.data.datamodule import ChunkDataModule
 
     parser = ArgumentParser(prog=called(f"data {argv[0]}"), exit_on_error=False)
-    parser.add_class_arguments(ChunkDataModule, "data", skip=_TRAINING_ONLY & set(settings_of(GROUPS["data"])))
+    parser.add_class_arguments(
+        ChunkDataModule, "data", skip=_TRAINING_ONLY & set(settings_of(GROUPS["data"]))
+    )
     if argv[0] == "info":
         parser.add_argument("--picture", type=str, help=_PICTURE.help)
     # The settings are those of a training run, so their prefix may be left out.

@@ -187,7 +187,9 @@ def _place(key: str, given: Composition | None) -> str:
     """Name the file that a key stands in, unless a flag gives it."""
     if given is None:
         return ""
-    if any(flag.partition("=")[0].lstrip("-").replace("init_args.", "") == key for flag in given.flags):
+    if any(
+        flag.partition("=")[0].lstrip("-").replace("init_args.", "") == key for flag in given.flags
+    ):
         return ""
     files = {place.replace("init_args.", ""): path for place, path in given.places.items()}
     path: Path | None = files.get(key.replace("init_args.", ""))

@@ -102,7 +102,9 @@ def _tree(module: str) -> ast.Module:
         except (ImportError, ValueError):
             spec = None
         path = Path(spec.origin) if spec and spec.origin else Path()
-    return ast.parse(path.read_text(encoding="utf-8") if path.suffix == ".py" and path.exists() else "")
+    return ast.parse(
+        path.read_text(encoding="utf-8") if path.suffix == ".py" and path.exists() else ""
+    )
 
 
 def _qualified(name: str, module: str, tree: ast.Module) -> str:
@@ -116,13 +118,17 @@ def _qualified(name: str, module: str, tree: ast.Module) -> str:
 
 
 def _arguments(function: ast.FunctionDef, docstring: str | None) -> dict[str, Setting]:
-    texts = {p.arg_name: p.description or "" for p in docstring_parser.parse(docstring or "").params}
+    texts = {
+        p.arg_name: p.description or "" for p in docstring_parser.parse(docstring or "").params
+    }
     positional = [a for a in function.args.args if a.arg != "self"]
     given = [None] * (len(positional) - len(function.args.defaults)) + function.args.defaults
     arguments = [*positional, *function.args.kwonlyargs]
     defaults = [*given, *function.args.kw_defaults]
     return {
-        argument.arg: Setting(_text(argument.annotation), _text(default) or None, _line(texts.get(argument.arg, "")))
+        argument.arg: Setting(
+            _text(argument.annotation), _text(default) or None, _line(texts.get(argument.arg, ""))
+        )
         for argument, default in zip(arguments, defaults, strict=True)
     }
 
@@ -134,7 +140,10 @@ def _fields(node: ast.ClassDef) -> Iterator[tuple[str, Setting]]:
             continue
         documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         text = str(below.value.value) if documented else ""  # type: ignore[union-attr]
-        yield ast.unparse(field.target), Setting(_text(field.annotation), _default(field.value), _line(text))
+        yield (
+            ast.unparse(field.target),
+            Setting(_text(field.annotation), _default(field.value), _line(text)),
+        )
 
 
 def _default(value: ast.expr | None) -> str | None:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import yaml
 
 from qam_lightning.cli import main
@@ -31,11 +30,20 @@ SCENE = ("fit", "--config", "scene.yaml")
         ((*SCENE, "--data.tsk", "3"), "unknown key 'data.tsk'; did you mean data.task"),
         ((*SCENE, "--widht", "3"), "unknown key 'widht'"),
         ((*SCENE, "--model.tua", "3"), "unknown key 'model.tua'; did you mean model.tau"),
-        ((*SCENE, "--model.rho"), "model.rho needs a value; one that begins with a dash is .*=VALUE"),
+        (
+            (*SCENE, "--model.rho"),
+            "model.rho needs a value; one that begins with a dash is .*=VALUE",
+        ),
         ((*SCENE, "--model.rho", "-x"), "model.rho needs a value; .* --model.rho=VALUE"),
         ((*SCENE, "--model.rho", "-1e-3"), "model.rho is -0.001, expected at least 0"),
         ((*SCENE, "--lr", "1"), "unknown key 'lr'; use --model.learning_rate"),
-        ((*SCENE, "--model.lr=1",), "unknown key 'model.lr'; use --model.learning_rate"),
+        (
+            (
+                *SCENE,
+                "--model.lr=1",
+            ),
+            "unknown key 'model.lr'; use --model.learning_rate",
+        ),
         ((*SCENE, "--gamma", "0.9"), "unknown key 'gamma'; use --data.discount"),
         ((*SCENE, "--batch", "64"), "unknown key 'batch'; use --data.batch_size"),
         ((*SCENE, "--env", "scene"), "unknown key 'env'; use --domain"),
@@ -62,8 +70,14 @@ SCENE = ("fit", "--config", "scene.yaml")
         ((*SCENE, "--model.tau", ".inf"), "model.tau is inf, expected .* finite"),
         ((*SCENE, "--model.tau", "inf"), "model.tau: .* found inf; infinity is written .inf"),
         ((*SCENE, "--method", "fbrac", "--model.alpha", "0"), "alpha is 0.0, expected above 0"),
-        ((*SCENE, "--method", "ifql", "--model.kappa", "1"), "model.kappa is 1.0, expected above 0 and below 1"),
-        ((*SCENE, "--method", "bam", "--model.flow_steps", "1"), "model.flow_steps is 1, expected at least 2"),
+        (
+            (*SCENE, "--method", "ifql", "--model.kappa", "1"),
+            "model.kappa is 1.0, expected above 0 and below 1",
+        ),
+        (
+            (*SCENE, "--method", "bam", "--model.flow_steps", "1"),
+            "model.flow_steps is 1, expected at least 2",
+        ),
         ((*SCENE, "--task", "9"), "data.task is 9, but scene has tasks 1 to 5"),
         ((*SCENE, "--data.env", "sceen"), "data.env is 'sceen' .did you mean 'scene'.., expected"),
         ((*SCENE, "--ema.rate", "2"), "unknown key 'ema.rate'; it is model.target_rate now"),
@@ -99,7 +113,10 @@ def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
         ("sead: 1", "unknown key 'sead' .in FILE.; did you mean seed"),
         ("data:\n  task: two", "data.task: expected int, found two .in FILE."),
         ("model: {init_args: {tau: hot}}", "model.tau: expected float, found hot .in FILE."),
-        ("model: {init_args: {ensemble: 1}}", "'model.ensemble' .in FILE.; it is model.num_critics"),
+        (
+            "model: {init_args: {ensemble: 1}}",
+            "'model.ensemble' .in FILE.; it is model.num_critics",
+        ),
         ("evaluation: 5", "FILE: evaluation is 5, expected keys with values"),
         ("1: 5", "FILE: the key 1 is no name"),
         ("seed: 1\ndata: {task: 1}\nseed: 2", "FILE: 'seed' stands twice, in lines 1 and 3"),

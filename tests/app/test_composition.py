@@ -9,7 +9,7 @@ from qam_lightning.util.configs import CONFIGS
 from qam_lightning.util.configs import METHODS as FOLDER
 from qam_lightning.util.errors import UserError
 
-# -- later files and flags -----------------------------------------------------------------------
+# -- later files and flags -------------------------------------------------------------------------
 
 
 METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -167,7 +167,7 @@ def test_flags_beat_a_saved_run(saved, resolved):
     assert (tau(config), config["data"]["task"], config["seed"]) == (2, 1, 4)
 
 
-# -- files -------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_a_file_may_include_others(file, tmp_path):
@@ -196,7 +196,7 @@ def test_print_config_may_stand_anywhere(capsys):
         assert yaml.safe_load(capsys.readouterr().out)["data"]["task"] == 3
 
 
-# -- names ---------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def test_a_bare_name_is_looked_up_here_first_then_in_configs(tmp_path, monkeypatch):

@@ -344,7 +344,9 @@ def test_there_is_a_configuration_for_every_method() -> None:
     found = []
     for path in Path(qam_lightning.__file__).parent.glob("methods/*.py"):
         module = importlib.import_module(f"qam_lightning.methods.{path.stem}")
-        classes = [c for c in vars(module).values() if getattr(c, "__module__", "") == module.__name__]
+        classes = [
+            c for c in vars(module).values() if getattr(c, "__module__", "") == module.__name__
+        ]
         if any(isinstance(c, type) and issubclass(c, Method) and c is not Method for c in classes):
             found.append(path.stem)
     assert METHODS == sorted(found)
