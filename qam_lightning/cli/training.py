@@ -194,8 +194,8 @@ class FitCLI(LightningCLI):
             if isinstance(error, torch.OutOfMemoryError):
                 advice = "lower data.batch_size or model.width"
                 raise UserError(f"out of device memory; {advice}") from error
-            if isinstance(error, SystemExit):  # Lightning's answer to Ctrl-C
-                raise KeyboardInterrupt from error
+            if isinstance(error, SystemExit) and not isinstance(error, SIGTERMException):
+                raise KeyboardInterrupt from error  # Lightning's answer to Ctrl-C
             raise
 
 

@@ -271,12 +271,12 @@ def test_changed_settings_are_told_on_resume(small_run, run, refused, capsys):
     told = [line for line in lines if line.startswith("changed since the checkpoint")]
     assert told == [
         "changed since the checkpoint: trainer.max_steps: 1 -> 2",
-        "changed since the checkpoint: model.init_args.learning_rate: 0.0003 -> 0.01",
+        "changed since the checkpoint: model.learning_rate: 0.0003 -> 0.01",
     ]
     assert step_size(run) == 0.01
     kept = (run / "config.yaml").read_text()
     message = refused(*small_run(3, "--ckpt_path=last", "--model.width=9"))
-    assert "networks of other sizes" in message and "model.init_args.width: 8 -> 9" in message
+    assert "networks of other sizes" in message and "model.width: 8 -> 9" in message
     message = refused(*small_run(3, "--ckpt_path=last", "--method=bam"))
     assert "qam_lightning.methods.qam.QAM" in message and "qam_lightning.methods.bam.BAM" in message
     assert (run / "config.yaml").read_text() == kept
@@ -301,11 +301,11 @@ def test_statistics_of_the_observations_are_the_datasets_and_stay(small_run, run
     with np.load(dataset / "cube-single-play-v0.npz") as data:
         observations = data["observations"].astype(np.float64)
     mean, std = observations.mean(0), observations.std(0).clip(0.01)
-    np.testing.assert_allclose(first["seen.mean"], mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(first["seen.std"], std, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first["obs_norm.mean"], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first["obs_norm.std"], std, rtol=1e-5, atol=1e-6)
     half = ("--model.standardize=true", "--data.fraction=0.4", "--ckpt_path=last")
     assert main(small_run(2, *half)) == 0
-    assert torch.equal(last(run)["state_dict"]["seen.mean"], first["seen.mean"])
+    assert torch.equal(last(run)["state_dict"]["obs_norm.mean"], first["obs_norm.mean"])
 
 
 def test_the_saved_configuration_repeats_and_resumes_the_run(small_run, run, tmp_path):
