@@ -31,7 +31,8 @@ from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.recorder import Recorder
 from qam_lightning.cli.trainer import Trainer
 from qam_lightning.data.batch import Batch
-from qam_lightning.data.chunks import ChunkStorage, sample_indices
+from qam_lightning.data.chunks import ChunkStorage
+from qam_lightning.data.sampler import sample_indices
 from qam_lightning.methods.base import Method
 from qam_lightning.util.configs import CONFIGS, METHODS
 

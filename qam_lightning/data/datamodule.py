@@ -111,16 +111,6 @@ class ChunkDataModule(L.LightningDataModule):
         return Spaces(o, a, self.horizon)
 
     @property
-    def obs_dim(self) -> int:
-        """Size of an observation, O."""
-        return self.spaces.obs_dim
-
-    @property
-    def action_dim(self) -> int:
-        """Size of one environment step's action, A."""
-        return self.spaces.action_dim
-
-    @property
     def num_transitions(self) -> int:
         """Training transitions; available after ``setup``."""
         return self._chunks.num_transitions
@@ -183,7 +173,7 @@ class ChunkDataModule(L.LightningDataModule):
         """Return rewards and masks (N,) of the task: from the states, or as the files give them."""
         if is_ogbench(self.env):
             return task_labels(store, self.env, self.task, self._task_env)
-        return store.array("rewards"), store.array("masks")
+        return store.arrays["rewards"], store.arrays["masks"]
 
     def prepare_data(self) -> None:
         """Fetch, convert and label the training data, in one process only.
@@ -213,9 +203,9 @@ class ChunkDataModule(L.LightningDataModule):
         if self.horizon > transitions:
             problem = f"is {self.horizon}, but {store.folder} holds {transitions} transitions"
             raise ArgumentError(type(self), "horizon", problem)
-        arrays = (store.array("actions"), *self.labels(store))
+        arrays = (store.arrays["actions"], *self.labels(store))
         actions, rewards, masks = (array[:transitions] for array in arrays)
-        observations = store.array("observations")[:rows]
+        observations = store.arrays["observations"][:rows]
         size = sum(array.nbytes for array in (observations, *arrays))
         if self.storage == "disk" and size > PHYSICAL_MEMORY / 2:
             read_singly((observations, *arrays))

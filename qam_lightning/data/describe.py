@@ -92,13 +92,13 @@ def describe(data: ChunkDataModule) -> Description:
     store = data.open_store()
     stops = np.asarray(store.ends) - np.arange(len(store.ends))
     starts = np.concatenate([[0], stops[:-1]])
-    low, high = _ranges(store.array("actions"))
+    low, high = _ranges(store.arrays["actions"])
     rows = np.unique(np.linspace(0, store.transitions - 1, SHOWN, dtype=np.int64))
     positions, walls = _seen_from_above(data, store, rows)
     return Description(
         name=store.folder.stem,
         lengths=stops - starts,
-        obs_dim=store.array("observations").shape[1],
+        obs_dim=store.arrays["observations"].shape[1],
         action_low=low,
         action_high=high,
         tasks=_tasks(data, store, starts),
@@ -138,12 +138,12 @@ def _seen_from_above(
     inner = make_env(data.env, data.task).unwrapped
     if hasattr(inner, "maze_map"):
         walls = inner.maze_map == 1, inner._maze_unit, inner._offset_x  # type: ignore[attr-defined]
-        return {"agent": np.array(store.array("qpos")[rows, :2])}, walls
+        return {"agent": np.array(store.arrays["qpos"][rows, :2])}, walls
     if cubes := getattr(inner, "_num_cubes", 0):
-        qpos = store.array("qpos")[rows]
+        qpos = store.arrays["qpos"][rows]
         first = [CUBES + CUBE * i for i in range(cubes)]
         return {f"cube {i + 1}": qpos[:, at : at + 2] for i, at in enumerate(first)}, None
-    observations = store.array("observations")
+    observations = store.arrays["observations"]
     row_of = rows + np.searchsorted(
         np.asarray(store.ends) - np.arange(len(store.ends)), rows, "right"
     )

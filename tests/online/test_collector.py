@@ -1,5 +1,6 @@
 """Collection with plain functions as policies: what it stores, resumes, survives and counts."""
 
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -174,6 +175,14 @@ def test_several_processes_have_the_replay_of_one(ranks: int, tmp_path: Path) ->
 
     with ThreadPoolExecutor(ranks) as threads:
         assert list(threads.map(run, range(ranks))) == [expected] * ranks
+
+
+def test_the_guides_example_works(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    guide = Path(__file__).parents[2] / "docs" / "online.md"
+    (code,) = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    exec(compile(code, guide.name, "exec"), {})
+    assert capsys.readouterr().out.startswith("1000 {'online/success': 0.0, 'online/return': -")
 
 
 # -- resuming ------------------------------------------------------------------------------------
