@@ -35,7 +35,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from qam_lightning.callbacks.checkpoint_files import last_checkpoints, read_checkpoint
+from qam_lightning.checkpoints import last_checkpoints, read_checkpoint
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.online import FILE, Online, Stream
@@ -61,11 +61,11 @@ SETTINGS: dict[str, object] = {
     "trainer.accelerator": "cpu",
     "online.steps": STEPS,
     "online.start": START,
-    "evaluation.every": 30,
+    "evaluation.every_n_steps": 30,
     "evaluation.episodes": 2,
     "evaluation.workers": 0,
-    "checkpoints.every": 7,
-    "log.every": 3,
+    "checkpoints.every_n_steps": 7,
+    "log.every_n_steps": 3,
     "threads": 1,
 }
 STATE = ("state_dict", "optimizer_states", "counters", "global_step", "metrics", "online", "random")
@@ -280,7 +280,7 @@ class Killer:
         self.done: list[Kill] = []
         start = time.monotonic()
         finish(
-            live(folder, self.whole, self.page, "--checkpoints.keep=100000"), folder / "whole.log"
+            live(folder, self.whole, self.page, "--checkpoints.keep_last=100000"), folder / "whole.log"
         )
         self.seconds = time.monotonic() - start
         self.lengths = {
@@ -358,8 +358,8 @@ def write(killer: Killer, folder: Path, seconds: float) -> bool:
         "",
         f"The run: QAM in {ENV}, {OFFLINE} updates offline, then {STEPS} environment steps, "
         "an evaluation",
-        f"every {SETTINGS['evaluation.every']} updates and a checkpoint every "
-        f"{SETTINGS['checkpoints.every']}; {killer.seconds:.0f} s in one go. "
+        f"every {SETTINGS['evaluation.every_n_steps']} updates and a checkpoint every "
+        f"{SETTINGS['checkpoints.every_n_steps']}; {killer.seconds:.0f} s in one go. "
         f"{kills[-1].run} runs in {seconds:.0f} s,",
         f"{platform.system()}, {os.cpu_count()} cores, "
         + ", ".join(f"{name} {version}" for name, version in versions().items() if name != "cuda")

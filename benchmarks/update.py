@@ -28,7 +28,8 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from qam_lightning.callbacks.ema import EmaTargets
-from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.callbacks.metrics import MetricsLogger
+from qam_lightning.loggers import CsvLogger
 from qam_lightning.cli import CONFIGS, METHODS, Trainer
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ChunkStorage, sample_indices
@@ -192,7 +193,8 @@ def run_through_lightning(
             max_steps=repeats + 5,
             accelerator=device.type,
             precision="bf16-mixed" if precision == "bf16" else "32-true",
-            callbacks=[EmaTargets(0.005), Recorder(folder), watch],
+            callbacks=[EmaTargets(0.005), MetricsLogger(), watch],
+            logger=CsvLogger(folder),
         )
         trainer.progress_bar_callback.disable()  # type: ignore[union-attr]
         trainer.fit(method, train_dataloaders=feed)

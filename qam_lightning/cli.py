@@ -16,28 +16,29 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
-from qam_lightning.callbacks.checkpoint_files import (
-    ENTRY,
-    check_newest,
-    checkpoint_path,
-    last_checkpoints,
-    newest,
-    read_checkpoint,
-)
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.online import Online
+from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.callbacks.progress import Progress
-from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.checkpoints import (
+    check_newest,
+    checkpoint_path,
+    describe,
+    last_checkpoints,
+    newest,
+)
 from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate
 from qam_lightning.explain import closest, explain, first_sentence, user_error_in
 from qam_lightning.inspection import info, verify
+from qam_lightning.loggers import CsvLogger, WandbLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import replacing, writing
@@ -187,6 +188,7 @@ class Trainer(pl.Trainer):
         precision: str = "32-true",
         deterministic: bool = False,
         callbacks: list[pl.Callback] | None = None,
+        logger: Logger | list[Logger] | None = None,
     ) -> None:
         """Sets up Lightning's trainer.
 
@@ -200,6 +202,7 @@ class Trainer(pl.Trainer):
             precision: Number format, e.g. 32-true or bf16-mixed.
             deterministic: Use deterministic kernels only.
             callbacks: Further callbacks.
+            logger: Further loggers.
         """
         if max_steps < 1:
             raise UserError(f"trainer.max_steps is {max_steps}, expected at least 1")
@@ -213,7 +216,7 @@ class Trainer(pl.Trainer):
             precision=precision,  # type: ignore[arg-type]
             deterministic=deterministic,
             callbacks=callbacks,
-            logger=False,
+            logger=logger or False,
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -281,12 +284,19 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks, in the order in which they act, and what follows from what."""
         parser.add_lightning_class_args(EmaTargets, "ema")
-        parser.add_lightning_class_args(Recorder, "log")
+        parser.add_class_arguments(MetricsLogger, "log", instantiate=False)
+        modes = Literal["disabled", "offline", "online"]
+        add = parser.add_argument
+        add("--log.wandb", type=modes, default="disabled", help="Whether to report to W&B too.")
+        add("--log.project", type=str, default="qam_lightning", help="W&B project.")
+        add(
+            "--log.name", type=str, help="Name of the W&B run; by default the run folder's."
+        )
         parser.add_lightning_class_args(Evaluate, "evaluation")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Progress, "progress")
         parser.add_lightning_class_args(Online, "online")
-        for key in ("log", "checkpoints", "online"):
+        for key in ("checkpoints", "online"):
             parser.link_arguments("run_dir", f"{key}.run_dir")
         for key in ("data", "model.init_args", "online"):
             parser.link_arguments("seed", f"{key}.seed")
@@ -331,13 +341,23 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Builds the trainer, turning Lightning's complaints into one line."""
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             given = self.config.trainer
             raise UserError(
                 f"trainer: {first_sentence(str(error))} (accelerator {given.accelerator}, "
                 f"devices {given.devices}, strategy {given.strategy}, precision {given.precision})"
             ) from error
+        log, settings = self.config.log, self.settings()
+        trainer.callbacks.append(MetricsLogger(log.every_n_steps))  # type: ignore[attr-defined]
+        loggers: list[Logger] = [CsvLogger(self.run_dir)]
+        if log.wandb != "disabled":
+            wandb = WandbLogger(self.run_dir, log.wandb, log.project, log.name, settings)
+            loggers.append(wandb)
+        trainer.loggers = [*loggers, *trainer.loggers]
+        self.checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
+        self.checkpoints.config = settings
+        return trainer
 
     def settings(self) -> str:
         """The resolved configuration as YAML, without the checkpoint it resumes from."""
@@ -369,11 +389,7 @@ class FitCLI(LightningCLI):
             return 128 + signal.SIGTERM
         except SystemExit as error:  # and to an interrupt that could not wait
             raise KeyboardInterrupt from error
-        received = next(
-            callback.received_signal
-            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
-            if isinstance(callback, Checkpoints)
-        )
+        received = self.checkpoints.received_signal
         if received is None:
             return 0
         print(
@@ -552,20 +568,19 @@ def check_resume(path: Path, model: torch.nn.Module, settings: str) -> None:
     Raises:
         UserError: The checkpoint is of another method or of other network sizes.
     """
-    checkpoint = read_checkpoint(path)
-    entry = checkpoint[ENTRY]
+    found = describe(path)
     method = f"{type(model).__module__}.{type(model).__qualname__}"
-    if entry["method"] != method:
-        raise UserError(f"{path} holds {entry['method']}, but the configuration asks for {method}")
-    stored = {name: tuple(x.shape) for name, x in checkpoint["state_dict"].items()}
-    built = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    changes = changed(yaml.safe_load(entry["config"]) or {}, yaml.safe_load(settings))
+    if found.method != method:
+        raise UserError(f"{path} holds {found.method}, but the configuration asks for {method}")
+    stored = found.shapes
+    built = {name: list(x.shape) for name, x in model.state_dict().items()}
+    changes = changed(yaml.safe_load(found.config) or {}, yaml.safe_load(settings))
     if stored != built:
         name = next(n for n in sorted({*stored, *built}) if stored.get(n) != built.get(n))
         because = "; ".join(c for c in changes if c.startswith(("model.", "data."))) or name
         raise UserError(f"{path} holds networks of other sizes ({because}); undo that to resume")
     for line in [f"changed since the checkpoint: {c}" for c in changes] + [
-        f"{path}: {difference}" for difference in mismatches(entry["versions"])
+        f"{path}: {difference}" for difference in mismatches(found.versions)
     ]:
         rank_zero_only(print)(line)
 

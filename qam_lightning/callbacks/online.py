@@ -22,6 +22,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from qam_lightning.callbacks.base import Callback, Order, ours
 from qam_lightning.data.replay import (
     RUNNING,
     TERMINATED,
@@ -203,16 +204,13 @@ def _ending(chunk: Chunk) -> int:
     return TRUNCATED if chunk.truncated else RUNNING
 
 
-class Online(pl.Callback):
+class Online(Callback):
     """Acts in the environment once the offline phase is over, and lets updates follow.
 
-    The last of the callbacks: a step is begun when all that belongs to the update before is done.
-    Callbacks that have a method ``on_collection(trainer, pl_module)`` are told of every step that
-    no update follows.
-
-    Attributes:
-        busy: Whether a step is being taken; after a failure, that it was left half done.
+    Callbacks hear in `Callback.on_collection` of every step that no update follows.
     """
+
+    order = Order.ONLINE
 
     def __init__(
         self,
@@ -254,13 +252,18 @@ class Online(pl.Callback):
             raise UserError(f"online.steps is {steps}, expected 0 or more than start, {start}")
         self.run_dir, self.steps, self.start, self.utd_ratio = run_dir, steps, start, utd_ratio
         self.mix, self.envs, self.ahead, self.seed = mix, envs, ahead, seed
-        self.busy = False
+        self._mid_step = False
         # Environment steps in the counts that follow, which are those of the checkpoint.
         self.counted, self.episodes, self.discarded = 0, 0, 0
         self.recent: list[list[float]] = []
         self._streams: dict[int, Stream] = {}
         self._replay: Replay | None = None
         self._loaded: dict[str, Any] | None = None
+
+    @property
+    def mid_step(self) -> bool:
+        """Whether a step is being taken, or a failure left one half done."""
+        return self._mid_step
 
     @property
     def path(self) -> Path:
@@ -271,6 +274,7 @@ class Online(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Works out when training ends."""
+        super().setup(trainer, pl_module, stage)
         if not self.steps:
             return
         offline = trainer.max_steps if cast(Method, pl_module).offline_phase else 0
@@ -417,16 +421,15 @@ class Online(pl.Callback):
                     self._streams[number].begin(self._act)
                 method.env_step += 1
             if method.env_step < wanted:
-                for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                    if hasattr(callback, "on_collection"):
-                        callback.on_collection(trainer, method)
+                for callback in ours(trainer):
+                    callback.on_collection(trainer, method)
 
     @contextlib.contextmanager
     def _stepping(self) -> Iterator[None]:
         """Marks a failure that leaves a step half done."""
-        self.busy = True
+        self._mid_step = True
         yield
-        self.busy = False
+        self._mid_step = False
 
     def _fetch(self) -> None:
         """Adds the row of the step that was begun last, as a batch holds it."""

@@ -14,7 +14,7 @@ from rich.console import Console
 from wandb.proto import wandb_internal_pb2
 
 from qam_lightning import provenance
-from qam_lightning.callbacks.checkpoint_files import load_method, read_checkpoint
+from qam_lightning.checkpoints import load_method, read_checkpoint
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.progress import Progress, status
 from qam_lightning.callbacks.recorder import Recorder, append, host_values, rewind

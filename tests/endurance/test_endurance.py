@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from qam_lightning.callbacks import checkpoint_files as files
-from qam_lightning.callbacks.checkpoint_files import last_checkpoints, newest, read_checkpoint
+from qam_lightning.checkpoints import last_checkpoints, newest, read_checkpoint
 from qam_lightning.callbacks.checkpoints import Checkpoints, culprit
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.recorder import Recorder
@@ -30,7 +30,7 @@ from tests.online.test_online import assert_same_runs, kill_at, last
 from tests.online.tiny import DEATH
 
 TOTAL = 18  # gradient steps of both phases
-FLAGS = ("--evaluation.every=6", "--checkpoints.every=4", "--checkpoints.keep=3")
+FLAGS = ("--evaluation.every_n_steps=6", "--checkpoints.every_n_steps=4", "--checkpoints.keep_last=3")
 
 
 def step_of(path: Path) -> int:
@@ -177,7 +177,7 @@ def test_the_generators_of_random_numbers_go_on(killed, monkeypatch, arguments):
 
     monkeypatch.setattr(Method, "training_step", drawing)
     run = killed.parent / "drawing"
-    assert main(arguments("--checkpoints.every=7", run_dir=run)) == 0
+    assert main(arguments("--checkpoints.every_n_steps=7", run_dir=run)) == 0
     whole = drawn.copy()
     drawn.clear()
     (run / "checkpoints/last.ckpt").unlink()
@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(
             self.metrics["loss"] = torch.tensor(value)
 
     monkeypatch.setattr(Method, "training_step", diverging)
-    (line,) = told(2, *arguments(*FLAGS, "--log.every=100"))
+    (line,) = told(2, *arguments(*FLAGS, "--log.every_n_steps=100"))
     assert "training diverged: loss is not finite at gradient step 8" in line
     assert [step_of(path) for path in last_checkpoints(tmp_path / "run")] == [4]
 
@@ -300,7 +300,7 @@ def test_nothing_of_the_state_is_saved_that_is_not_finite(
         write(self, trainer, path)
 
     monkeypatch.setattr(Checkpoints, "_write", spoiling)
-    (line,) = told(2, *arguments(*FLAGS, "--evaluation.every=100"))
+    (line,) = told(2, *arguments(*FLAGS, "--evaluation.every_n_steps=100"))
     assert f"{named} is not finite at gradient step 8" in line
     assert [step_of(path) for path in last_checkpoints(tmp_path / "run")] == [4]
 
@@ -367,7 +367,7 @@ def test_an_interrupt_in_the_last_step_lets_the_run_end(made, arguments, monkeyp
 
 def test_a_kill_within_the_last_evaluation_loses_nothing(made, arguments, monkeypatch, tmp_path):
     """The final checkpoint is written after it, although it would have been due before."""
-    flags = ("--evaluation.every=7", "--checkpoints.every=3")
+    flags = ("--evaluation.every_n_steps=7", "--checkpoints.every_n_steps=3")
     assert main(arguments(*flags, run_dir=tmp_path / "whole")) == 0
     roll_out = Evaluate._roll_out
 
