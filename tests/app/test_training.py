@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from qam_lightning.checkpoints import read_checkpoint
 from qam_lightning.callbacks.evaluation import Evaluate
+from qam_lightning.checkpoints import read_checkpoint
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import UserError
