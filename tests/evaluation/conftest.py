@@ -45,9 +45,7 @@ def tiny_qam() -> QAM:
     return QAM(tau=1.0, residual=True, **{**SMALL, **sizes})
 
 
-def fit(
-    method: QAM, steps: int, callbacks: list[pl.Callback], logger: Any = False
-) -> pl.Trainer:
+def fit(method: QAM, steps: int, callbacks: list[pl.Callback], logger: Any = False) -> pl.Trainer:
     """Train on random data."""
     trainer = pl.Trainer(
         max_steps=steps, callbacks=callbacks, logger=logger, enable_checkpointing=False,

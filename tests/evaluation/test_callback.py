@@ -100,7 +100,9 @@ def test_modes_are_put_back_one_by_one():
     assert [module.training, module[0].training, module[1].training] == [True, True, False]
 
 
-@pytest.mark.parametrize("wrong", [{"every_n_steps": 0}, {"episodes": 0}, {"num_envs": 0}, {"workers": -1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"every_n_steps": 0}, {"episodes": 0}, {"num_envs": 0}, {"workers": -1}, {"seed": -1}]
+)
 def test_impossible_settings_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(UserError, match=f"Evaluate: {name} is .*, expected at least"):
