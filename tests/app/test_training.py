@@ -322,3 +322,46 @@ def test_the_saved_configuration_repeats_and_resumes_the_run(small_run, run, tmp
     assert [r["loss"] for r in read_csv(again / "metrics/train.csv")] == [
         r["loss"] for r in read_csv(run / "metrics/train.csv")
     ][:2]
+
+
+def test_a_resume_loads_one_checkpoint_once(small_run, run, monkeypatch):
+    assert main(small_run(4, "--checkpoints.every_n_steps=1", "--evaluation.every_n_steps=2")) == 0
+    load, loaded = torch.load, []
+
+    def noting(path, *args, **kwargs):
+        loaded.append(Path(path).name)
+        return load(path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", noting)
+    assert main(small_run(5, "--ckpt_path=last")) == 0
+    assert loaded == ["last.ckpt"]
+    loaded.clear()
+    for path in run.rglob("*.json"):  # of a folder that was copied without them, say
+        path.unlink()
+    assert main(small_run(6, "--ckpt_path=last")) == 0
+    assert set(loaded) == {"last.ckpt", "best.ckpt"}
+    assert steps(run / "metrics/train.csv") == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_configuration_in_checkpoints_is_that_of_the_start(small_run, run, monkeypatch):
+    step = Method.training_step
+
+    def editing(self, batch, batch_idx):
+        step(self, batch, batch_idx)
+        (run / "config.yaml").write_text("edited: by a user\n")
+
+    monkeypatch.setattr(Method, "training_step", editing)
+    assert main(small_run(1)) == 0
+    assert "learning_rate" in last(run)["qam_lightning"]["config"]
+
+
+def test_a_checkpoint_of_version_0_1_is_refused_in_one_line(small_run, run, refused):
+    assert main(small_run(1)) == 0
+    old = last(run)
+    del old["qam_lightning"]["format"]
+    old["qam_lightning"]["versions"]["qam_lightning"] = "0.1.0"
+    torch.save(old, run / "checkpoints/last.ckpt")
+    message = refused(*small_run(2, "--ckpt_path=last"))
+    assert "last.ckpt: written by qam_lightning 0.1.0, whose checkpoints" in message
+    message = refused(*small_run(2, f"--ckpt_path={run / 'checkpoints/last.ckpt'}"))
+    assert "written by qam_lightning 0.1.0" in message

@@ -265,11 +265,8 @@ def test_a_full_disk_under_a_table_is_told(table, made, arguments, told, monkeyp
 
     def writing(self, row):
         path = run / f"metrics/{table}.csv"
-        if (
-            row["gradient_step"] < 12
-            or not path.exists()
-            or is_evaluation(row) != (table == "eval")
-        ):
+        other = is_evaluation(row) != (table == "eval")
+        if other or row["gradient_step"] < 12 or not path.exists():
             return write(self, row)
         with limited(path.stat().st_size + 5):  # the row is torn
             write(self, row)
