@@ -35,10 +35,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from qam_lightning.checkpoints import last_checkpoints, read_checkpoint
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.online import FILE, Online, Stream
+from qam_lightning.checkpoints import describe, last_checkpoints, read_checkpoint
 from qam_lightning.cli import main as train
 from qam_lightning.envs.make import make_env
 from qam_lightning.methods.base import Method
@@ -219,6 +219,8 @@ def left_behind(run: Path, known: dict[int, Path]) -> tuple[int, list[str]]:
         mine = state(path)
         step = mine["counters"]["gradient_step"]
         at = max(at, step)
+        if describe(path).gradient_step != step:
+            found.append(f"{path.with_suffix('.json').name}: of another gradient step")
         if step not in known:
             found.append(f"{path.name}: no such checkpoint in the run in one go, step {step}")
         else:
@@ -279,9 +281,8 @@ class Killer:
         self.whole, self.done, self.page = folder / "whole", [], Page()
         self.done: list[Kill] = []
         start = time.monotonic()
-        finish(
-            live(folder, self.whole, self.page, "--checkpoints.keep_last=100000"), folder / "whole.log"
-        )
+        process = live(folder, self.whole, self.page, "--checkpoints.keep_last=100000")
+        finish(process, folder / "whole.log")
         self.seconds = time.monotonic() - start
         self.lengths = {
             activity: self.page[NANOSECONDS + activity] / 1e9 / max(1, self.page[BEGUN + activity])

@@ -29,7 +29,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.metrics import MetricsLogger
-from qam_lightning.loggers import CsvLogger
 from qam_lightning.cli import CONFIGS, METHODS, Trainer
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ChunkStorage, sample_indices
@@ -193,8 +192,7 @@ def run_through_lightning(
             max_steps=repeats + 5,
             accelerator=device.type,
             precision="bf16-mixed" if precision == "bf16" else "32-true",
-            callbacks=[EmaTargets(0.005), MetricsLogger(), watch],
-            logger=CsvLogger(folder),
+            callbacks=[EmaTargets(0.005), MetricsLogger(folder), watch],
         )
         trainer.progress_bar_callback.disable()  # type: ignore[union-attr]
         trainer.fit(method, train_dataloaders=feed)

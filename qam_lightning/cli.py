@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.callbacks.online import Online
 from qam_lightning.callbacks.metrics import MetricsLogger
+from qam_lightning.callbacks.online import Online
 from qam_lightning.callbacks.progress import Progress
 from qam_lightning.checkpoints import (
     check_newest,
@@ -38,7 +38,6 @@ from qam_lightning.data.datamodule import OGBenchData
 from qam_lightning.data.generate import generate
 from qam_lightning.explain import closest, explain, first_sentence, user_error_in
 from qam_lightning.inspection import info, verify
-from qam_lightning.loggers import CsvLogger, WandbLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import replacing, writing
@@ -284,19 +283,12 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks, in the order in which they act, and what follows from what."""
         parser.add_lightning_class_args(EmaTargets, "ema")
-        parser.add_class_arguments(MetricsLogger, "log", instantiate=False)
-        modes = Literal["disabled", "offline", "online"]
-        add = parser.add_argument
-        add("--log.wandb", type=modes, default="disabled", help="Whether to report to W&B too.")
-        add("--log.project", type=str, default="qam_lightning", help="W&B project.")
-        add(
-            "--log.name", type=str, help="Name of the W&B run; by default the run folder's."
-        )
+        parser.add_lightning_class_args(MetricsLogger, "log")
         parser.add_lightning_class_args(Evaluate, "evaluation")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Progress, "progress")
         parser.add_lightning_class_args(Online, "online")
-        for key in ("checkpoints", "online"):
+        for key in ("log", "checkpoints", "online"):
             parser.link_arguments("run_dir", f"{key}.run_dir")
         for key in ("data", "model.init_args", "online"):
             parser.link_arguments("seed", f"{key}.seed")
@@ -341,23 +333,13 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Builds the trainer, turning Lightning's complaints into one line."""
         try:
-            trainer = super().instantiate_trainer(**kwargs)
+            return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             given = self.config.trainer
             raise UserError(
                 f"trainer: {first_sentence(str(error))} (accelerator {given.accelerator}, "
                 f"devices {given.devices}, strategy {given.strategy}, precision {given.precision})"
             ) from error
-        log, settings = self.config.log, self.settings()
-        trainer.callbacks.append(MetricsLogger(log.every_n_steps))  # type: ignore[attr-defined]
-        loggers: list[Logger] = [CsvLogger(self.run_dir)]
-        if log.wandb != "disabled":
-            wandb = WandbLogger(self.run_dir, log.wandb, log.project, log.name, settings)
-            loggers.append(wandb)
-        trainer.loggers = [*loggers, *trainer.loggers]
-        self.checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
-        self.checkpoints.config = settings
-        return trainer
 
     def settings(self) -> str:
         """The resolved configuration as YAML, without the checkpoint it resumes from."""
@@ -389,7 +371,11 @@ class FitCLI(LightningCLI):
             return 128 + signal.SIGTERM
         except SystemExit as error:  # and to an interrupt that could not wait
             raise KeyboardInterrupt from error
-        received = self.checkpoints.received_signal
+        received = next(
+            callback.received_signal
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoints)
+        )
         if received is None:
             return 0
         print(

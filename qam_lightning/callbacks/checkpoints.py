@@ -21,7 +21,7 @@ from qam_lightning.checkpoints import ENTRY, FORMAT, checkpoint_path, describe
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import UserError, require
 from qam_lightning.util.files import sync
-from qam_lightning.util.provenance import versions
+from qam_lightning.util.provenance import config_text, versions
 
 # SLURM is mostly asked to send the last one before a job's time is up.
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -42,8 +42,6 @@ class Checkpoints(Callback):
 
     Attributes:
         received_signal: number of the signal that stopped training, None if none did.
-        config: the run's resolved configuration as YAML, stored in every checkpoint; whoever has
-            one sets it before training.
     """
 
     order = Order.CHECKPOINTS
@@ -62,7 +60,7 @@ class Checkpoints(Callback):
         """
         require(every_n_steps >= 1, Checkpoints, "every_n_steps", every_n_steps, "at least 1")
         require(keep_last >= 1, Checkpoints, "keep_last", keep_last, "at least 1")
-        self.run_dir, self.config = run_dir, ""
+        self.run_dir = run_dir
         self.every_n_steps, self.keep_last = every_n_steps, keep_last
         self.received_signal: int | None = None
         self._signal: int | None = None
@@ -70,6 +68,7 @@ class Checkpoints(Callback):
         self._best = float("-inf")
         self._losses: torch.Tensor | None = None  # their sum since the last check
         self._random: dict[str, Any] | None = None
+        self._config = ""  # the run's resolved configuration, as it was when training started
         self._boundary: int | None = None  # the last gradient step that is complete
         self._written: int | None = None  # the gradient step of last.ckpt
 
@@ -87,6 +86,7 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the random generators, and turn the first signal into an orderly stop."""
         self._boundary = cast(Method, pl_module).gradient_step
+        self._config = config_text(self.run_dir)
         if trainer.is_global_zero:
             set_aside(self.run_dir, Path(trainer.ckpt_path or ""))
         if self._random is not None:
@@ -205,8 +205,8 @@ class Checkpoints(Callback):
             "method": f"{kind.__module__}.{kind.__qualname__}",
             "model": dict(method.hparams),
             "environment": {name: getattr(data, name) for name in names},
-            "config": self.config,
-            "config_hash": hashlib.sha256(self.config.encode()).hexdigest()[:16],
+            "config": self._config,
+            "config_hash": hashlib.sha256(self._config.encode()).hexdigest()[:16],
             "versions": versions(),
             "run_dir": str(self.run_dir),
         }

@@ -3,13 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
 
 from qam_lightning.callbacks.base import Callback, Order, ours
 from qam_lightning.callbacks.divergence import culprit
+from qam_lightning.loggers import CsvLogger, WandbLogger
 from qam_lightning.loggers.base import PREFIX, RunLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import UserError, require
@@ -25,27 +26,49 @@ class MetricsLogger(Callback):
     method's metrics, averaged over ranks, and what was given to ``self.log``. Loggers that are not
     of this project get its numbers, without the text ``phase``. The results of an evaluation are
     sent under ``evaluation/``.
+
+    Given a run's folder, it adds a `CsvLogger` to the trainer's loggers, and a `WandbLogger` if
+    asked to.
     """
 
     order = Order.METRICS
 
-    def __init__(self, every_n_steps: int = 100) -> None:
-        """Check the setting.
+    def __init__(
+        self,
+        run_dir: str | None = None,
+        every_n_steps: int = 100,
+        wandb: Literal["disabled", "offline", "online"] = "disabled",
+        project: str = "qam_lightning",
+        name: str | None = None,
+    ) -> None:
+        """Check the settings.
 
         Args:
+            run_dir: folder of the run, for the CSV files; None leaves the trainer's loggers alone.
             every_n_steps: gradient steps between two rows; each row costs one synchronisation with
                 the device.
+            wandb: log to Weights & Biases too; ``online`` without an API key becomes ``offline``
+                (upload later with ``wandb sync``).
+            project: Weights & Biases project.
+            name: name of the run there; that of the run folder if not given.
 
         Raises:
-            ArgumentError: it is below 1.
+            ArgumentError: ``every_n_steps`` is below 1.
         """
         require(every_n_steps >= 1, MetricsLogger, "every_n_steps", every_n_steps, "at least 1")
         self.every_n_steps = every_n_steps
+        self._loggers: list[RunLogger] = []
+        if run_dir is not None:
+            self._loggers.append(CsvLogger(run_dir))
+            if wandb != "disabled":
+                self._loggers.append(WandbLogger(run_dir, wandb, project, name))
         self._step, self._since = 0, 0.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let Lightning, and callbacks such as its ``LearningRateMonitor``, log at the same steps."""
+        """Add the loggers; let Lightning and its ``LearningRateMonitor`` log at the same steps."""
         super().setup(trainer, pl_module, stage)
+        others = [logger for logger in trainer.loggers if logger not in self._loggers]
+        trainer.loggers = [*self._loggers, *others]
         trainer.log_every_n_steps = self.every_n_steps  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

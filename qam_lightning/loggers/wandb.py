@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.loggers.base import RunLogger
 from qam_lightning.util.errors import UserError
-from qam_lightning.util.provenance import versions
+from qam_lightning.util.provenance import config_text, versions
 
 
 class WandbLogger(RunLogger):
@@ -27,7 +27,6 @@ class WandbLogger(RunLogger):
             ``wandb sync``.
         project: Weights & Biases project.
         name: name of the run there; that of the run's folder if None.
-        config: the run's resolved configuration as YAML.
     """
 
     def __init__(
@@ -36,10 +35,9 @@ class WandbLogger(RunLogger):
         mode: Literal["offline", "online"] = "online",
         project: str = "qam_lightning",
         name: str | None = None,
-        config: str = "",
     ) -> None:
         super().__init__(run_dir)
-        self.mode, self.project, self.config = mode, project, config
+        self.mode, self.project = mode, project
         self._name = name or self.run_dir.name
         self._run: Any = None
 
@@ -70,6 +68,7 @@ class WandbLogger(RunLogger):
         if not identity.exists():
             self.run_dir.mkdir(parents=True, exist_ok=True)
             identity.write_text(secrets.token_hex(4), encoding="utf-8")
+        config = yaml.safe_load(config_text(self.run_dir)) or {}
         try:
             self._run = wandb.init(
                 project=self.project,
@@ -78,7 +77,7 @@ class WandbLogger(RunLogger):
                 resume="allow",
                 mode=mode,
                 dir=str(self.run_dir),
-                config={**(yaml.safe_load(self.config) or {}), "versions": versions()},
+                config={**config, "versions": versions()},
                 settings=wandb.Settings(silent=True),
             )
         except (wandb.errors.Error, OSError) as error:

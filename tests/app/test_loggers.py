@@ -94,7 +94,7 @@ def test_what_a_user_logs_is_in_the_row_of_its_step_in_every_logger(
 
 def test_every_logger_gets_numbers_at_gradient_steps() -> None:
     memory = Memory()
-    fit(tiny_qam(), 4, [Evaluate(4, episodes=1, workers=0), MetricsLogger(2)], memory)
+    fit(tiny_qam(), 4, [Evaluate(4, episodes=1, workers=0), MetricsLogger(every_n_steps=2)], memory)
     assert [step for step, _ in memory.rows] == [2, 4, 4]
     assert "critic/loss" in memory.rows[0][1] and "evaluation/return" in memory.rows[2][1]
 
@@ -129,7 +129,13 @@ def test_the_order_of_the_list_does_not_matter(tmp_path: Path) -> None:
 
     seen: list[int] = []
     evaluate = Evaluate(1, episodes=1, workers=0)
-    given = [Last(), Checkpoints(str(tmp_path), 1), evaluate, MetricsLogger(1), Users()]
+    given = [
+        Last(),
+        Checkpoints(str(tmp_path), 1),
+        evaluate,
+        MetricsLogger(every_n_steps=1),
+        Users(),
+    ]
     trainer = fit(tiny_qam(), 3, given, CsvLogger(tmp_path))
     assert seen == [1, 2]
     names = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
@@ -147,7 +153,12 @@ def test_rows_are_on_disk_before_a_checkpoint_counts_them(
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", noting)
-    fit(tiny_qam(), 2, [Checkpoints(str(tmp_path), 2), MetricsLogger(1)], CsvLogger(tmp_path))
+    fit(
+        tiny_qam(),
+        2,
+        [Checkpoints(str(tmp_path), 2), MetricsLogger(every_n_steps=1)],
+        CsvLogger(tmp_path),
+    )
     first = flushed.index(".last.ckpt.tmp")
     assert "train.csv" in flushed[:first]
     assert flushed[first : first + 3] == [".last.ckpt.tmp", "..last.ckpt.json.tmp", "checkpoints"]
@@ -165,6 +176,6 @@ def test_foreign_rows_are_kept_for_the_next_row(tmp_path: Path) -> None:
 
 
 def test_lightnings_own_csv_logger_alone_serves_too(tmp_path: Path) -> None:
-    fit(tiny_qam(), 4, [MetricsLogger(2)], CSVLogger(tmp_path))
+    fit(tiny_qam(), 4, [MetricsLogger(every_n_steps=2)], CSVLogger(tmp_path))
     (table,) = tmp_path.rglob("metrics.csv")
     assert [int(row["gradient_step"]) for row in read_csv(table)] == [2, 4]

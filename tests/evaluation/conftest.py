@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.metrics import MetricsLogger
-from qam_lightning.loggers import CsvLogger
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.qam import QAM
 from tests.conftest import SMALL
@@ -60,5 +59,5 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of four steps with an evaluation every two."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     evaluate = Evaluate(every_n_steps=2, episodes=2, workers=0)
-    fit(tiny_qam(), 4, [evaluate, MetricsLogger(), Checkpoints(str(folder))], CsvLogger(folder))
+    fit(tiny_qam(), 4, [evaluate, MetricsLogger(str(folder)), Checkpoints(str(folder))])
     return folder

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from qam_lightning.callbacks.online import results
 from qam_lightning.callbacks.metrics import MetricsLogger
-from qam_lightning.loggers import CsvLogger
+from qam_lightning.callbacks.online import results
 from qam_lightning.data.batch import Batch
 from qam_lightning.evaluation.statistics import summarize
+from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.base import Method
 from tests.methods.test_every_method import METHODS, Build, make
 
