@@ -192,7 +192,7 @@ def run_through_lightning(
             max_steps=repeats + 5,
             accelerator=device.type,
             precision="bf16-mixed" if precision == "bf16" else "32-true",
-            callbacks=[EmaTargets(0.005), MetricsLogger(folder), watch],
+            callbacks=[MetricsLogger(folder), watch],
         )
         trainer.progress_bar_callback.disable()  # type: ignore[union-attr]
         trainer.fit(method, train_dataloaders=feed)

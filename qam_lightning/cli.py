@@ -12,7 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,7 +22,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from qam_lightning.callbacks.checkpoints import Checkpoints
-from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.callbacks.online import Online
@@ -239,6 +238,7 @@ class FitCLI(LightningCLI):
             UserError: Whatever is wrong with them.
         """
         arguments, defaults = expand(argv)
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
             Method,
             OGBenchData,
@@ -282,7 +282,6 @@ class FitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks, in the order in which they act, and what follows from what."""
-        parser.add_lightning_class_args(EmaTargets, "ema")
         parser.add_lightning_class_args(MetricsLogger, "log")
         parser.add_lightning_class_args(Evaluate, "evaluation")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
@@ -292,10 +291,8 @@ class FitCLI(LightningCLI):
             parser.link_arguments("run_dir", f"{key}.run_dir")
         for key in ("data", "model.init_args", "online"):
             parser.link_arguments("seed", f"{key}.seed")
-        for key in ("horizon", "discount"):
-            parser.link_arguments(f"data.{key}", f"model.init_args.{key}")
-        for key in ("obs_dim", "action_dim"):
-            parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
+        parser.link_arguments("data.discount", "model.init_args.discount")
+        parser.link_arguments("data.spaces", "model.init_args.spaces", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, turning parser errors into one line."""

@@ -8,26 +8,18 @@ import pytest
 import torch
 
 from qam_lightning.data.batch import Batch
+from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
 
+SPACES = Spaces(obs_dim=7, action_dim=3, horizon=2)
 SMALL: dict[str, Any] = {
-    "obs_dim": 7,
-    "action_dim": 3,
-    "horizon": 2,
     "discount": 0.97,
-    "rho": 0.5,
     "num_critics": 3,
     "flow_steps": 4,
     "width": 32,
     "depth": 2,
-    "learning_rate": 3e-4,
-    "lr_decay_steps": 0,
     "grad_clip": 1.0,
-    "grad_clip_mode": "norm",
     "best_of_n": 1,
-    "standardize": False,
-    "compile": False,
-    "seed": 0,
 }
 
 
@@ -39,11 +31,13 @@ def interruptible() -> None:
 
 @pytest.fixture
 def build() -> Callable[..., Method]:
-    """Return a builder of small methods: ``build(QAM, tau=1.0, width=16)``."""
+    """Return a builder of small methods: ``build(QAM, tau=1.0, width=16, horizon=1)``."""
 
     def builder(method: type[Method], **changes: Any) -> Method:
         torch.manual_seed(0)
-        return method(**{**SMALL, **changes})
+        spaces = SPACES._asdict()
+        spaces = {name: changes.pop(name, size) for name, size in spaces.items()}
+        return method(Spaces(**spaces), **{**SMALL, **changes})
 
     return builder
 
@@ -52,12 +46,12 @@ def build() -> Callable[..., Method]:
 def batch() -> Batch:
     """Return 16 random chunks that fit the small methods, some cut short, some terminal."""
     g = torch.Generator().manual_seed(1)
-    size, dim = 16, SMALL["horizon"] * SMALL["action_dim"]
+    size, dim = 16, SPACES.chunk_dim
     return Batch(
-        observations=torch.randn(size, SMALL["obs_dim"], generator=g),
+        observations=torch.randn(size, SPACES.obs_dim, generator=g),
         actions=torch.rand(size, dim, generator=g) * 1.8 - 0.9,
         rewards=-torch.rand(size, generator=g),
-        next_observations=torch.randn(size, SMALL["obs_dim"], generator=g),
+        next_observations=torch.randn(size, SPACES.obs_dim, generator=g),
         masks=(torch.rand(size, generator=g) > 0.2).float(),
         valid=(torch.rand(size, generator=g) > 0.2).float(),
     )

@@ -442,7 +442,7 @@ class Online(Callback):
         step, method = self._replay.count + 1, self._method
         key = np.random.SeedSequence((self.seed, step), spawn_key=(_NOISE,))
         if not method.offline_phase and step <= self.start:
-            shape = (method.horizon, method.action_dim)
+            shape = (method.spaces.horizon, method.spaces.action_dim)
             return np.random.default_rng(key).uniform(-1.0, 1.0, shape).astype(np.float32)
         policy = EpisodePolicy(method, int(key.generate_state(1)[0]))
         return policy(observation[None], [0])[0]

@@ -114,15 +114,15 @@ def prediction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor
     return (weight * (predicted - target).square().mean(-1)).mean()
 
 
-def ascent_loss(predicted: Tensor, slope: Tensor, alpha_bar: Tensor, weight: Tensor) -> Tensor:
+def ascent_loss(predicted: Tensor, dq_da: Tensor, alpha_bar: Tensor, weight: Tensor) -> Tensor:
     """Return mean_B weight · mean_D sqrt(1 - ᾱ_i) ∇_a Q(s, a^i) · ε_θ, a scalar (Eq. 54).
 
-    Lowering it turns ε_θ against the slope, so that removing the noise climbs Q.
+    Lowering it turns ε_θ against ∇_a Q, so that removing noise climbs Q.
 
     Args:
         predicted: (B, D), ε_θ(s, a^i, i).
-        slope: (B, D), ∇_a Q(s, a^i), a constant here.
+        dq_da: (B, D), ∇_a Q(s, a^i), a constant here.
         alpha_bar: (B, 1), ᾱ_i.
         weight: (B,) sample weights.
     """
-    return (weight * ((1.0 - alpha_bar).sqrt() * slope * predicted).mean(-1)).mean()
+    return (weight * ((1.0 - alpha_bar).sqrt() * dq_da * predicted).mean(-1)).mean()

@@ -58,3 +58,14 @@ def integrate(v: Field, x_0: Tensor, steps: int, start: int = 0, stop: int | Non
     for u in flow_times(steps, x_0)[start:stop]:
         x = torch.add(x, v(x, u), alpha=h)
     return x
+
+
+def sample_action(v: Field, z: Tensor, steps: int) -> Tensor:
+    """Return clip(ODE(v; z)), (B, D) in [-1, 1]: T Euler steps, clipped once at the end.
+
+    Args:
+        v: velocity field at the states to act in.
+        z: (B, D) standard normal.
+        steps: T >= 1.
+    """
+    return integrate(v, z, steps).clamp(-1.0, 1.0)

@@ -9,22 +9,22 @@ LINEX_RANGE = 5.0
 """The exponent Δ beyond which the Linex loss is linear."""
 
 
-def guided(v: Field, slope: Field, tau: float, vartheta: float) -> Field:
+def guided(v: Field, dq_da: Field, tau: float, vartheta: float) -> Field:
     """Return the field v + ϑ ((1 - u) τ ∇_a Q(a) + a) / u, for u > 0 (Eq. 60-61, 72).
 
-    What is added, but for ϑ, is the velocity of a flow from noise whose score is τ ∇_a Q.
+    Without ϑ, the added term is the velocity of a flow from noise whose score is τ ∇_a Q.
 
     Args:
         v: behaviour velocity.
-        slope: (a, u) to ∇_a Q(s, a[, u]), shaped as a.
+        dq_da: (a, u) to ∇_a Q(s, a[, u]), shaped as a.
         tau: inverse temperature τ >= 0.
         vartheta: strength ϑ >= 0 of the guidance.
     """
-    return lambda a, u: v(a, u) + (vartheta / u) * ((1.0 - u) * tau * slope(a, u) + a)
+    return lambda a, u: v(a, u) + (vartheta / u) * ((1.0 - u) * tau * dq_da(a, u) + a)
 
 
 def integrate_guided(
-    v: Field, slope: Field, x_0: Tensor, steps: int, tau: float, vartheta: float
+    v: Field, dq_da: Field, x_0: Tensor, steps: int, tau: float, vartheta: float
 ) -> Tensor:
     """Return x_1 by Euler steps along the guided field from ``x_0`` (Eq. 62, unclipped).
 
@@ -32,14 +32,14 @@ def integrate_guided(
 
     Args:
         v: behaviour velocity.
-        slope: as for :func:`guided`; evaluated at the u > 0 only.
+        dq_da: as for :func:`guided`; evaluated at the u > 0 only.
         x_0: (B, D) noise.
         steps: T >= 1.
         tau: inverse temperature τ >= 0.
         vartheta: strength ϑ >= 0 of the guidance.
     """
     x = integrate(v, x_0, steps, stop=1)
-    return integrate(guided(v, slope, tau, vartheta), x, steps, start=1)
+    return integrate(guided(v, dq_da, tau, vartheta), x, steps, start=1)
 
 
 def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def linex(predicted: Tensor, target: Tensor, tau: float) -> Tensor:
     """Return exp(Δ) + τ Q where Δ = τ (y - Q) <= 5, else Δ, element-wise (Eq. 64, 70).
 
     Within that range its mean is least at Q = (1/τ) log E exp(τ y). The branches do not meet: at
-    Δ = 5 the slope in Q falls from τ (1 - e⁵) to -τ, which bounds the gradient of far-off targets.
+    Δ = 5 the derivative in Q falls from τ (1 - e⁵) to -τ, which bounds the gradient of far-off targets.
 
     Args:
         predicted: Q, any shape.

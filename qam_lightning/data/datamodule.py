@@ -24,6 +24,7 @@ from qam_lightning.data.labels import task_labels
 from qam_lightning.data.minari import import_minari
 from qam_lightning.data.replay import Mixture
 from qam_lightning.data.source import Source, official, own
+from qam_lightning.data.spaces import Spaces
 from qam_lightning.data.store import PHYSICAL_MEMORY, Store, read_singly
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import mismatches
@@ -108,6 +109,11 @@ class OGBenchData(L.LightningDataModule):
     def action_dim(self) -> int:
         """Size of one environment step's action, A."""
         return self._task_env.action_space.shape[0]  # type: ignore[index]
+
+    @property
+    def spaces(self) -> Spaces:
+        """The sizes of observations, actions and chunks."""
+        return Spaces(self.obs_dim, self.action_dim, self.horizon)
 
     @property
     def num_transitions(self) -> int:

@@ -19,12 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from qam_lightning.core.draws import mix
 from qam_lightning.laboratory.distances import energy_distance, sliced_wasserstein
 from qam_lightning.laboratory.optimum import distances, weighting
 from qam_lightning.laboratory.problems import PROBLEMS, Problem, grid
 from qam_lightning.laboratory.training import tilt_sample
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.rng import Stream, torch_generator
 
 matplotlib.use("Agg")  # files only; needs no display
 
@@ -149,7 +149,7 @@ def floor(name: str, n: int) -> Row:
 
 def behavior(name: str, n: int) -> Entry:
     """Return a sample of n points of the behaviour itself."""
-    sample = PROBLEMS[name].behavior.sample(n, torch.Generator().manual_seed(mix(n, 1 << 32)))
+    sample = PROBLEMS[name].behavior.sample(n, torch_generator(n, Stream.LABORATORY, 4))
     return Entry(name, BEHAVIOR, 0, 0, "", sample[None])
 
 

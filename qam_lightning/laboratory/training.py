@@ -11,33 +11,30 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.adjoint import VJP
-from qam_lightning.core.draws import draw, mix
 from qam_lightning.core.flow import Field
 from qam_lightning.data.batch import Batch
+from qam_lightning.data.spaces import Spaces
 from qam_lightning.laboratory.distances import sliced_wasserstein
 from qam_lightning.laboratory.problems import Mixture, Problem
-from qam_lightning.methods.base import Cloner, Method
+from qam_lightning.methods.base import Method
+from qam_lightning.methods.noise import NoiseSource
+from qam_lightning.nets.critic import TimeConditionedCritic
 from qam_lightning.nets.frozen import ema_copy
-from qam_lightning.nets.guided_flow import TimedCritic
+from qam_lightning.util.rng import Stream, torch_generator
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "methods"
 BATCH, LEARNING_RATE, EMA_RATE = 64, 5e-3, 0.02
 SHARED: dict[str, Any] = {
-    "obs_dim": 1,
-    "horizon": 1,
     "discount": 1.0,
     "rho": 0.0,  # equal members have no spread
     "num_critics": 2,
     "width": 64,
     "depth": 2,
     "learning_rate": LEARNING_RATE,
-    "lr_decay_steps": 0,
     "grad_clip": 0.0,
-    "grad_clip_mode": "norm",
-    "best_of_n": 1,
-    "standardize": False,
-    "compile": False,
+    "target_rate": EMA_RATE,
 }
 
 SHORTER = 3
@@ -79,11 +76,11 @@ class ExactFlow(nn.Module):
         super().__init__()
         self.behavior, self.dim = behavior, behavior.means.shape[1]
 
-    def given(self, s: Tensor) -> Field:
+    def at(self, s: Tensor) -> Field:
         """Return the field; there is one state only."""
         return self.behavior.velocity
 
-    def linearized(self, s: Tensor, states: Tensor, times: Tensor) -> VJP:
+    def linearize(self, s: Tensor, states: Tensor, times: Tensor) -> VJP:
         """Return the product with the field's Jacobian, as a velocity network does."""
         with torch.enable_grad():
             x = states.detach().requires_grad_()
@@ -91,10 +88,6 @@ class ExactFlow(nn.Module):
             rows = [torch.autograd.grad(y, x, retain_graph=True)[0] for y in v]
         jacobian = torch.stack(rows, -2)
         return lambda i, g: (g[:, None] @ jacobian[i])[:, 0]
-
-
-CLONES = ("behavior", "behavior_ema", "flow", "flow_ema")
-"""What actors call their clone of the behaviour."""
 
 
 class Recipe(NamedTuple):
@@ -175,17 +168,18 @@ class Effort(NamedTuple):
 
 def build(recipe: Recipe, values: Values, problem: Problem, flow_steps: int, seed: int) -> Method:
     """Build a small method, with the exact Q for its critics and the exact flow for its clone."""
-    own = {"flow_steps": flow_steps, "action_dim": problem.dim, "seed": seed}
+    own = {"flow_steps": flow_steps, "seed": seed}
     torch.manual_seed(seed)
-    method = recipe.kind(**{**SHARED, **recipe.fixed, **values, **own})
-    noisy = method.critic if isinstance(method.critic, TimedCritic) else None
+    spaces = Spaces(obs_dim=1, action_dim=problem.dim)
+    method = recipe.kind(spaces, **{**SHARED, **recipe.fixed, **values, **own})
+    noisy = method.critic if isinstance(method.critic, TimeConditionedCritic) else None
     exact = ExactCritic(problem.q, method.critic.members, noisy)
     method.add_module("critic", exact)
     method.add_module("critic_ema", ema_copy(exact))
-    if isinstance(method.actor, Cloner):
-        for name in CLONES:
-            if getattr(method.actor, name, None) is not None:
-                setattr(method.actor, name, ExactFlow(problem.behavior))
+    if method.clones_behavior:
+        method.add_module("behavior", ExactFlow(problem.behavior))
+        if "behavior_ema" in dict(method.named_children()):
+            method.add_module("behavior_ema", ExactFlow(problem.behavior))
     return method
 
 
@@ -194,13 +188,11 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
     trained = [p for p in method.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=method.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    averages = method.ema_pairs()
-    online: list[Tensor] = [p for network, _ in averages for p in network.parameters()]
-    target: list[Tensor] = [p for _, average in averages for p in average.parameters()]
-    generator = torch.Generator().manual_seed(mix(method.seed, 1))
+    targets = EmaTargets(method.target_rate)
+    generator = torch_generator(method.seed, Stream.LABORATORY, 1)
     for _ in range(steps):
         batch = behavior_batch(problem, BATCH, generator)
-        noise = draw(method.actor_draws(), (BATCH,), generator)
+        noise = method.actor_noise(NoiseSource(BATCH, generator))
         losses, _ = method.actor_losses(batch, noise)
         loss = torch.stack(list(losses.values())).sum()
         if not loss.requires_grad:
@@ -211,9 +203,7 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
             nn.utils.clip_grad_norm_(trained, method.grad_clip)
         optimizer.step()
         schedule.step()
-        with torch.no_grad():
-            if target:
-                torch._foreach_lerp_(target, online, EMA_RATE)
+        targets.move_targets(method)
 
 
 def behavior_batch(problem: Problem, size: int, generator: torch.Generator) -> Batch:
@@ -225,8 +215,8 @@ def behavior_batch(problem: Problem, size: int, generator: torch.Generator) -> B
 
 def policy_sample(method: Method, n: int) -> Tensor:
     """Draw n actions of the trained policy, (n, D)."""
-    generator = torch.Generator().manual_seed(mix(method.seed, 2))
-    return method.act(torch.zeros(n, 1), method.policy_noise(n, generator))[:, 0]
+    generator = torch_generator(method.seed, Stream.LABORATORY, 2)
+    return method.act(torch.zeros(n, 1), method.acting_noise(n, generator))[:, 0]
 
 
 def run(recipe: Recipe, values: Values, problem: Problem, effort: Effort, seed: int) -> Tensor:
@@ -261,4 +251,4 @@ def best_of(
 
 def tilt_sample(problem: Problem, n: int, number: int = 0) -> Tensor:
     """Return the exact sample number ``number`` of the tilt, (n, D)."""
-    return problem.sample_tilt(n, torch.Generator().manual_seed(mix(n, number)))
+    return problem.sample_tilt(n, torch_generator(n, Stream.LABORATORY, 3, number))

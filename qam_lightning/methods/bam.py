@@ -19,48 +19,32 @@ Differences from the paper's text
     Of QAM's differences, those in the SDE and in clipping gradients are BAM's too.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from qam_lightning.core.critic import pessimistic
 from qam_lightning.core.memoryless import control_cost
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.flow_pair import FlowPair
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.qam import QAM, QAMNoise
+from qam_lightning.methods.settings import setting
 from qam_lightning.nets.frozen import frozen
-from qam_lightning.util.errors import require
 
 
-class BAM(Method):
-    """QAM's networks, trained by backpropagation through the SDE.
+class BAM(QAM):
+    """QAM's networks, trained by backpropagation through the SDE."""
 
-    Args:
-        tau: inverse temperature τ >= 0 of the flow's tilt.
-        residual: whether f_θ is a residual on f_β (the paper's choice) or the full velocity.
-        shared: what every method takes.
-    """
+    # The last step is the behaviour flow's alone: a single one would leave f_θ untrained.
+    flow_steps: int = setting(default=10, at_least=2)
+    """T, integration steps of the flow."""
 
-    actor: FlowPair
-
-    def __init__(self, tau: float, residual: bool, **shared: Any) -> None:
-        """Build the flows."""
-        super().__init__(**shared)
-        # The last step is the behaviour flow's alone: a single one would leave f_θ untrained.
-        require(
-            self.flow_steps >= 2, type(self), "flow_steps", self.flow_steps, "at least 2 for BAM"
-        )
-        self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
-
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Flow matching for f_β, the control objective for f_θ."""
+    def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
         s = batch.observations
-        path = self.actor.path(s, noise)
+        path = self.sample_path(s, noise)
         value = pessimistic(frozen(self.critic)(s, path.end), self.rho)
-        cost = control_cost(self.actor.control(s), path)
+        cost: Tensor = control_cost(self.control(s), path)
         losses = {
-            "actor/flow_loss": self.actor.cloning_loss(batch, noise),
+            "actor/flow_loss": self.cloning_loss(batch, noise.cloning),
             "actor/control_cost": cost.mean(),
-            "actor/value_loss": -self.actor.tau * value.mean(),
+            "actor/value_loss": -self.tau * value.mean(),
         }
         return losses, {}

@@ -18,37 +18,58 @@ Differences from the paper's text
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from qam_lightning.core.adjoint import action_gradient
+from qam_lightning.core.flow import flow_matching_loss, sample_action
+from qam_lightning.core.guidance import integrate_guided
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.guided_flow import GuidedFlow, TimedCritic
+from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
+from qam_lightning.methods.settings import setting
+from qam_lightning.nets.critic import TimeConditionedCritic
+from qam_lightning.nets.frozen import ema_copy
 
 
 class CGQL(Method):
-    """A cloned flow, guided by a critic of clean actions.
+    """A cloned flow, guided by a critic of clean actions."""
 
-    Args:
-        tau: inverse temperature τ >= 0 of the guidance.
-        vartheta: its strength ϑ >= 0; 0 is cloning.
-        shared: what every method takes.
-    """
+    tau: float = setting(at_least=0)
+    """Inverse temperature τ of the guidance."""
+    vartheta: float = setting(at_least=0)
+    """Strength ϑ of the guidance; 0 is cloning."""
 
-    actor: GuidedFlow
+    def build(self) -> None:
+        super().build()
+        self.behavior = self.velocity_field()
+        self.behavior_ema = ema_copy(self.behavior)
 
-    def __init__(self, tau: float, vartheta: float, **shared: Any) -> None:
-        """Build the flow."""
-        super().__init__(**shared)
-        self.actor = GuidedFlow(*self.sizes, self.flow_steps, tau=tau, vartheta=vartheta)
+    def make_critic(self) -> TimeConditionedCritic:
+        in_dim = self.spaces.obs_dim + self.dim
+        return TimeConditionedCritic(in_dim, self.width, self.depth, self.num_critics)
 
-    def make_critic(self, in_dim: int, width: int, depth: int, members: int) -> TimedCritic:
-        """Build critics that also read the flow time."""
-        return TimedCritic(in_dim, width, depth, members)
+    def actor_noise(self, draw: NoiseSource) -> Any:
+        return CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
 
-    def policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip(ODE(v; s, z)), guided by the values of clean actions."""
-        return self.actor.guided_act(s, noise["z"], lambda a, u: self.critic(s, a).mean(0))
+    def actor_losses(self, batch: Batch, noise: CloningNoise) -> tuple[Losses, Metrics]:
+        field = self.behavior.at(batch.observations)
+        loss = flow_matching_loss(field, noise.x_0, batch.actions, noise.u, batch.valid)
+        return {"actor/flow_loss": loss}, {}
 
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Flow matching (Eq. 17)."""
-        return {"actor/flow_loss": self.actor.cloning_loss(batch, noise)}, {}
+    def guiding_value(self, s: Tensor, a: Tensor, u: Tensor) -> Tensor:
+        """Return the value (B,) whose gradient guides: of noisy actions taken for clean ones."""
+        return self.critic(s, a).mean(0)
+
+    @torch.no_grad()
+    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        """Return clip(ODE(v_β + ϑ v̂; s, z)) (Eq. 61-62)."""
+
+        def dq_da(a: Tensor, u: Tensor) -> Tensor:
+            return action_gradient(lambda x: self.guiding_value(s, x, u), a)
+
+        field, guidance = self.behavior_ema.at(s), (self.tau, self.vartheta)
+        return integrate_guided(field, dq_da, noise.z, self.flow_steps, *guidance).clamp(-1.0, 1.0)
+
+    def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return sample_action(self.behavior_ema.at(s), noise.z, self.flow_steps)

@@ -22,44 +22,18 @@ Differences from the paper's text
     Each member learns from its own EMA. Chunks that run into the next trajectory carry no weight.
 """
 
-from functools import partial
-from typing import Any
-
 from torch import Tensor
 
 from qam_lightning.core.guidance import linex
-from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.guided_flow import TimedCritic, TimeGuidedFlow
+from qam_lightning.methods.cgql_mse import CGQLMSE
 
 
-class CGQLLinex(Method):
-    """A cloned flow, guided by a critic of the soft maximum of values at noisy actions.
+class CGQLLinex(CGQLMSE):
+    """CGQL-MSE with another loss: the critic learns the soft maximum at noisy actions.
 
-    Args:
-        tau: inverse temperature τ >= 0 of the guidance and of the soft maximum.
-        vartheta: the guidance's strength ϑ >= 0; 0 is cloning.
-        varrho: weight ϱ >= 0 of the critic's Linex loss at noisy actions.
-        shared: what every method takes.
+    ``tau`` is the inverse temperature of the guidance and of the soft maximum.
     """
 
-    actor: TimeGuidedFlow
-
-    def make_critic(self, in_dim: int, width: int, depth: int, members: int) -> TimedCritic:
-        """Build critics that also read the flow time."""
-        return TimedCritic(in_dim, width, depth, members)
-
-    def __init__(self, tau: float, vartheta: float, varrho: float, **shared: Any) -> None:
-        """Build the flow."""
-        super().__init__(**shared)
-        error = partial(linex, tau=tau)
-        own = {"tau": tau, "vartheta": vartheta, "varrho": varrho}
-        self.actor = TimeGuidedFlow(*self.sizes, self.flow_steps, error=error, **own)
-
-    def policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip(ODE(v; s, z)), guided by the values of noisy actions."""
-        return self.actor.guided_act(s, noise["z"], lambda a, u: self.critic(s, a, u).mean(0))
-
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Flow matching (Eq. 17) and the critic's Linex loss at noisy actions (Eq. 70-71)."""
-        return self.actor.losses(batch, noise, self.critic, self.critic_ema)
+    def error(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return the element-wise Linex error of Q(s, a_u, u) against Q(s, a, 1) (Eq. 64, 70)."""
+        return linex(predicted, target, self.tau)

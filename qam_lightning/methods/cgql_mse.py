@@ -17,42 +17,57 @@ Differences from the paper's text
     Each member regresses on its own EMA. Chunks that run into the next trajectory carry no weight.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor
 
+from qam_lightning.core.flow import interpolate
 from qam_lightning.core.guidance import squared_error
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.guided_flow import TimedCritic, TimeGuidedFlow
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.cgql import CGQL
+from qam_lightning.methods.noise import CloningNoise, NoiseSource
+from qam_lightning.methods.settings import setting
 
 
-class CGQLMSE(Method):
-    """A cloned flow, guided by a critic that regresses on the mean value at noisy actions.
+class NoisyCriticNoise(NamedTuple):
+    """What the actor losses of CGQL-MSE and CGQL-Linex draw.
 
-    Args:
-        tau: inverse temperature τ >= 0 of the guidance.
-        vartheta: its strength ϑ >= 0; 0 is cloning.
-        varrho: weight ϱ >= 0 of the critic's regression at noisy actions.
-        shared: what every method takes.
+    Attributes:
+        cloning: x_0 and u of flow matching.
+        u: (B, 1) flow times of the noisy actions, uniform on [0, 1).
+        z: (B, D) standard normal, their noise.
     """
 
-    actor: TimeGuidedFlow
+    cloning: CloningNoise
+    u: Tensor
+    z: Tensor
 
-    def make_critic(self, in_dim: int, width: int, depth: int, members: int) -> TimedCritic:
-        """Build critics that also read the flow time."""
-        return TimedCritic(in_dim, width, depth, members)
 
-    def __init__(self, tau: float, vartheta: float, varrho: float, **shared: Any) -> None:
-        """Build the flow."""
-        super().__init__(**shared)
-        own = {"tau": tau, "vartheta": vartheta, "varrho": varrho}
-        self.actor = TimeGuidedFlow(*self.sizes, self.flow_steps, error=squared_error, **own)
+class CGQLMSE(CGQL):
+    """A cloned flow, guided by a critic that regresses on the mean value at noisy actions."""
 
-    def policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip(ODE(v; s, z)), guided by the values of noisy actions."""
-        return self.actor.guided_act(s, noise["z"], lambda a, u: self.critic(s, a, u).mean(0))
+    varrho: float = setting(at_least=0)
+    """Weight ϱ of the critic's regression at noisy actions."""
 
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Flow matching (Eq. 17) and the critic's regression at noisy actions (Eq. 71)."""
-        return self.actor.losses(batch, noise, self.critic, self.critic_ema)
+    def actor_noise(self, draw: NoiseSource) -> NoisyCriticNoise:
+        cloning = super().actor_noise(draw)
+        return NoisyCriticNoise(cloning, u=draw.uniform(1), z=draw.normal(self.dim))
+
+    def actor_losses(self, batch: Batch, noise: NoisyCriticNoise) -> tuple[Losses, Metrics]:
+        losses, _ = super().actor_losses(batch, noise.cloning)
+        # The critic at noisy actions learns from its target at clean ones (Eq. 71).
+        s, a, u = batch.observations, batch.actions, noise.u
+        predicted = self.critic(s, interpolate(noise.z, a, u), u)
+        target = self.critic_ema(s, a).detach()
+        error = (batch.valid * self.error(predicted, target)).mean()
+        losses["critic/noisy_loss"] = self.varrho * error
+        return losses, {"critic/noisy_gap": (target - predicted.detach()).mean()}
+
+    def error(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return the element-wise error of Q(s, a_u, u) against Q(s, a, 1) (Eq. 63)."""
+        return squared_error(predicted, target)
+
+    def guiding_value(self, s: Tensor, a: Tensor, u: Tensor) -> Tensor:
+        """Return the value (B,) of noisy actions (Eq. 72)."""
+        return self.critic(s, a, u).mean(0)

@@ -21,45 +21,52 @@ Differences from the paper's text
     Steps are counted 1..T where Eq. 49 and 54 count 0..T-1; ε_θ reads that number.
 """
 
-from typing import Any
-
 from torch import Tensor
 
-from qam_lightning.core.diffusion import ascent_loss, posterior_sample
-from qam_lightning.core.draws import Draw
+from qam_lightning.core.adjoint import action_gradient
+from qam_lightning.core.diffusion import ascent_loss, diffuse, posterior_sample, prediction_loss
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
+from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.noise import DiffusionNoise, NoiseSource, PolicyNoise
+from qam_lightning.methods.settings import setting
 from qam_lightning.nets.diffusion import DiffusionPolicy
-from qam_lightning.util.errors import require
 
 
 class DAC(Method):
-    """A diffusion policy that denoises the data and follows the critic's slope.
+    """A diffusion policy that denoises the data and climbs the critic.
 
-    Args:
-        eta: weight η >= 0 of denoising dataset actions; the policy tends to
-            π_β exp(τ Q) with τ = 1 / (2η).
-        shared: what every method takes; ``flow_steps`` counts diffusion steps.
+    The policy tends to π_β exp(τ Q) with τ = 1 / (2η). ``flow_steps`` counts diffusion steps.
     """
 
-    actor: DiffusionPolicy
+    eta: float = setting(at_least=0)
+    """Weight η of denoising dataset actions."""
+    grad_clip: float = setting(default=1.0, at_least=0)
+    """Bound on the gradient; 0 switches clipping off."""
 
-    def __init__(self, eta: float, **shared: Any) -> None:
-        """Build the diffusion policy."""
-        super().__init__(**shared)
-        require(0 <= eta < float("inf"), type(self), "eta", eta, "at least 0 and finite")
-        self.eta = eta
-        self.actor = DiffusionPolicy(*self.sizes, self.flow_steps, posterior_sample)
+    def build(self) -> None:
+        super().build()
+        sizes = self.spaces.obs_dim, self.dim, self.width, self.depth
+        self.actor = DiffusionPolicy(*sizes, steps=self.flow_steps, sampler=posterior_sample)
 
-    def policy_draws(self) -> dict[str, Draw]:
-        """The sampler's noise."""
-        return self.actor.policy_draws()
+    def policy_noise(self, draw: NoiseSource) -> PolicyNoise:
+        """Draw z (B, T, D): a^T and the noise of all steps but the last."""
+        return PolicyNoise(z=draw.normal(self.flow_steps, self.dim))
 
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Ascent along the critic's slope (Eq. 54) and denoising (Eq. 49)."""
-        at = self.actor.noised(batch, noise, self.critic_ema)
+    def actor_noise(self, draw: NoiseSource) -> DiffusionNoise:
+        return DiffusionNoise(epsilon=draw.normal(self.dim), u=draw.uniform(1))
+
+    def actor_losses(self, batch: Batch, noise: DiffusionNoise) -> tuple[Losses, Metrics]:
+        s, epsilon = batch.observations, noise.epsilon
+        i, alpha_bar = self.actor.step_of(noise.u)
+        a = diffuse(batch.actions, epsilon, alpha_bar)
+        dq_da = action_gradient(lambda x: self.critic_ema(s, x).mean(0), a)
+        predicted = self.actor(s, a, i)
         losses = {
-            "actor/ascent_loss": ascent_loss(at.predicted, at.slope, at.alpha_bar, batch.valid),
-            "actor/denoising_loss": self.eta * at.denoising_loss(batch.valid),
+            # Eq. 54, then Eq. 49.
+            "actor/ascent_loss": ascent_loss(predicted, dq_da, alpha_bar, batch.valid),
+            "actor/denoising_loss": self.eta * prediction_loss(predicted, epsilon, batch.valid),
         }
-        return losses, at.metrics()
+        return losses, {"actor/q_grad_rms": dq_da.square().mean().sqrt()}
+
+    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return self.actor.sample(s, noise.z)

@@ -20,63 +20,83 @@ Differences from the paper's text
     only their states are read.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from qam_lightning.core.draws import Draw
+from qam_lightning.core.flow import flow_matching_loss, sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.ensemble import CriticEnsemble
-from qam_lightning.nets.flow_policy import ClonedFlow
-from qam_lightning.nets.frozen import frozen
-from qam_lightning.nets.soft_policy import SoftPolicy
-from qam_lightning.util.errors import require
+from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.losses import soft_actor_losses
+from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
+from qam_lightning.methods.settings import setting
+from qam_lightning.nets.critic import CriticEnsemble
+from qam_lightning.nets.frozen import ema_copy, frozen
+from qam_lightning.nets.policies import EntropyCoefficient, TanhGaussian
+
+
+class DSRLNoise(NamedTuple):
+    """What DSRL's actor losses draw.
+
+    Attributes:
+        cloning: x_0 and u of flow matching.
+        policy: (B, D) standard normal, of the noise policy's sample.
+        latent_z: (B, D) standard normal, where the latent critic is distilled.
+    """
+
+    cloning: CloningNoise
+    policy: Tensor
+    latent_z: Tensor
 
 
 class DSRL(Method):
-    """A cloned flow steered by a Gaussian policy over its noise.
+    """A cloned flow steered by a Gaussian policy over its noise."""
 
-    Args:
-        noise_scale: σ_z > 0, the L∞ radius of the noise that the flow starts from.
-        shared: what every method takes.
-    """
+    noise_scale: float = setting(above=0)
+    """σ_z, the L∞ radius of the noise that the flow starts from."""
 
-    actor: ClonedFlow
+    def build(self) -> None:
+        super().build()
+        obs_dim, width, depth = self.spaces.obs_dim, self.width, self.depth
+        self.behavior = self.velocity_field()
+        self.behavior_ema = ema_copy(self.behavior)
+        self.noise_policy = TanhGaussian(obs_dim, self.dim, width, depth)
+        self.entropy_coefficient = EntropyCoefficient()
+        self.latent_critic = CriticEnsemble(obs_dim + self.dim, width, depth, self.num_critics)
 
-    def __init__(self, noise_scale: float, **shared: Any) -> None:
-        """Build the flow, the noise policy and the latent critics."""
-        super().__init__(**shared)
-        finite = 0 < noise_scale < float("inf")
-        require(finite, type(self), "noise_scale", noise_scale, "above 0 and finite")
-        self.noise_scale = noise_scale
-        obs_dim, dim, width, depth = self.sizes
-        self.actor = ClonedFlow(*self.sizes, self.flow_steps, ema=True)
-        self.noise_policy = SoftPolicy(*self.sizes)
-        self.latent_critic = CriticEnsemble(obs_dim + dim, width, depth, self.critic.members)
+    def actor_noise(self, draw: NoiseSource) -> DSRLNoise:
+        cloning = CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+        return DSRLNoise(cloning, policy=draw.normal(self.dim), latent_z=draw.normal(self.dim))
 
-    def actor_draws(self) -> dict[str, Draw]:
-        """The flow's draws, the noise policy's, and the distillation's z."""
-        own = {"latent/z": Draw((self.dim,))}
-        return {**super().actor_draws(), **self.noise_policy.draws(), **own}
-
-    def policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip ODE(EMA v_θ; s, σ_z z') with z' ~ π_ω(s)."""
-        return self.actor.act(s, self.noise_scale * self.noise_policy.act(s, noise["z"]))
-
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Flow matching (Eq. 17), latent distillation (Eq. 82) and the noise policy's (Eq. 81)."""
-        s, latent = batch.observations, frozen(self.latent_critic)
-        losses, metrics = self.noise_policy.losses(
-            s, noise, lambda z: latent(s, self.noise_scale * z).mean(0)
+    def actor_losses(self, batch: Batch, noise: DSRLNoise) -> tuple[Losses, Metrics]:
+        s, x_0, u = batch.observations, *noise.cloning
+        latent = frozen(self.latent_critic)
+        z, log_prob = self.noise_policy(s, noise.policy)
+        losses, metrics = soft_actor_losses(  # Eq. 81
+            self.entropy_coefficient,
+            z,
+            log_prob,
+            value=lambda z: latent(s, self.noise_scale * z).mean(0),
         )
-        losses["actor/flow_loss"] = self.actor.cloning_loss(batch, noise)
-        losses["latent/loss"] = self._latent_loss(s, noise["latent/z"])
+        field = self.behavior.at(s)
+        losses["actor/flow_loss"] = flow_matching_loss(field, x_0, batch.actions, u, batch.valid)
+        losses["latent/loss"] = self.latent_loss(s, noise.latent_z)
         return losses, metrics
 
-    def _latent_loss(self, s: Tensor, z: Tensor) -> Tensor:
-        """Return the mean over K and B of (Q^z_k(s, z) - sg Q_k(s, clip ODE(EMA v_θ; s, z)))²."""
+    def latent_loss(self, s: Tensor, z: Tensor) -> Tensor:
+        """Return mean_{K,B} (Q^z_k(s, z) - sg Q_k(s, clip ODE(EMA v_θ; s, z)))² (Eq. 82)."""
         with torch.no_grad():
-            target = self.critic(s, self.actor.act(s, z))
+            target = self.critic(s, self.flow_action(s, z))
         return (self.latent_critic(s, z) - target).square().mean()
+
+    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        """Return clip ODE(EMA v_θ; s, σ_z z') with z' ~ π_ω(s)."""
+        return self.flow_action(s, self.noise_scale * self.noise_policy(s, noise.z)[0])
+
+    def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return self.flow_action(s, noise.z)
+
+    def flow_action(self, s: Tensor, z: Tensor) -> Tensor:
+        """Return clip(ODE(EMA v_θ; s, z)), (B, D)."""
+        return sample_action(self.behavior_ema.at(s), z, self.flow_steps)

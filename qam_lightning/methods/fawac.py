@@ -16,47 +16,42 @@ Differences from the paper's text
     Eq. 74 misprints the sign of the flow's target.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from qam_lightning.core.critic import advantage_weight, td_loss
+from qam_lightning.core.flow import flow_matching_loss, sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.flow_policy import FlowPolicy
-from qam_lightning.nets.value import ValueNetwork
-from qam_lightning.util.errors import require
+from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
+from qam_lightning.methods.settings import setting
+from qam_lightning.nets.critic import ValueNetwork
 
 
 class FAWAC(Method):
-    """Critic, value network and one flow that clones good actions harder.
+    """Critic, value network and one flow that clones good actions harder."""
 
-    Args:
-        tau: inverse temperature τ >= 0 of the weights; 0 is cloning.
-        shared: what every method takes.
-    """
+    tau: float = setting(at_least=0)
+    """Inverse temperature τ of the weights; 0 is cloning."""
 
-    actor: FlowPolicy
+    def build(self) -> None:
+        super().build()
+        self.flow = self.velocity_field()
+        self.value = ValueNetwork(self.spaces.obs_dim, self.width, self.depth)
 
-    def __init__(self, tau: float, **shared: Any) -> None:
-        """Build the flow and the value network."""
-        super().__init__(**shared)
-        require(0 <= tau < float("inf"), type(self), "tau", tau, "at least 0 and finite")
-        self.tau = tau
-        obs_dim, _, width, depth = self.sizes
-        self.actor = FlowPolicy(*self.sizes, self.flow_steps)
-        self.value = ValueNetwork(obs_dim, width, depth)
+    def actor_noise(self, draw: NoiseSource) -> CloningNoise:
+        return CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
 
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Weighted flow matching for v_θ (Eq. 73), regression for V_ξ."""
+    def actor_losses(self, batch: Batch, noise: CloningNoise) -> tuple[Losses, Metrics]:
         s, a = batch.observations, batch.actions
         value = self.value(s)
         with torch.no_grad():
-            weight = advantage_weight(self.critic(s, a).mean(0) - value, self.tau)
+            weight = advantage_weight(self.critic(s, a).mean(0) - value, self.tau)  # Eq. 73
             target = self.critic_ema(s, a)
         losses = {
-            "actor/flow_loss": self.actor.cloning_loss(batch, noise, weight),
+            "actor/flow_loss": flow_matching_loss(
+                self.flow.at(s), noise.x_0, a, noise.u, batch.valid * weight
+            ),
             "value/loss": td_loss(value, target, batch.valid),
         }
         metrics = {
@@ -65,3 +60,6 @@ class FAWAC(Method):
             "actor/weight_max": weight.max(),
         }
         return losses, metrics
+
+    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return sample_action(self.flow.at(s), noise.z, self.flow_steps)

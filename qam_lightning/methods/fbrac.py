@@ -16,45 +16,55 @@ Differences from the paper's text
     Eq. 37-39 evaluate v at a^{i-1}, a misprint of a^i.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor
 
-from qam_lightning.core.draws import Draw
+from qam_lightning.core.flow import flow_matching_loss, sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.flow_policy import FlowPolicy
+from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
+from qam_lightning.methods.settings import setting
 from qam_lightning.nets.frozen import frozen
-from qam_lightning.util.errors import require
+
+
+class FBRACNoise(NamedTuple):
+    """What FBRAC's actor losses draw.
+
+    Attributes:
+        cloning: x_0 and u of flow matching.
+        z: (B, D) standard normal, for the actions whose value the flow ascends.
+    """
+
+    cloning: CloningNoise
+    z: Tensor
 
 
 class FBRAC(Method):
-    """Critic and one flow that clones and ascends the critic at once.
+    """Critic and one flow that clones and ascends the critic at once."""
 
-    Args:
-        alpha: behaviour coefficient α > 0.
-        shared: what every method takes.
-    """
+    alpha: float = setting(above=0)
+    """Behaviour coefficient α."""
 
-    actor: FlowPolicy
+    def build(self) -> None:
+        super().build()
+        self.flow = self.velocity_field()
 
-    def __init__(self, alpha: float, **shared: Any) -> None:
-        """Build the flow."""
-        super().__init__(**shared)
-        require(0 < alpha < float("inf"), type(self), "alpha", alpha, "above 0 and finite")
-        self.alpha = alpha
-        self.actor = FlowPolicy(*self.sizes, self.flow_steps)
+    def actor_noise(self, draw: NoiseSource) -> FBRACNoise:
+        cloning = CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+        return FBRACNoise(cloning, z=draw.normal(self.dim))
 
-    def actor_draws(self) -> dict[str, Draw]:
-        """The cloning loss's draws and the z of the actions to improve."""
-        return {**super().actor_draws(), "sample/z": Draw((self.dim,))}
-
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Flow matching, and the critic's value by backpropagation through time (Eq. 36-37)."""
-        s = batch.observations
-        q = frozen(self.critic)(s, self.actor.sample(s, noise["sample/z"]))
+    def actor_losses(self, batch: Batch, noise: FBRACNoise) -> tuple[Losses, Metrics]:
+        s, x_0, u = batch.observations, *noise.cloning
+        # Backpropagation through all T steps of the sampler (Eq. 36-37).
+        action = sample_action(self.flow.at(s), noise.z, self.flow_steps)
         losses = {
-            "actor/flow_loss": self.actor.cloning_loss(batch, noise),
-            "actor/q_loss": -q.mean() / self.alpha,
+            "actor/flow_loss": flow_matching_loss(
+                self.flow.at(s), x_0, batch.actions, u, batch.valid
+            ),
+            "actor/q_loss": -frozen(self.critic)(s, action).mean() / self.alpha,
         }
         return losses, {}
+
+    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return sample_action(self.flow.at(s), noise.z, self.flow_steps)

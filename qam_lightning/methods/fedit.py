@@ -15,55 +15,66 @@ Differences from the paper's text
     The entropy bound of Eq. 77 is written out as the term and the coefficient that enforce it.
 """
 
-from typing import Any
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from qam_lightning.core.draws import Draw
+from qam_lightning.core.flow import flow_matching_loss, sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.flow_policy import ClonedFlow
-from qam_lightning.nets.heads import EditPolicy
-from qam_lightning.util.errors import require
+from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.losses import edit_losses
+from qam_lightning.methods.noise import CloningNoise, EditNoise, NoiseSource
+from qam_lightning.methods.settings import setting
+from qam_lightning.nets.policies import EditPolicy, EntropyCoefficient
+
+
+class FEditNoise(NamedTuple):
+    """What FEdit's actor losses draw.
+
+    Attributes:
+        cloning: x_0 and u of flow matching.
+        edited: the draws of the edited actions.
+    """
+
+    cloning: CloningNoise
+    edited: EditNoise
 
 
 class FEdit(Method):
-    """A cloned flow, acting through an edit policy.
+    """A cloned flow, acting through an edit policy."""
 
-    Args:
-        edit_scale: σ_a > 0, the largest edit per action dimension.
-        shared: what every method takes.
-    """
+    edit_scale: float = setting(above=0)
+    """σ_a, the largest edit per action dimension."""
 
-    actor: ClonedFlow
+    def build(self) -> None:
+        super().build()
+        self.behavior = self.velocity_field()
+        sizes = self.spaces.obs_dim, self.dim, self.width, self.depth
+        self.edit = EditPolicy(*sizes, scale=self.edit_scale)
+        self.entropy_coefficient = EntropyCoefficient()
 
-    def __init__(self, edit_scale: float, **shared: Any) -> None:
-        """Build the flow and the edit policy."""
-        super().__init__(**shared)
-        finite = 0 < edit_scale < float("inf")
-        require(finite, type(self), "edit_scale", edit_scale, "above 0 and finite")
-        self.actor = ClonedFlow(*self.sizes, self.flow_steps)
-        self.edit = EditPolicy(*self.sizes, edit_scale)
+    def policy_noise(self, draw: NoiseSource) -> EditNoise:
+        return EditNoise(z=draw.normal(self.dim), edit=draw.normal(self.dim))
 
-    def policy_draws(self) -> dict[str, Draw]:
-        """The flow's z and the edit's noise."""
-        return {"z": Draw((self.dim,)), "edit": Draw((self.dim,))}
+    def actor_noise(self, draw: NoiseSource) -> FEditNoise:
+        cloning = CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+        return FEditNoise(cloning, self.policy_noise(draw))
 
-    def actor_draws(self) -> dict[str, Draw]:
-        """The cloning loss's draws and those of the edited actions."""
-        edited = {f"edited/{name}": draw for name, draw in self.policy_draws().items()}
-        return {**super().actor_draws(), **edited}
-
-    def policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip(ã + σ_a Δa) with ã = clip ODE(v_β; s, z)."""
-        return self.edit(s, self.actor.act(s, noise["z"]), noise["edit"])[0]
-
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Flow matching for v_β (Eq. 17) and the edit policy's losses (Eq. 77-78)."""
-        s = batch.observations
-        action = self.actor.act(s, noise["edited/z"])
+    def actor_losses(self, batch: Batch, noise: FEditNoise) -> tuple[Losses, Metrics]:
+        s, x_0, u = batch.observations, *noise.cloning
+        field, coefficient = self.behavior.at(s), self.entropy_coefficient
+        with torch.no_grad():
+            action = sample_action(field, noise.edited.z, self.flow_steps)
+        assert noise.edited.edit is not None
         losses = {
-            "actor/flow_loss": self.actor.cloning_loss(batch, noise),
-            **self.edit.losses(self.critic, s, action, noise["edited/edit"]),
+            "actor/flow_loss": flow_matching_loss(field, x_0, batch.actions, u, batch.valid),
+            **edit_losses(self.edit, coefficient, self.critic, s, action, noise.edited.edit),
         }
-        return losses, {"actor/entropy_coefficient": self.edit.entropy_coefficient().detach()}
+        return losses, {"actor/entropy_coefficient": coefficient().detach()}
+
+    def policy(self, s: Tensor, noise: EditNoise) -> Tensor:
+        return self.edit(s, self.behavior_policy(s, noise), noise.edit)[0]
+
+    def behavior_policy(self, s: Tensor, noise: EditNoise) -> Tensor:
+        return sample_action(self.behavior.at(s), noise.z, self.flow_steps)

@@ -14,47 +14,60 @@ Differences from the paper's text
     Eq. 43 backs up Ω_ω(s', z) unclipped: an omission too.
 """
 
-from typing import Any
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from qam_lightning.core.draws import Draw
+from qam_lightning.core.flow import flow_matching_loss, sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.flow_policy import ClonedFlow
-from qam_lightning.nets.heads import OneStepPolicy
-from qam_lightning.util.errors import require
+from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.losses import one_step_losses
+from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
+from qam_lightning.methods.settings import setting
+from qam_lightning.nets.policies import OneStepPolicy
+
+
+class FQLNoise(NamedTuple):
+    """What FQL's actor losses draw.
+
+    Attributes:
+        cloning: x_0 and u of flow matching.
+        z: (B, D) standard normal, of the one-step policy and its teacher.
+    """
+
+    cloning: CloningNoise
+    z: Tensor
 
 
 class FQL(Method):
-    """A cloned flow and the one-step policy that acts.
+    """A cloned flow and the one-step policy that acts."""
 
-    Args:
-        alpha: behaviour coefficient α >= 0 of the distillation.
-        shared: what every method takes.
-    """
+    alpha: float = setting(at_least=0)
+    """Behaviour coefficient α of the distillation."""
 
-    actor: ClonedFlow
+    def build(self) -> None:
+        super().build()
+        self.behavior = self.velocity_field()
+        self.one_step = OneStepPolicy(self.spaces.obs_dim, self.dim, self.width, self.depth)
 
-    def __init__(self, alpha: float, **shared: Any) -> None:
-        """Build the flow and the one-step policy."""
-        super().__init__(**shared)
-        require(0 <= alpha < float("inf"), type(self), "alpha", alpha, "at least 0 and finite")
-        self.alpha = alpha
-        self.actor = ClonedFlow(*self.sizes, self.flow_steps)
-        self.one_step = OneStepPolicy(*self.sizes)
+    def actor_noise(self, draw: NoiseSource) -> FQLNoise:
+        cloning = CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+        return FQLNoise(cloning, z=draw.normal(self.dim))
 
-    def actor_draws(self) -> dict[str, Draw]:
-        """The cloning loss's draws and the one-step policy's z."""
-        return {**super().actor_draws(), "one_step/z": Draw((self.dim,))}
+    def actor_losses(self, batch: Batch, noise: FQLNoise) -> tuple[Losses, Metrics]:
+        s, x_0, u = batch.observations, *noise.cloning
+        field = self.behavior.at(s)
+        with torch.no_grad():
+            teacher = sample_action(field, noise.z, self.flow_steps)
+        losses = {
+            "actor/flow_loss": flow_matching_loss(field, x_0, batch.actions, u, batch.valid),
+            **one_step_losses(self.one_step, self.critic, s, noise.z, teacher, self.alpha),
+        }
+        return losses, {}
 
-    def policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip Ω_ω(s, z)."""
-        return self.one_step(s, noise["z"]).clamp(-1.0, 1.0)
+    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return self.one_step(s, noise.z).clamp(-1.0, 1.0)
 
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Flow matching for v_β, value and distillation for Ω_ω (Eq. 41)."""
-        s, z = batch.observations, noise["one_step/z"]
-        teacher = self.actor.act(s, z)
-        one_step = self.one_step.losses(self.critic, s, z, teacher, self.alpha)
-        return {"actor/flow_loss": self.actor.cloning_loss(batch, noise), **one_step}, {}
+    def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return sample_action(self.behavior.at(s), noise.z, self.flow_steps)

@@ -19,59 +19,60 @@ Differences from the paper's text
     Chunks that were cut short take part in V's loss, as they did for the published scores.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from qam_lightning.core.critic import expectile_loss, pessimistic
-from qam_lightning.core.draws import Draw
+from qam_lightning.core.flow import flow_matching_loss, sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.flow_policy import ClonedFlow
-from qam_lightning.nets.value import ValueNetwork
-from qam_lightning.util.errors import require
+from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
+from qam_lightning.methods.settings import setting
+from qam_lightning.nets.critic import ValueNetwork
 
 
 class IFQL(Method):
-    """Critic and value network that never ask about actions outside the data, and a cloned flow.
+    """Critic and value network that never ask about actions outside the data, and a cloned flow."""
 
-    Args:
-        kappa: κ in (0, 1), the expectile: 0.5 evaluates the behaviour, near 1 the best in the data.
-        shared: what every method takes.
-    """
+    kappa: float = setting(above=0, below=1)
+    """κ, the expectile: 0.5 evaluates the behaviour, near 1 the best in the data."""
+    best_of_n: int = setting(default=32, at_least=1)
+    """Candidate chunks when acting; the one of largest value is taken."""
 
-    actor: ClonedFlow
+    def build(self) -> None:
+        super().build()
+        self.behavior = self.velocity_field()
+        self.value = ValueNetwork(self.spaces.obs_dim, self.width, self.depth)
 
-    def __init__(self, kappa: float, **shared: Any) -> None:
-        """Build the flow and the value network."""
-        super().__init__(**shared)
-        require(0 < kappa < 1, type(self), "kappa", kappa, "strictly between 0 and 1")
-        self.kappa = kappa
-        obs_dim, _, width, depth = self.sizes
-        self.actor = ClonedFlow(*self.sizes, self.flow_steps)
-        self.value = ValueNetwork(obs_dim, width, depth)
-
-    def merit(self, q: Tensor) -> Tensor:
+    def candidate_score(self, q: Tensor) -> Tensor:
         """Return min_K q."""
         return q.amin(0)
 
-    def backup_draws(self) -> dict[str, Draw]:
-        """Nothing: the backup samples no action."""
-        return {}
+    def next_noise(self, draw: NoiseSource) -> None:
+        """Draw nothing: the target samples no action."""
 
-    def backup_value(self, s: Tensor, noise: Noise) -> Tensor:
+    def next_value(self, s: Tensor, noise: None) -> Tensor:
         """Return V(s) (Eq. 84)."""
         return self.value(s)
 
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Flow matching for v_β (Eq. 17), expectile regression for V_ξ (Eq. 85)."""
-        s = batch.observations
+    def actor_noise(self, draw: NoiseSource) -> CloningNoise:
+        return CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+
+    def actor_losses(self, batch: Batch, noise: CloningNoise) -> tuple[Losses, Metrics]:
+        s, a = batch.observations, batch.actions
         value = self.value(s)
         with torch.no_grad():
-            target = pessimistic(self.critic_ema(s, batch.actions), self.rho)
+            target = pessimistic(self.critic_ema(s, a), self.rho)
         losses = {
-            "actor/flow_loss": self.actor.cloning_loss(batch, noise),
-            "value/loss": expectile_loss(value, target, self.kappa),
+            "actor/flow_loss": flow_matching_loss(
+                self.behavior.at(s), noise.x_0, a, noise.u, batch.valid
+            ),
+            "value/loss": expectile_loss(value, target, self.kappa),  # Eq. 85
         }
         return losses, {"value/mean": value.detach().mean()}
+
+    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return sample_action(self.behavior.at(s), noise.z, self.flow_steps)
+
+    def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return self.policy(s, noise)

@@ -23,31 +23,123 @@ Differences from the paper's text
     is Algorithm 1's sum over the steps, without the h of Eq. 21's integral.
 """
 
-from typing import Any
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from qam_lightning.core.adjoint import action_gradient, adjoint_matching_loss, lean_adjoint
+from qam_lightning.core.flow import Field, flow_matching_loss, sample_action
+from qam_lightning.core.memoryless import Path, simulate
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.flow_pair import FlowPair
+from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
+from qam_lightning.methods.settings import setting
+from qam_lightning.nets.frozen import ema_copy
+from qam_lightning.nets.velocity_field import VelocityField
+
+
+class QAMNoise(NamedTuple):
+    """What QAM's actor losses draw.
+
+    Attributes:
+        cloning: x_0 and u of flow matching.
+        path_x_0: (B, D) standard normal, where the SDE starts.
+        path_z: (B, T - 1, D) standard normal, the SDE's increments.
+    """
+
+    cloning: CloningNoise
+    path_x_0: Tensor
+    path_z: Tensor
 
 
 class QAM(Method):
-    """Critic, behaviour flow and a fine-tuned flow trained by adjoint matching.
+    """Critic, behaviour flow f_β and a fine-tuned flow f_θ trained by adjoint matching.
 
-    Args:
-        tau: inverse temperature τ >= 0; the policy tends to π_β exp(τ Q), 0 is cloning.
-        residual: whether f_θ is a residual on f_β (the paper's choice) or the full velocity.
-        shared: what every method takes.
+    One update is Algorithm 1: `actor_losses` has its steps 1 to 5; step 6, TD (Eq. 26), is
+    `Method.critic_losses`, with the next action from `policy`.
     """
 
-    actor: FlowPair
+    tau: float = setting(at_least=0)
+    """Inverse temperature τ; the policy tends to π_β exp(τ Q), and 0 is cloning."""
+    residual: bool = True
+    """Whether f_θ is a residual on f_β (the paper's choice) or the full velocity v."""
+    grad_clip: float = setting(default=1.0, at_least=0)
+    """Bound on the gradient; 0 switches clipping off."""
 
-    def __init__(self, tau: float, residual: bool, **shared: Any) -> None:
-        """Build the flows."""
-        super().__init__(**shared)
-        self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
+    def build(self) -> None:
+        super().build()
+        self.behavior = self.velocity_field()
+        self.behavior_ema = ema_copy(self.behavior)
+        self.fine_tuned = self.velocity_field()
 
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Flow matching for f_β (Eq. 17), adjoint matching for f_θ (Eq. 21)."""
-        return self.actor.matching_losses(batch, noise, self.critic_ema)
+    def actor_noise(self, draw: NoiseSource) -> QAMNoise:
+        return QAMNoise(
+            cloning=CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1)),
+            path_x_0=draw.normal(self.dim),
+            path_z=draw.normal(self.flow_steps - 1, self.dim),
+        )
+
+    def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
+        s, steps = batch.observations, self.flow_steps
+        with torch.no_grad():
+            # 1. Sample a path of the memoryless SDE (Eq. 24).
+            path = self.sample_path(s, noise)
+            # 2. Differentiate the critic where the path ends (Eq. 22).
+            dq_da = action_gradient(
+                lambda a: self.critic_ema(s, a.clamp(-1.0, 1.0)).mean(0), path.end
+            )
+            # 3. Run the lean adjoint backwards along the behaviour flow (Eq. 25).
+            vjp = self.behavior_ema.linearize(s, path.states, path.times + 1.0 / steps)
+            adjoints = lean_adjoint(vjp, -self.tau * dq_da, steps)
+        # 4. Regress the fine-tuned flow on the adjoint (Eq. 21).
+        control = self.control(s)(path.states, path.times[:, None, None])
+        # 5. Clone the behaviour (Eq. 17).
+        losses = {
+            "actor/flow_loss": self.cloning_loss(batch, noise.cloning),
+            "actor/adjoint_loss": adjoint_matching_loss(control, adjoints, path.sigma),
+        }
+        metrics = {
+            "actor/adjoint_rms": adjoints.square().mean().sqrt(),
+            "actor/control_rms": control.detach().square().mean().sqrt(),
+            "actor/q_grad_rms": dq_da.square().mean().sqrt(),
+        }
+        return losses, metrics
+
+    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return self.flow_action(s, noise.z)
+
+    def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return sample_action(self.behavior.at(s), noise.z, self.flow_steps)
+
+    @torch.no_grad()
+    def flow_action(self, s: Tensor, z: Tensor) -> Tensor:
+        """Return clip(ODE(f_β + f_θ; s, z)) with the online networks, (B, D)."""
+        return sample_action(self.velocity(s, self.behavior), z, self.flow_steps)
+
+    def sample_path(self, s: Tensor, noise: QAMNoise) -> Path:
+        """Simulate the memoryless SDE of v with the EMA behaviour flow (Eq. 24)."""
+        velocity = self.velocity(s, self.behavior_ema)
+        z = noise.path_z.transpose(0, 1)
+        return simulate(velocity, self.behavior_ema.at(s), noise.path_x_0, z)
+
+    def velocity(self, s: Tensor, behavior: VelocityField) -> Field:
+        """Return the field v = f_β + f_θ at states s (B, O); f_θ alone where it is no residual."""
+        fine_tuned = self.fine_tuned.at(s)
+        if not self.residual:
+            return fine_tuned
+        base = behavior.at(s)
+        return lambda x, u: base(x, u) + fine_tuned(x, u)
+
+    def control(self, s: Tensor) -> Field:
+        """Return the field v - f_β at states s (B, O): f_θ itself where it is a residual."""
+        fine_tuned = self.fine_tuned.at(s)
+        if self.residual:
+            return fine_tuned
+        base = self.behavior_ema.at(s)
+        return lambda x, u: fine_tuned(x, u) - base(x, u)
+
+    def cloning_loss(self, batch: Batch, noise: CloningNoise) -> Tensor:
+        """Return the flow matching loss of f_β on dataset chunks (Eq. 17)."""
+        field = self.behavior.at(batch.observations)
+        return flow_matching_loss(field, noise.x_0, batch.actions, noise.u, batch.valid)

@@ -19,59 +19,63 @@ Differences from the paper's text
     What differs in QAM differs here.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor
 
-from qam_lightning.core.draws import Draw
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.flow_pair import FlowPair
-from qam_lightning.nets.heads import EditPolicy
-from qam_lightning.util.errors import require
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.losses import edit_losses
+from qam_lightning.methods.noise import EditNoise, NoiseSource
+from qam_lightning.methods.qam import QAM, QAMNoise
+from qam_lightning.methods.settings import setting
+from qam_lightning.nets.policies import EditPolicy, EntropyCoefficient
 
 
-class QAMEdit(Method):
-    """QAM's flows, acting through an edit policy.
+class QAMEditNoise(NamedTuple):
+    """What QAM-EDIT's actor losses draw.
 
-    Args:
-        tau: inverse temperature τ >= 0 of the flow's tilt.
-        edit_scale: σ_a >= 0, the largest edit per action dimension; 0 is plain QAM.
-        residual: whether f_θ is a residual on f_β (the paper's choice) or the full velocity.
-        shared: what every method takes.
+    Attributes:
+        qam: QAM's draws.
+        edited: the draws of the edited actions.
     """
 
-    actor: FlowPair
+    qam: QAMNoise
+    edited: EditNoise
 
-    def __init__(self, tau: float, edit_scale: float, residual: bool, **shared: Any) -> None:
-        """Build the flows and, for σ_a > 0, the edit policy."""
-        super().__init__(**shared)
-        finite = 0 <= edit_scale < float("inf")
-        require(finite, type(self), "edit_scale", edit_scale, "at least 0 and finite")
-        self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
-        self.edit = EditPolicy(*self.sizes, edit_scale) if edit_scale > 0 else None
 
-    def policy_draws(self) -> dict[str, Draw]:
-        """The flow's z and the edit's noise."""
-        names = ("z", "edit") if self.edit else ("z",)
-        return {name: Draw((self.dim,)) for name in names}
+class QAMEdit(QAM):
+    """QAM's flows, acting through an edit policy."""
 
-    def actor_draws(self) -> dict[str, Draw]:
-        """The flows' draws and those of the edited actions."""
-        edited = self.policy_draws() if self.edit else {}
-        return {**super().actor_draws(), **{f"edited/{name}": d for name, d in edited.items()}}
+    edit_scale: float = setting(at_least=0)
+    """σ_a, the largest edit per action dimension; 0 is plain QAM."""
 
-    def policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip(ã + σ_a Δa) with ã = clip ODE(f_β + f_θ; s, z)."""
-        action = self.actor.act(s, noise["z"])
-        return action if self.edit is None else self.edit(s, action, noise["edit"])[0]
+    def build(self) -> None:
+        super().build()
+        self.edit: EditPolicy | None = None
+        if self.edit_scale > 0:
+            sizes = self.spaces.obs_dim, self.dim, self.width, self.depth
+            self.edit = EditPolicy(*sizes, scale=self.edit_scale)
+            self.entropy_coefficient = EntropyCoefficient()
 
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """QAM's losses and the edit policy's (Eq. 30)."""
-        losses, metrics = self.actor.matching_losses(batch, noise, self.critic_ema)
-        if self.edit is not None:
-            s = batch.observations
-            action = self.actor.act(s, noise["edited/z"])
-            losses |= self.edit.losses(self.critic, s, action, noise["edited/edit"])
-            metrics["actor/entropy_coefficient"] = self.edit.entropy_coefficient().detach()
+    def policy_noise(self, draw: NoiseSource) -> EditNoise:
+        z = draw.normal(self.dim)
+        return EditNoise(z, None if self.edit is None else draw.normal(self.dim))
+
+    def actor_noise(self, draw: NoiseSource) -> QAMEditNoise:
+        return QAMEditNoise(super().actor_noise(draw), self.policy_noise(draw))
+
+    def actor_losses(self, batch: Batch, noise: QAMEditNoise) -> tuple[Losses, Metrics]:
+        losses, metrics = super().actor_losses(batch, noise.qam)
+        if self.edit is not None and noise.edited.edit is not None:
+            s, coefficient = batch.observations, self.entropy_coefficient
+            action = self.flow_action(s, noise.edited.z)
+            losses |= edit_losses(self.edit, coefficient, self.critic, s, action, noise.edited.edit)
+            metrics["actor/entropy_coefficient"] = coefficient().detach()
         return losses, metrics
+
+    def policy(self, s: Tensor, noise: EditNoise) -> Tensor:
+        action = self.flow_action(s, noise.z)
+        if self.edit is None or noise.edit is None:
+            return action
+        return self.edit(s, action, noise.edit)[0]

@@ -16,54 +16,56 @@ Differences from the paper's text
 """
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor
 
-from qam_lightning.core.draws import Draw
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.flow_pair import FlowPair
-from qam_lightning.nets.heads import OneStepPolicy
-from qam_lightning.util.errors import require
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.losses import one_step_losses
+from qam_lightning.methods.noise import NoiseSource, PolicyNoise
+from qam_lightning.methods.qam import QAM, QAMNoise
+from qam_lightning.methods.settings import setting
+from qam_lightning.nets.policies import OneStepPolicy
 
 
-class QAMFQL(Method):
-    """QAM's flows, acting through a one-step policy.
+class QAMFQLNoise(NamedTuple):
+    """What QAM-FQL's actor losses draw.
 
-    Args:
-        tau: inverse temperature τ >= 0 of the flow's tilt.
-        alpha: behaviour coefficient α >= 0; infinity, .inf, is plain QAM.
-        residual: whether f_θ is a residual on f_β (the paper's choice) or the full velocity.
-        shared: what every method takes.
+    Attributes:
+        qam: QAM's draws.
+        z: (B, D) standard normal for the one-step policy; None where there is none.
     """
 
-    actor: FlowPair
+    qam: QAMNoise
+    z: Tensor | None
 
-    def __init__(self, tau: float, alpha: float, residual: bool, **shared: Any) -> None:
-        """Build the flows and, for finite α, the one-step policy."""
-        super().__init__(**shared)
-        require(alpha >= 0, type(self), "alpha", alpha, "at least 0, or .inf for plain QAM")
-        self.alpha = alpha
-        self.actor = FlowPair(*self.sizes, self.flow_steps, tau, residual)
-        self.one_step = None if math.isinf(alpha) else OneStepPolicy(*self.sizes)
 
-    def actor_draws(self) -> dict[str, Draw]:
-        """The flows' draws and the one-step policy's z."""
-        own = {} if self.one_step is None else {"one_step/z": Draw((self.dim,))}
-        return {**super().actor_draws(), **own}
+class QAMFQL(QAM):
+    """QAM's flows, acting through a one-step policy."""
 
-    def policy(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return clip μ_ω(s, z)."""
+    alpha: float = setting(at_least=0, infinite=True)
+    """Behaviour coefficient α; infinity, .inf in YAML, is plain QAM."""
+
+    def build(self) -> None:
+        super().build()
+        sizes = self.spaces.obs_dim, self.dim
+        off = math.isinf(self.alpha)
+        self.one_step = None if off else OneStepPolicy(*sizes, self.width, self.depth)
+
+    def actor_noise(self, draw: NoiseSource) -> QAMFQLNoise:
+        qam = super().actor_noise(draw)
+        return QAMFQLNoise(qam, None if self.one_step is None else draw.normal(self.dim))
+
+    def actor_losses(self, batch: Batch, noise: QAMFQLNoise) -> tuple[Losses, Metrics]:
+        losses, metrics = super().actor_losses(batch, noise.qam)
+        if self.one_step is not None and noise.z is not None:
+            s, z = batch.observations, noise.z
+            teacher = self.flow_action(s, z)
+            losses |= one_step_losses(self.one_step, self.critic, s, z, teacher, self.alpha)
+        return losses, metrics
+
+    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
         if self.one_step is None:
             return super().policy(s, noise)
-        return self.one_step(s, noise["z"]).clamp(-1.0, 1.0)
-
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """QAM's losses and the one-step policy's (Eq. 29)."""
-        losses, metrics = self.actor.matching_losses(batch, noise, self.critic_ema)
-        if self.one_step is not None:
-            s, z = batch.observations, noise["one_step/z"]
-            teacher = self.actor.act(s, z)
-            losses |= self.one_step.losses(self.critic, s, z, teacher, self.alpha)
-        return losses, metrics
+        return self.one_step(s, noise.z).clamp(-1.0, 1.0)

@@ -24,46 +24,52 @@ from torch import Tensor
 
 from qam_lightning.core.critic import pessimistic
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
-from qam_lightning.nets.deterministic import DeterministicActor
-from qam_lightning.nets.frozen import frozen
-from qam_lightning.util.errors import require
+from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.noise import PolicyNoise
+from qam_lightning.methods.settings import setting
+from qam_lightning.nets.frozen import ema_copy, frozen
+from qam_lightning.nets.policies import DeterministicPolicy
 
-LEAST_VALUE = 1e-6
+MIN_VALUE = 1e-6
+NOISE_BOUND = 0.5
 
 
 class ReBRAC(Method):
-    """A deterministic actor that is drawn to the data.
+    """A deterministic actor that is drawn to the data."""
 
-    Args:
-        alpha: behaviour coefficient α >= 0.
-        noise_scale: σ >= 0, standard deviation of the noise on actions; 0 is none.
-        shared: what every method takes.
-    """
+    alpha: float = setting(at_least=0)
+    """Behaviour coefficient α."""
+    noise_scale: float = setting(at_least=0)
+    """σ, standard deviation of the noise on actions; 0 is none."""
 
-    delay = 2
-    actor: DeterministicActor
+    actor_delay = 2
 
-    def __init__(self, alpha: float, noise_scale: float, **shared: Any) -> None:
-        """Build the actor."""
-        super().__init__(**shared)
-        require(0 <= alpha < float("inf"), type(self), "alpha", alpha, "at least 0 and finite")
-        self.alpha = alpha
-        self.actor = DeterministicActor(*self.sizes, noise_scale)
+    def build(self) -> None:
+        super().build()
+        self.actor = DeterministicPolicy(self.spaces.obs_dim, self.dim, self.width, self.depth)
+        self.actor_ema = ema_copy(self.actor)
 
-    def backup_value(self, s: Tensor, noise: Noise) -> Tensor:
-        """Return pess EMA-Q(s, a') with the moving average's noisy action a'."""
-        return pessimistic(self.critic_ema(s, self.actor.target_act(s, noise["z"])), self.rho)
+    def next_value(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        """Return pess EMA-Q(s, a') with the noisy action a' of the actor's moving average."""
+        action = self.noisy_action(self.actor_ema(s), noise.z)
+        return pessimistic(self.critic_ema(s, action), self.rho)
 
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """The scale-free value loss and the cloning loss, which cut chunks do not enter."""
+    def actor_losses(self, batch: Batch, noise: Any) -> tuple[Losses, Metrics]:
         s = batch.observations
         action = self.actor(s)
         value = pessimistic(frozen(self.critic)(s, action), self.rho)
-        scale = 1.0 / self.batch_mean(value.abs()).clamp(min=LEAST_VALUE)
+        scale = 1.0 / self.batch_mean(value.abs()).clamp(min=MIN_VALUE)
         distance = (action - batch.actions).square().sum(-1)
         losses = {
             "actor/q_loss": -scale * value.mean(),
             "actor/bc_loss": self.alpha * (batch.valid * distance).mean(),
         }
         return losses, {"actor/q_scale": scale}
+
+    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return self.noisy_action(self.actor(s), noise.z)
+
+    def noisy_action(self, action: Tensor, z: Tensor) -> Tensor:
+        """Return clip(a + clip(σ z, ±0.5), ±1), (B, D)."""
+        noise = (self.noise_scale * z).clamp(-NOISE_BOUND, NOISE_BOUND)
+        return (action + noise).clamp(-1.0, 1.0)

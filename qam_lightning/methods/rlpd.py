@@ -16,33 +16,39 @@ Differences from the paper's text
     uses, where soft actor-critic takes the members' minimum.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from qam_lightning.core.critic import pessimistic
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Noise
+from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.losses import soft_actor_losses
+from qam_lightning.methods.noise import NoiseSource, PolicyNoise
 from qam_lightning.nets.frozen import frozen
-from qam_lightning.nets.soft_policy import SoftPolicy
+from qam_lightning.nets.policies import EntropyCoefficient, TanhGaussian
 
 
 class RLPD(Method):
-    """Soft actor-critic with an ensemble of pessimistic critics.
-
-    Args:
-        shared: what every method takes.
-    """
+    """Soft actor-critic with an ensemble of pessimistic critics."""
 
     offline_phase = False
-    actor: SoftPolicy
 
-    def __init__(self, **shared: Any) -> None:
-        """Build the policy."""
-        super().__init__(**shared)
-        self.actor = SoftPolicy(*self.sizes)
+    def build(self) -> None:
+        super().build()
+        self.actor = TanhGaussian(self.spaces.obs_dim, self.dim, self.width, self.depth)
+        self.entropy_coefficient = EntropyCoefficient()
 
-    def actor_losses(self, batch: Batch, noise: Noise) -> tuple[Losses, dict[str, Tensor]]:
-        """Soft actor-critic's losses."""
+    def actor_noise(self, draw: NoiseSource) -> PolicyNoise:
+        return self.policy_noise(draw)
+
+    def actor_losses(self, batch: Batch, noise: PolicyNoise) -> tuple[Losses, Metrics]:
         s, critic = batch.observations, frozen(self.critic)
-        return self.actor.losses(s, noise, lambda a: pessimistic(critic(s, a), self.rho))
+        action, log_prob = self.actor(s, noise.z)
+        return soft_actor_losses(
+            self.entropy_coefficient,
+            action,
+            log_prob,
+            value=lambda a: pessimistic(critic(s, a), self.rho),
+        )
+
+    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
+        return self.actor(s, noise.z)[0]

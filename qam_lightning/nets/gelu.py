@@ -31,17 +31,17 @@ def gelu(x: Tensor) -> Tensor:
     return _Gelu.apply(x)
 
 
-def gelu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+def gelu_and_derivative(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return gelu(x) and gelu'(x), both of x's shape and without gradient."""
     s = _gate(x)
-    return x * s, _slope(x, s)
+    return x * s, _derivative(x, s)
 
 
 def _gate(x: Tensor) -> Tensor:
     return (x * x).mul_(_CUBIC).add_(_LINEAR).mul_(x).sigmoid_()
 
 
-def _slope(x: Tensor, s: Tensor) -> Tensor:
+def _derivative(x: Tensor, s: Tensor) -> Tensor:
     steepness = (x * x).mul_(3.0 * _CUBIC).add_(_LINEAR)
     return steepness.mul_(torch.addcmul(x, x, s, value=-1.0)).add_(1.0).mul_(s)
 
@@ -56,4 +56,4 @@ class _Gelu(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        return _slope(*ctx.saved_tensors).mul_(g)
+        return _derivative(*ctx.saved_tensors).mul_(g)

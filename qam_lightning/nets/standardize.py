@@ -18,7 +18,6 @@ class Standardize(nn.Module):
     std: Tensor
 
     def __init__(self, obs_dim: int) -> None:
-        """Start with the identity."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(obs_dim))
         self.register_buffer("std", torch.ones(obs_dim))

@@ -43,8 +43,7 @@ def test_targets_move_by_the_rate(rate, build):
         for o, t in zip(online.parameters(), target.parameters(), strict=True)
     ]
     callback = EmaTargets(rate)
-    callback.on_train_start(None, method)
-    callback.on_train_batch_end(None, method, None, None, 0)
+    callback.on_gradient_step(None, method)
     moved = [t for _, target in method.ema_pairs() for t in target.parameters()]
     online = [o for o, _ in method.ema_pairs() for o in o.parameters()]
     for (o, t), now, source in zip(pairs, moved, online, strict=True):
@@ -78,8 +77,8 @@ def test_a_saved_method_acts_as_before(saved, build):
     method, metadata = load_method(path)
     assert metadata == content["qam_lightning"] | content["counters"]
     assert not method.training
-    s = torch.randn(5, method.obs_dim)
-    noise = method.policy_noise(5, torch.Generator().manual_seed(0))
+    s = torch.randn(5, method.spaces.obs_dim)
+    noise = method.acting_noise(5, torch.Generator().manual_seed(0))
     original = build(QAM, tau=1.0, residual=True)
     assert torch.equal(method.act(s, noise), original.act(s, noise))
     assert load_method(path, best_of_n=3)[0].best_of_n == 3

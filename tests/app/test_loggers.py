@@ -139,7 +139,7 @@ def test_the_order_of_the_list_does_not_matter(tmp_path: Path) -> None:
     trainer = fit(tiny_qam(), 3, given, CsvLogger(tmp_path))
     assert seen == [1, 2]
     names = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
-    assert names == ["Users", "MetricsLogger", "Evaluate", "Checkpoints", "Last"]
+    assert names == ["Users", "EmaTargets", "MetricsLogger", "Evaluate", "Checkpoints", "Last"]
 
 
 def test_rows_are_on_disk_before_a_checkpoint_counts_them(

@@ -305,11 +305,11 @@ def test_statistics_of_the_observations_are_the_datasets_and_stay(small_run, run
     with np.load(dataset / "cube-single-play-v0.npz") as data:
         observations = data["observations"].astype(np.float64)
     mean, std = observations.mean(0), observations.std(0).clip(0.01)
-    np.testing.assert_allclose(first["seen.mean"], mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(first["seen.std"], std, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first["obs_norm.mean"], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first["obs_norm.std"], std, rtol=1e-5, atol=1e-6)
     half = ("--model.standardize=true", "--data.fraction=0.4", "--ckpt_path=last")
     assert main(small_run(2, *half)) == 0
-    assert torch.equal(last(run)["state_dict"]["seen.mean"], first["seen.mean"])
+    assert torch.equal(last(run)["state_dict"]["obs_norm.mean"], first["obs_norm.mean"])
 
 
 def test_the_saved_configuration_repeats_and_resumes_the_run(small_run, run, tmp_path):

@@ -13,6 +13,7 @@ from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.data.batch import Batch
+from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.qam import QAM
 from tests.conftest import SMALL
 
@@ -40,8 +41,7 @@ class MazeData(pl.LightningDataModule):
 def tiny_qam() -> QAM:
     """Return a QAM too small to learn anything."""
     torch.manual_seed(0)
-    sizes = {"obs_dim": 2, "action_dim": 2, "horizon": 2, "width": 8, "depth": 1}
-    return QAM(tau=1.0, residual=True, **{**SMALL, **sizes})
+    return QAM(Spaces(2, 2, 2), tau=1.0, residual=True, **{**SMALL, "width": 8, "depth": 1})
 
 
 def fit(method: QAM, steps: int, callbacks: list[pl.Callback], logger: Any = False) -> pl.Trainer:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.bam import BAM
-from qam_lightning.methods.base import Method, Noise
-from qam_lightning.methods.qam import QAM
+from qam_lightning.methods.base import Method
+from qam_lightning.methods.noise import PolicyNoise
+from qam_lightning.methods.qam import QAM, QAMNoise
 from qam_lightning.methods.qam_edit import QAMEdit
 from qam_lightning.methods.qam_fql import QAMFQL
 from qam_lightning.util.errors import UserError
@@ -35,24 +36,29 @@ def sigma(i: int) -> float:
     return math.sqrt(2 * (1 - i * H + H) / (i * H + H))
 
 
-def slow_path(method: Method, s: Tensor, noise: Noise) -> SlowPath:
+def qam_noise(noise: object) -> QAMNoise:
+    """Return the part of an actor's noise that is QAM's."""
+    return noise if isinstance(noise, QAMNoise) else noise.qam  # type: ignore[attr-defined]
+
+
+def slow_path(method: Method, s: Tensor, noise: QAMNoise) -> SlowPath:
     """Eq. 24, its last step by the averaged behaviour flow alone."""
-    actor, a = method.actor, noise["path/x_0"]
+    a = noise.path_x_0
     states, controls = [a], []
     for i in range(T):
         u = i * H
-        behavior, fine = field(actor.behavior_ema, s, a, u), field(actor.fine, s, a, u)
-        controls.append(fine if actor.residual else fine - behavior)
+        behavior, fine = field(method.behavior_ema, s, a, u), field(method.fine_tuned, s, a, u)
+        controls.append(fine if method.residual else fine - behavior)
         if i < T - 1:
             drift = 2 * (behavior + controls[-1]) - a / (u + H)
-            a = a + H * drift + math.sqrt(H) * sigma(i) * noise["path/z"][:, i]
+            a = a + H * drift + math.sqrt(H) * sigma(i) * noise.path_z[:, i]
         else:
             a = a + H * behavior
         states.append(a)
     return SlowPath(states, controls)
 
 
-def slow_adjoint_loss(method: Method, s: Tensor, noise: Noise) -> Tensor:
+def slow_adjoint_loss(method: Method, s: Tensor, noise: QAMNoise) -> Tensor:
     """Eq. 21 with the lean adjoint of Eq. 25, which starts inside the action box only."""
     with torch.no_grad():
         states = slow_path(method, s, noise).states
@@ -64,11 +70,11 @@ def slow_adjoint_loss(method: Method, s: Tensor, noise: Noise) -> Tensor:
     total = torch.zeros(len(s))
     for i in reversed(range(T)):
         a, ahead = states[i].requires_grad_(), (i + 1) * H
-        b = 2 * field(method.actor.behavior_ema, s, a, ahead) - a / ahead
+        b = 2 * field(method.behavior_ema, s, a, ahead) - a / ahead
         g = g + H * torch.autograd.grad(b, a, g)[0]
-        control = field(method.actor.fine, s, a.detach(), i * H)
-        if not method.actor.residual:
-            control = control - field(method.actor.behavior_ema, s, a.detach(), i * H)
+        control = field(method.fine_tuned, s, a.detach(), i * H)
+        if not method.residual:
+            control = control - field(method.behavior_ema, s, a.detach(), i * H)
         total = total + (2 * control / sigma(i) + sigma(i) * g).square().sum(1)
     return total.mean()
 
@@ -77,9 +83,9 @@ def slow_ode(method: Method, s: Tensor, z: Tensor) -> Tensor:
     """Eq. 38-39 with the online networks."""
     a = z
     for i in range(T):
-        v = field(method.actor.fine, s, a, i * H)
-        if method.actor.residual:
-            v = v + field(method.actor.behavior, s, a, i * H)
+        v = field(method.fine_tuned, s, a, i * H)
+        if method.residual:
+            v = v + field(method.behavior, s, a, i * H)
         a = a + H * v
     return a.clip(-1, 1)
 
@@ -104,26 +110,26 @@ def test_adjoint_matching(kind: type[Method], residual: bool, build: Build, batc
     spread(method)
     noise = method.step_noise(len(batch.rewards))
     found = method.losses(batch, noise)[0]["actor/adjoint_loss"]
-    expected = slow_adjoint_loss(method, batch.observations, noise)
-    compare(found, expected, method.actor.fine)
+    expected = slow_adjoint_loss(method, batch.observations, qam_noise(noise.actor))
+    compare(found, expected, method.fine_tuned)
 
 
 def test_bam_backpropagates_through_the_path(residual: bool, build: Build, batch: Batch) -> None:
     method = make(BAM, build, residual=residual)
     spread(method)
     s, noise = batch.observations, method.step_noise(len(batch.rewards))
-    path = slow_path(method, s, noise)
+    path = slow_path(method, s, noise.actor)
     q = method.critic(s, path.states[T])
     value = q.mean(0) - 0.5 * q.std(0, correction=0)
     cost = sum(2 * path.controls[i].square().sum(1) / sigma(i) ** 2 for i in range(T - 1))
     losses, _ = method.losses(batch, noise)
     torch.testing.assert_close(losses["actor/value_loss"], -TAU * value.mean())
     found = losses["actor/control_cost"] + losses["actor/value_loss"]
-    compare(found, (cost - TAU * value).mean(), method.actor.fine)
+    compare(found, (cost - TAU * value).mean(), method.fine_tuned)
 
 
 def test_bam_needs_a_step_to_control(build: Build) -> None:
-    with pytest.raises(UserError, match="flow_steps is 1, expected at least 2 for BAM"):
+    with pytest.raises(UserError, match="BAM: flow_steps is 1, expected at least 2"):
         make(BAM, build, flow_steps=1)
 
 
@@ -134,7 +140,7 @@ def test_flows_act_with_the_online_networks(
     method = make(kind, build, residual=residual)
     spread(method)
     s, z = batch.observations, torch.randn(len(batch.rewards), method.dim)
-    torch.testing.assert_close(method.policy(s, {"z": z}), slow_ode(method, s, z))
+    torch.testing.assert_close(method.policy(s, PolicyNoise(z)), slow_ode(method, s, z))
 
 
 def test_the_one_step_policy_ascends_and_follows_the_fine_tuned_flow(
@@ -143,7 +149,7 @@ def test_the_one_step_policy_ascends_and_follows_the_fine_tuned_flow(
     method = build(QAMFQL, tau=TAU, alpha=7.0, residual=True)
     spread(method)
     noise = method.step_noise(len(batch.rewards))
-    s, z = batch.observations, noise["one_step/z"]
+    s, z = batch.observations, noise.actor.z
     action = method.one_step.mlp(torch.cat([s, z], 1))
     losses, _ = method.losses(batch, noise)
     gap = (action - slow_ode(method, s, z)).square().mean()
@@ -157,12 +163,12 @@ def test_the_edit_policy_ascends_from_the_fine_tuned_flow(build: Build, batch: B
     method = build(QAMEdit, tau=TAU, edit_scale=0.4, residual=True)
     spread(method)
     noise = method.step_noise(len(batch.rewards))
-    s, action = batch.observations, slow_ode(method, batch.observations, noise["edited/z"])
-    edit, log_prob = method.edit.gaussian(torch.cat([s, action], 1), noise["edited/edit"])
+    s, action = batch.observations, slow_ode(method, batch.observations, noise.actor.edited.z)
+    edit, log_prob = method.edit.gaussian(torch.cat([s, action], 1), noise.actor.edited.edit)
     losses, _ = method.losses(batch, noise)
     value = method.critic(s, (action + 0.4 * edit).clip(-1, 1)).mean()
     torch.testing.assert_close(losses["actor/edit_q_loss"], -value)
-    coefficient = method.edit.entropy_coefficient()
+    coefficient = method.entropy_coefficient()
     torch.testing.assert_close(losses["actor/edit_entropy_loss"], coefficient * log_prob.mean())
     tuning = coefficient * (-log_prob.mean() + 0.5 * method.dim)
     torch.testing.assert_close(losses["actor/edit_coefficient_loss"], tuning)
@@ -177,7 +183,9 @@ def test_without_their_second_policy_the_variants_are_plain_qam(
     variant = make(kind, build, **plain)
     qam = make(QAM, build)
     assert variant.state_dict().keys() == qam.state_dict().keys()
-    noise = qam.step_noise(len(batch.rewards))
-    assert variant.losses(batch, noise)[0] == qam.losses(batch, noise)[0]
-    z = {"z": torch.randn(len(batch.rewards), 1, qam.dim)}
-    assert torch.equal(variant.act(batch.observations, z), qam.act(batch.observations, z))
+    found, expected = (m.losses(batch, m.step_noise(len(batch.rewards)))[0] for m in (variant, qam))
+    assert found == expected
+    g = (torch.Generator().manual_seed(0) for _ in range(2))
+    s = batch.observations
+    one, other = (m.act(s, m.acting_noise(len(s), next(g))) for m in (variant, qam))
+    assert torch.equal(one, other)

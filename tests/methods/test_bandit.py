@@ -1,6 +1,5 @@
 """Every method learns a one-step bandit whose best action is known."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.adjoint import action_gradient
 from qam_lightning.core.diffusion import ancestral_sample, variance_preserving
 from qam_lightning.core.guidance import integrate_guided
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Method
-from tests.methods.test_every_method import EXAMPLE, METHODS
+from tests.methods.test_every_method import EXAMPLE, PAPER, settings
 
 BEST, STEPS, SIZE = 0.5, 400, 128
 BANDIT: dict[str, Any] = {
@@ -28,6 +26,7 @@ BANDIT: dict[str, Any] = {
     "flow_steps": 5,
     "learning_rate": 1e-2,
     "lr_decay_steps": STEPS,
+    "target_rate": 0.2,
 }
 GREEDY: dict[str, Any] = {"tau": 2.0, "alpha": 0.1, "edit_scale": 1.0}
 """Hyperparameters that let the critic rule over the behaviour."""
@@ -113,17 +112,15 @@ mean, above all, hardly climbs: uniform actions leave it a high value almost eve
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", METHODS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("kind", PAPER, ids=lambda m: m.__name__)
 def test_bandit_is_learned(kind: type[Method], build: Callable[..., Method]) -> None:
     values = {**EXAMPLE, **GREEDY, **OF_ITS_OWN.get(kind.__name__, {})}
-    names = {*inspect.signature(kind.__init__).parameters, "best_of_n"}
-    method = build(kind, **BANDIT, **{k: v for k, v in values.items() if k in names})
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=STEPS, barebones=True, callbacks=[EmaTargets(0.2)]
-    )
+    own = {name: value for name, value in values.items() if name in settings(kind)}
+    method = build(kind, **BANDIT, **own)
+    trainer = L.Trainer(accelerator="cpu", max_steps=STEPS, barebones=True)
     trainer.fit(method, DataLoader(UniformActions(), batch_size=None))
 
-    noise = method.policy_noise(500, torch.Generator().manual_seed(1))
+    noise = method.acting_noise(500, torch.Generator().manual_seed(1))
     actions = method.act(torch.zeros(500, 1), noise).flatten(1)
     if kind.__name__ in OPTIMA:
         optimum = OPTIMA[kind.__name__]()

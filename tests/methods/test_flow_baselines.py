@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qam_lightning.core.flow import flow_matching_loss
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.fawac import FAWAC
@@ -13,6 +14,7 @@ from qam_lightning.methods.fbrac import FBRAC
 from qam_lightning.methods.fedit import FEdit
 from qam_lightning.methods.fql import FQL
 from qam_lightning.methods.ifql import IFQL
+from qam_lightning.methods.noise import PolicyNoise
 from qam_lightning.util.errors import UserError
 from tests.methods.test_every_method import spread
 
@@ -34,10 +36,10 @@ def test_fbrac_backpropagates_through_every_step(build: Build, batch: Batch) -> 
     method = build(FBRAC, alpha=0.5)
     s, noise = batch.observations, method.step_noise(len(batch.rewards))
     method.losses(batch, noise)[0]["actor/q_loss"].backward()
-    flow = method.actor.flow
+    flow = method.flow
     found = [p.grad.clone() for p in flow.parameters()]
 
-    a = noise["sample/z"]
+    a = noise.actor.z
     for i in range(4):
         a = a + flow.mlp(torch.cat([s, a, torch.full((len(s), 1), i / 4)], dim=1)) / 4
     value = -2.0 * method.critic(s, a.clip(-1, 1)).mean()
@@ -47,15 +49,15 @@ def test_fbrac_backpropagates_through_every_step(build: Build, batch: Batch) -> 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan")])
 def test_fbrac_refuses_to_divide_by_zero(build: Build, alpha: float) -> None:
-    with pytest.raises(UserError, match="init_args.alpha is .*, expected above 0"):
+    with pytest.raises(UserError, match="FBRAC: alpha is .*, expected above 0"):
         build(FBRAC, alpha=alpha)
 
 
 def test_fql_distils_its_own_flow_from_the_same_noise(build: Build, batch: Batch) -> None:
     method = build(FQL, alpha=7.0)
     noise = method.step_noise(len(batch.rewards))
-    s, z = batch.observations, noise["one_step/z"]
-    gap = method.one_step(s, z) - method.actor.act(s, z)
+    s, z = batch.observations, noise.actor.z
+    gap = method.one_step(s, z) - method.behavior_policy(s, PolicyNoise(z))
     found = method.losses(batch, noise)[0]["actor/distill_loss"]
     torch.testing.assert_close(found, 7.0 * gap.square().mean())
 
@@ -63,7 +65,8 @@ def test_fql_distils_its_own_flow_from_the_same_noise(build: Build, batch: Batch
 def test_fawac_without_temperature_is_cloning(build: Build, batch: Batch) -> None:
     method = build(FAWAC, tau=0.0)
     noise = method.step_noise(len(batch.rewards))
-    cloning = method.actor.cloning_loss(batch, noise)
+    field, (x_0, u) = method.flow.at(batch.observations), noise.actor
+    cloning = flow_matching_loss(field, x_0, batch.actions, u, batch.valid)
     assert torch.equal(method.losses(batch, noise)[0]["actor/flow_loss"], cloning)
     method.tau = 5.0
     assert not torch.equal(method.losses(batch, noise)[0]["actor/flow_loss"], cloning)
@@ -76,18 +79,18 @@ def test_fawac_weighs_by_its_critic_and_regresses_on_every_average(
     spread(method)
     noise = method.step_noise(len(batch.rewards))
     found, metrics = method.losses(batch, noise)
-    s, a, x_0, u = batch.observations, batch.actions, noise["x_0"], noise["u"]
+    s, a, (x_0, u) = batch.observations, batch.actions, noise.actor
     value = method.value(s)
     weight = (3.0 * (method.critic(s, a).mean(0) - value)).exp().clip(max=100)
     assert metrics["actor/weight_max"] == weight.max() > 1.5 * metrics["actor/weight_mean"]
-    error = (method.actor.flow(s, (1 - u) * x_0 + u * a, u) - (a - x_0)).square().mean(1)
+    error = (method.flow(s, (1 - u) * x_0 + u * a, u) - (a - x_0)).square().mean(1)
     torch.testing.assert_close(found["actor/flow_loss"], (batch.valid * weight * error).mean())
     regression = batch.valid * (value - method.critic_ema(s, a)).square()  # (K, B)
     torch.testing.assert_close(found["value/loss"], regression.mean())
 
 
 def test_fawac_refuses_an_infinite_temperature(build: Build) -> None:
-    with pytest.raises(UserError, match="init_args.tau is inf, expected at least 0 and finite"):
+    with pytest.raises(UserError, match="FAWAC: tau is inf, expected at least 0 and finite"):
         build(FAWAC, tau=float("inf"))
 
 
@@ -98,7 +101,6 @@ def test_ifql_backs_up_its_value_network_and_no_action(build: Build, batch: Batc
     torch.testing.assert_close(
         losses(method, batch)["critic/loss"], (batch.valid * error.square()).mean()
     )
-    assert not any(name.startswith("next/") for name in method.step_draws())
 
 
 def test_ifql_learns_the_expectile_of_the_pessimistic_average(build: Build, batch: Batch) -> None:
@@ -113,8 +115,8 @@ def test_ifql_learns_the_expectile_of_the_pessimistic_average(build: Build, batc
 
 def test_ifql_ranks_candidates_by_their_worst_critic(build: Build) -> None:
     q = torch.tensor([[1.0, 5.0], [1.0, 0.0]])  # two critics, two candidates
-    assert build(IFQL, kappa=0.9).merit(q).argmax() == 0
-    assert build(FQL, alpha=1.0).merit(q).argmax() == 1
+    assert build(IFQL, kappa=0.9).candidate_score(q).argmax() == 0
+    assert build(FQL, alpha=1.0).candidate_score(q).argmax() == 1
 
 
 def test_fedit_moves_actions_by_its_radius_at_most(build: Build, batch: Batch) -> None:
@@ -122,7 +124,7 @@ def test_fedit_moves_actions_by_its_radius_at_most(build: Build, batch: Batch) -
     with torch.no_grad():
         for p in method.edit.gaussian.mean.parameters():
             p.add_(50.0)
-    noise = method.policy_noise(len(batch.rewards), torch.Generator().manual_seed(0))
+    noise = method.acting_noise(len(batch.rewards), torch.Generator().manual_seed(0))
     edited = method.act(batch.observations, noise)
     moved = (edited - method.behavior_act(batch.observations, noise)).abs().max().item()
     assert moved == pytest.approx(0.1, abs=1e-5)

@@ -10,6 +10,7 @@ from qam_lightning.methods.cgql import CGQL
 from qam_lightning.methods.cgql_linex import CGQLLinex
 from qam_lightning.methods.cgql_mse import CGQLMSE
 from qam_lightning.methods.dac import DAC
+from qam_lightning.methods.noise import PolicyNoise
 from qam_lightning.methods.qsm import QSM
 from tests.methods.test_every_method import Build, make, spread
 
@@ -25,14 +26,16 @@ def test_the_online_critic_guides_the_averaged_flow(
     ones, x = torch.ones(len(s), 1), z
     for i in range(4):
         u = i / 4
-        velocity = method.actor.flow_ema(s, x, u * ones)
+        velocity = method.behavior_ema(s, x, u * ones)
         if i > 0:
             a = x.detach().requires_grad_()
             q = method.critic(s, a, ones if kind is CGQL else u * ones).mean(0)
             (slope,) = torch.autograd.grad(q.sum(), a)
             velocity = velocity + 0.2 * ((1 - u) * 3.0 * slope + x) / u
         x = x + velocity / 4
-    torch.testing.assert_close(method.policy(s, {"z": z}), x.clip(-1, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        method.policy(s, PolicyNoise(z)), x.clip(-1, 1), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", [CGQLMSE, CGQLLinex])
@@ -42,7 +45,7 @@ def test_the_critic_of_noisy_actions_learns_the_averaged_values_of_clean_ones(
     method = make(kind, build, tau=8.0, varrho=0.3)
     spread(method)
     noise = method.step_noise(len(batch.rewards))
-    s, a, u, z = batch.observations, batch.actions, noise["noisy/u"], noise["noisy/z"]
+    s, a, u, z = batch.observations, batch.actions, noise.actor.u, noise.actor.z
     q = method.critic(s, (1 - u) * z + u * a, u)
     target = method.critic_ema(s, a, torch.ones_like(u))
     delta = 8.0 * (target - q)
@@ -62,13 +65,17 @@ def test_diffusion_policies_follow_the_averaged_critics_slope(
     assert method.actor.sampler is sampler
     noise = method.step_noise(len(batch.rewards))
     losses, _ = method.losses(batch, noise)
-    at = method.actor.noised(batch, noise, method.critic_ema)
-    valid, noisy = batch.valid[:, None], (1 - at.alpha_bar).sqrt()
-    denoising = valid * (at.predicted - noise["epsilon"]).square()
+    s, (epsilon, u) = batch.observations, noise.actor
+    i, alpha_bar = method.actor.step_of(u)
+    a = (alpha_bar.sqrt() * batch.actions + (1 - alpha_bar).sqrt() * epsilon).requires_grad_()
+    (dq_da,) = torch.autograd.grad(method.critic_ema(s, a).mean(0).sum(), a)
+    predicted = method.actor(s, a, i)
+    valid, noisy = batch.valid[:, None], (1 - alpha_bar).sqrt()
+    denoising = valid * (predicted - epsilon).square()
     torch.testing.assert_close(losses["actor/denoising_loss"], 2.0 * denoising.mean())
     if kind is QSM:  # a score of exp(τ Q), which ε_θ points against
-        matching = valid * (at.predicted + 1.5 * at.slope).square()
+        matching = valid * (predicted + 1.5 * dq_da).square()
         torch.testing.assert_close(losses["actor/score_loss"], matching.mean())
     else:
-        ascent = valid * noisy * at.slope * at.predicted
+        ascent = valid * noisy * dq_da * predicted
         torch.testing.assert_close(losses["actor/ascent_loss"], ascent.mean())

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qam_lightning.methods.base import Method
-from tests.methods.test_every_method import METHODS, Build, make
+from tests.methods.test_every_method import PAPER, Build, make
 
 # cube-triple: O = 46, A = 5, H = 5, so D = 25; width 512, depth 4, K = 10.
 SIZES = {"obs_dim": 46, "action_dim": 5, "horizon": 5, "width": 512, "depth": 4, "num_critics": 10}
@@ -29,14 +29,11 @@ DIFFUSION = (
 )
 
 TWO_CRITICS = {"critic": CRITICS, "critic_ema": CRITICS}
-FLOWS = {"actor.behavior": FLOW, "actor.behavior_ema": FLOW, "actor.fine": FLOW}
-EDITING = {"edit.gaussian": EDIT, "edit.entropy_coefficient": COEFFICIENT}
-GUIDED = {
-    "critic": TIMED_CRITICS,
-    "critic_ema": TIMED_CRITICS,
-    "actor.flow": FLOW,
-    "actor.flow_ema": FLOW,
-}
+CLONE = {"behavior": FLOW}
+AVERAGED_CLONE = CLONE | {"behavior_ema": FLOW}
+FLOWS = AVERAGED_CLONE | {"fine_tuned": FLOW}
+EDITING = {"edit": EDIT, "entropy_coefficient": COEFFICIENT}
+GUIDED = {"critic": TIMED_CRITICS, "critic_ema": TIMED_CRITICS} | AVERAGED_CLONE
 
 NETWORKS: dict[str, dict[str, int]] = {
     "BAM": TWO_CRITICS | FLOWS,
@@ -45,19 +42,19 @@ NETWORKS: dict[str, dict[str, int]] = {
     "CGQLLinex": GUIDED,
     "DAC": TWO_CRITICS | {"actor": DIFFUSION},
     "DSRL": TWO_CRITICS
-    | {"actor.flow": FLOW, "actor.flow_ema": FLOW, "latent_critic": CRITICS}
-    | {"noise_policy.gaussian": GAUSSIAN, "noise_policy.entropy_coefficient": COEFFICIENT},
-    "FAWAC": TWO_CRITICS | {"actor.flow": FLOW, "value": VALUE},
-    "FBRAC": TWO_CRITICS | {"actor.flow": FLOW},
-    "FEdit": TWO_CRITICS | {"actor.flow": FLOW} | EDITING,
-    "FQL": TWO_CRITICS | {"actor.flow": FLOW, "one_step": ONE_STEP},
-    "IFQL": TWO_CRITICS | {"actor.flow": FLOW, "value": VALUE},
+    | AVERAGED_CLONE
+    | {"latent_critic": CRITICS, "noise_policy": GAUSSIAN, "entropy_coefficient": COEFFICIENT},
+    "FAWAC": TWO_CRITICS | {"flow": FLOW, "value": VALUE},
+    "FBRAC": TWO_CRITICS | {"flow": FLOW},
+    "FEdit": TWO_CRITICS | CLONE | EDITING,
+    "FQL": TWO_CRITICS | CLONE | {"one_step": ONE_STEP},
+    "IFQL": TWO_CRITICS | CLONE | {"value": VALUE},
     "QAM": TWO_CRITICS | FLOWS,
     "QAMEdit": TWO_CRITICS | FLOWS | EDITING,
     "QAMFQL": TWO_CRITICS | FLOWS | {"one_step": ONE_STEP},
     "QSM": TWO_CRITICS | {"actor": DIFFUSION},
-    "RLPD": TWO_CRITICS | {"actor.gaussian": GAUSSIAN, "actor.entropy_coefficient": COEFFICIENT},
-    "ReBRAC": TWO_CRITICS | {"actor.mlp": DETERMINISTIC, "actor.mlp_ema": DETERMINISTIC},
+    "RLPD": TWO_CRITICS | {"actor": GAUSSIAN, "entropy_coefficient": COEFFICIENT},
+    "ReBRAC": TWO_CRITICS | {"actor": DETERMINISTIC, "actor_ema": DETERMINISTIC},
 }
 
 # Typed from Table 6, which counts target networks and leaves out BAM and RLPD.
@@ -86,7 +83,7 @@ def size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-@pytest.fixture(params=METHODS, ids=lambda m: m.__name__)
+@pytest.fixture(params=PAPER, ids=lambda m: m.__name__)
 def method(request: pytest.FixtureRequest, build: Build) -> Method:
     with torch.device("meta"):  # sizes only
         return make(request.param, build, **SIZES)
@@ -99,7 +96,7 @@ def test_every_network_has_its_size(method: Method) -> None:
 
 
 def test_every_method_is_listed() -> None:
-    assert {m.__name__ for m in METHODS} == set(NETWORKS)
+    assert {m.__name__ for m in PAPER} == set(NETWORKS)
     assert set(NETWORKS) - set(TABLE_6) == {"BAM", "RLPD"}
 
 

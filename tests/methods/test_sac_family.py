@@ -1,24 +1,23 @@
 """ReBRAC, DSRL and RLPD: delays, scales, bounds, distillation and entropy tuning."""
 
-import math
-
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.utils.data import DataLoader
 
-from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.critic import pessimistic
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.dsrl import DSRL
+from qam_lightning.methods.losses import soft_actor_losses
+from qam_lightning.methods.noise import PolicyNoise, StepNoise, map_noise
 from qam_lightning.methods.rebrac import ReBRAC
 from qam_lightning.methods.rlpd import RLPD
 from tests.methods.test_every_method import spread
 
 
-def noise_for(method: Method, batch) -> dict[str, torch.Tensor]:
+def noise_for(method: Method, batch) -> StepNoise:
     return method.step_noise(len(batch.rewards))
 
 
@@ -53,7 +52,7 @@ def fit(method: Method, batch: Batch, *callbacks: pl.Callback) -> None:
         max_steps=6,
         accelerator="cpu",
         enable_progress_bar=False,
-        callbacks=[EmaTargets(0.1), *callbacks],
+        callbacks=list(callbacks),
         **quiet,
     )
     trainer.fit(method, DataLoader([batch] * 6, batch_size=None))
@@ -61,9 +60,9 @@ def fit(method: Method, batch: Batch, *callbacks: pl.Callback) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_actor_and_averages_move_on_every_second_step_only(build, batch) -> None:
-    parts = ("critic", "critic_ema", "actor.mlp", "actor.mlp_ema")
+    parts = ("critic", "critic_ema", "actor", "actor_ema")
     watch = Watch(*parts)
-    fit(build(ReBRAC, alpha=0.1, noise_scale=0.2), batch, watch)
+    fit(build(ReBRAC, alpha=0.1, noise_scale=0.2, target_rate=0.1), batch, watch)
     assert watch.moved == [{"critic"}, set(parts)] * 3  # steps 1, 2, ..., 6
     assert ["actor/q_loss" in names for names in watch.named] == [False] + 5 * [True]
 
@@ -77,7 +76,7 @@ def test_the_value_loss_does_not_depend_on_the_scale_of_values(build, batch) -> 
             method.critic.out.weight *= scale
             method.critic.out.bias *= scale
         losses, metrics = method.losses(batch, noise_for(method, batch))
-        gradients.append(torch.autograd.grad(losses["actor/q_loss"], method.actor.mlp.parameters()))
+        gradients.append(torch.autograd.grad(losses["actor/q_loss"], method.actor.parameters()))
         q = pessimistic(method.critic(batch.observations, method.actor(batch.observations)), 0.5)
         assert metrics["actor/q_scale"].item() == pytest.approx(1 / q.abs().mean().item())
     for one, other in zip(*gradients, strict=True):
@@ -91,7 +90,7 @@ def test_values_of_zero_have_no_infinite_scale(build, batch) -> None:
         method.critic.out.bias.zero_()
     method.rho = 0.0  # equal members have no deviation to differentiate
     losses, _ = method.losses(batch, noise_for(method, batch))
-    gradients = torch.autograd.grad(losses["actor/q_loss"], method.actor.mlp.parameters())
+    gradients = torch.autograd.grad(losses["actor/q_loss"], method.actor.parameters())
     assert all(g.isfinite().all() for g in gradients) and losses["actor/q_loss"].isfinite()
 
 
@@ -108,15 +107,15 @@ def test_cloning_ignores_cut_chunks_and_sums_over_dimensions(build, batch) -> No
 def test_noise_is_scaled_bounded_and_on_the_average_in_the_backup(build, batch) -> None:
     method = build(ReBRAC, alpha=0.1, noise_scale=0.2)
     with torch.no_grad():
-        method.actor.mlp_ema.layers[-1].bias.fill_(0.2)
+        method.actor_ema.mlp.layers[-1].bias.fill_(0.2)
     s, z = batch.observations, torch.full((len(batch.rewards), method.dim), 1.0)
-    small = method.policy(s, {"z": z}) - method.actor(s)
+    small = method.policy(s, PolicyNoise(z)) - method.actor(s)
     torch.testing.assert_close(small, 0.2 * z)
-    large = method.policy(s, {"z": 100 * z})
+    large = method.policy(s, PolicyNoise(100 * z))
     torch.testing.assert_close(large, (method.actor(s) + 0.5).clamp(-1, 1))
-    target = torch.tanh(method.actor.mlp_ema(s)) + 0.2
+    target = method.actor_ema(s) + 0.2
     value = pessimistic(method.critic_ema(s, target.clamp(-1, 1)), method.rho)
-    torch.testing.assert_close(method.backup_value(s, {"z": z}), value)
+    torch.testing.assert_close(method.next_value(s, PolicyNoise(z)), value)
 
 
 # -- DSRL ----------------------------------------------------------------------------------------
@@ -131,10 +130,10 @@ def dsrl(build, noise_scale=1.4) -> DSRL:
 def test_the_flow_starts_inside_the_noise_bound(build, batch, monkeypatch) -> None:
     method = dsrl(build)
     seen = []
-    act = method.actor.act
-    monkeypatch.setattr(method.actor, "act", lambda s, z: seen.append(z) or act(s, z))
+    act = method.flow_action
+    monkeypatch.setattr(method, "flow_action", lambda s, z: seen.append(z) or act(s, z))
     z = 50 * torch.randn(len(batch.rewards), method.dim)
-    method.policy(batch.observations, {"z": z})
+    method.policy(batch.observations, PolicyNoise(z))
     assert 1.39 < seen[0].abs().max() <= 1.4
     method.losses(batch, noise_for(method, batch))
     # The backup's start is bounded too; that of the distillation is the whole normal.
@@ -145,22 +144,22 @@ def test_the_average_flow_acts_and_supplies_the_distillation(build, batch) -> No
     method = dsrl(build)
     s, z = batch.observations, torch.randn(len(batch.rewards), method.dim)
     noise = noise_for(method, batch)
-    action, loss = method.policy(s, {"z": z}), method.losses(batch, noise)[0]["latent/loss"]
+    action, loss = method.policy(s, PolicyNoise(z)), method.losses(batch, noise)[0]["latent/loss"]
     with torch.no_grad():
-        for p in method.actor.flow.parameters():
+        for p in method.behavior.parameters():
             p.zero_()
-    assert torch.equal(action, method.policy(s, {"z": z}))
+    assert torch.equal(action, method.policy(s, PolicyNoise(z)))
     assert torch.equal(loss, method.losses(batch, noise)[0]["latent/loss"])
 
 
 def test_each_latent_critic_learns_its_own_critic_of_the_decoded_noise(build, batch) -> None:
     method = dsrl(build)
     noise = noise_for(method, batch)
-    s, z = batch.observations, noise["latent/z"]
+    s, z = batch.observations, noise.actor.latent_z
     x = z.clone()
     for i in range(4):
         u = torch.full((len(s), 1), i / 4)
-        x = x + method.actor.flow_ema(s, x, u) / 4
+        x = x + method.behavior_ema(s, x, u) / 4
     target, guess = method.critic(s, x.clamp(-1, 1)), method.latent_critic(s, z)
     expected = sum(((guess[k] - target[k]) ** 2).mean().item() for k in range(3)) / 3
     found = method.losses(batch, noise)[0]["latent/loss"].item()
@@ -170,7 +169,7 @@ def test_each_latent_critic_learns_its_own_critic_of_the_decoded_noise(build, ba
 def test_the_noise_policy_ascends_the_latent_value_of_its_scaled_noise(build, batch) -> None:
     method = dsrl(build)
     s, noise = batch.observations, noise_for(method, batch)
-    z = method.noise_policy.gaussian(s, noise["policy/z"])[0]
+    z = method.noise_policy(s, noise.actor.policy)[0]
     expected = -method.latent_critic(s, 1.4 * z).mean()
     torch.testing.assert_close(method.losses(batch, noise)[0]["actor/q_loss"], expected)
 
@@ -181,7 +180,7 @@ def test_distillation_makes_latent_values_those_of_the_decoded_actions(build, ba
     history = []
     for step in range(150):
         method.gradient_step = step
-        loss = method._latent_loss(batch.observations, noise_for(method, batch)["latent/z"])
+        loss = method.latent_loss(batch.observations, noise_for(method, batch).actor.latent_z)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -200,26 +199,30 @@ def test_the_coefficient_rises_when_entropy_is_below_target_and_falls_above(
     method = build(kind, **({"noise_scale": 1.0} if kind is DSRL else {}))
     policy = method.get_submodule(name)
     with torch.no_grad():  # log-standard deviation independent of the state
-        policy.gaussian.log_std.layers[0].weight.zero_()
-        policy.gaussian.log_std.layers[0].bias.fill_(log_std)
+        policy.log_std.layers[0].weight.zero_()
+        policy.log_std.layers[0].bias.fill_(log_std)
     losses, metrics = method.losses(batch, noise_for(method, batch))
     # -D/2 nats is the target; the entropy of these policies lies on either side of it.
     assert (metrics["actor/entropy"] < -0.5 * method.dim) == rises
     losses["actor/coefficient_loss"].backward()
-    slope = policy.entropy_coefficient.log_value.grad
+    slope = method.entropy_coefficient.log_value.grad
     assert (slope < 0) == rises  # descent moves against the slope
-    assert policy.entropy_coefficient() == 1
+    assert method.entropy_coefficient() == 1
 
 
 def test_entropy_settles_at_its_target(build, batch) -> None:
     """With values that say nothing, descent on the losses alone finds the entropy -D/2."""
     method = build(RLPD, width=16, depth=1)
-    adam = torch.optim.Adam(method.actor.parameters(), lr=3e-2)
+    trained = [*method.actor.parameters(), *method.entropy_coefficient.parameters()]
+    adam = torch.optim.Adam(trained, lr=3e-2)
     entropies = []
     for step in range(400):
         method.gradient_step = step
         noise = noise_for(method, batch)
-        losses, metrics = method.actor.losses(batch.observations, noise, lambda a: 3 * a.sum(-1))
+        action, log_prob = method.actor(batch.observations, noise.actor.z)
+        losses, metrics = soft_actor_losses(
+            method.entropy_coefficient, action, log_prob, lambda a: 3 * a.sum(-1)
+        )
         adam.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         adam.step()
@@ -231,23 +234,22 @@ def test_rlpd_losses_are_those_of_torch_distributions(build, batch) -> None:
     method = build(RLPD).double()
     spread(method)
     batch = type(batch)(*(x.double() for x in batch))
-    noise = {name: x.double() for name, x in noise_for(method, batch).items()}
+    noise = map_noise(lambda x: x.double(), noise_for(method, batch))
     losses, metrics = method.losses(batch, noise)
-    s, policy = batch.observations, method.actor.gaussian
+    s, policy = batch.observations, method.actor
     hidden = policy.trunk(s)
     std = policy.log_std(hidden).clamp(-20, 2).exp()
-    raw = policy.mean(hidden) + std * noise["policy/z"]
+    raw = policy.mean(hidden) + std * noise.actor.z
     exact = TransformedDistribution(Normal(policy.mean(hidden), std), TanhTransform(cache_size=1))
     log_prob = exact.log_prob(torch.tanh(raw)).sum(-1)
     torch.testing.assert_close(metrics["actor/entropy"], -log_prob.mean())
-    coefficient = method.actor.entropy_coefficient()
+    coefficient = method.entropy_coefficient()
     torch.testing.assert_close(losses["actor/entropy_loss"], coefficient * log_prob.mean())
     tuning = coefficient * (-log_prob.mean() + 0.5 * method.dim)
     torch.testing.assert_close(losses["actor/coefficient_loss"], tuning)
     q = method.critic(s, torch.tanh(raw))
     value = q.mean(0) - method.rho * ((q - q.mean(0)) ** 2).mean(0).sqrt()
     torch.testing.assert_close(losses["actor/q_loss"], -value.mean())
-    assert math.isclose(method.actor.target_entropy, -3.0)
 
 
 def test_rlpd_alone_starts_online() -> None:

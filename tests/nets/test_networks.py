@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from qam_lightning.core.adjoint import autograd_vjp
-from qam_lightning.nets.ensemble import CriticEnsemble
+from qam_lightning.nets.critic import CriticEnsemble
 from qam_lightning.nets.frozen import ema_copy, frozen
-from qam_lightning.nets.gelu import gelu, gelu_and_slope
-from qam_lightning.nets.heads import TanhGaussian
-from qam_lightning.nets.mlp import MLP, VelocityField
+from qam_lightning.nets.gelu import gelu, gelu_and_derivative
+from qam_lightning.nets.mlp import MLP
+from qam_lightning.nets.policies import TanhGaussian
+from qam_lightning.nets.velocity_field import VelocityField
 
 
 def test_gelu_and_its_derivatives_equal_torch() -> None:
@@ -22,7 +23,7 @@ def test_gelu_and_its_derivatives_equal_torch() -> None:
     (slope,) = torch.autograd.grad(theirs.sum(), x)
     (found,) = torch.autograd.grad(ours.sum(), x)
     torch.testing.assert_close(found, slope, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(gelu_and_slope(x.detach())[1], slope, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gelu_and_derivative(x.detach())[1], slope, rtol=1e-10, atol=1e-10)
 
 
 def test_initialisation_is_xavier_uniform_with_zero_biases() -> None:
@@ -38,7 +39,7 @@ def test_velocity_field_is_an_mlp_on_the_concatenation() -> None:
     field = VelocityField(5, 3, 16, 2).double()
     s, x, u = (torch.randn(4, 7, n, dtype=torch.float64) for n in (5, 3, 1))
     expected = field.mlp(torch.cat([s[0].expand(4, 7, 5), x, u], -1))
-    torch.testing.assert_close(field.given(s[0])(x, u), expected)
+    torch.testing.assert_close(field.at(s[0])(x, u), expected)
     once = field.mlp(torch.cat([s[0], x[0], torch.full((7, 1), 0.3).double()], -1))
     torch.testing.assert_close(field(s[0], x[0], torch.tensor(0.3).double()), once)
 
@@ -47,8 +48,8 @@ def test_linearized_field_equals_autograd() -> None:
     field = VelocityField(5, 3, 16, 3).double()
     s, g = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
     states, times = torch.randn(4, 7, 3, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
-    fast = field.linearized(s, states, times)
-    slow = autograd_vjp(field.given(s), states, times)
+    fast = field.linearize(s, states, times)
+    slow = autograd_vjp(field.at(s), states, times)
     for i in range(4):
         torch.testing.assert_close(fast(i, g), slow(i, g), rtol=1e-10, atol=1e-12)
 

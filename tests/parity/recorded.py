@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from qam_lightning.core.draws import Draw
 from qam_lightning.data.batch import Batch
+from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
+from qam_lightning.methods.noise import NoiseSource
 
-FOLDER = Path(os.environ.get("QAM_PARITY_DIR", Path(__file__).parents[3] / "shared" / "parity"))
-PATHS = sorted(FOLDER.glob("*.npz")) if FOLDER.is_dir() else []
+PATHS = sorted((Path(__file__).parent / "cases").glob("*.npz"))
+BATCH = 16  # of every recorded case
 RELATIVE = 2e-4  # float32 rounding through ten network passes
 
 Places = Mapping[str, str | None]
@@ -39,28 +39,25 @@ class Case:
     def scalar(self, name: str) -> float:
         return float(self.arrays[name])
 
+    def spaces(self) -> Spaces:
+        """Return the sizes the case was recorded with."""
+        observations, actions = self.arrays["batch/observations"], self.arrays["batch/actions"]
+        return Spaces(observations.shape[-1], actions.shape[-1], self.config["horizon_length"])
+
     def shared(self) -> dict[str, Any]:
-        """Return the constructor arguments that every method takes."""
+        """Return the settings that every method has."""
         c = self.config
         width, *rest = json.loads(c["actor_hidden_dims"].replace("(", "[").replace(")", "]"))
         return {
-            "obs_dim": self.arrays["batch/observations"].shape[-1],
-            "action_dim": self.arrays["batch/actions"].shape[-1],
-            "horizon": c["horizon_length"],
+            "spaces": self.spaces(),
             "discount": c["discount"],
             "rho": c["rho"],
             "num_critics": c["num_qs"],
-            "flow_steps": c.get("flow_steps", 1),
+            "flow_steps": c.get("flow_steps", 10),
             "width": width,
             "depth": 1 + len(rest),
             "learning_rate": c["lr"],
-            "lr_decay_steps": 0,
-            "grad_clip": 1.0,
-            "grad_clip_mode": "norm",
             "best_of_n": c.get("best_of_n", 1),
-            "standardize": False,
-            "compile": False,
-            "seed": 0,
         }
 
     def batch(self) -> Batch:
@@ -185,29 +182,57 @@ def rebuild(case: Case, agent: Agent, **changes: Any) -> Method:
 def check_agent(case: Case, agent: Agent) -> None:
     """Compare all losses and gradients of an agent with the recorded ones."""
     method = rebuild(case, agent)
-    noise = name_draws(case.draws("loss_noise"), agent.draws, method.step_draws())
+    template = method.step_noise(BATCH)
+    noise = fill(template, case.draws("loss_noise"), agent.draws)
     check_losses(case, method, noise, agent.terms, agent.places)
 
 
-def name_draws(
-    draws: Sequence[Tensor], names: Sequence[str], spec: Mapping[str, Draw]
-) -> dict[str, Tensor]:
-    """Name recorded draws in the order they were made, each in the shape that ``spec`` gives it.
+def acting_noise(method: Method, draws: Sequence[Tensor], names: Sequence[str]) -> Any:
+    """Return recorded draws as one policy call at the batch's states takes them."""
+    template = method.policy_noise(NoiseSource(BATCH, torch.Generator()))
+    return fill(template, draws, names)
 
-    Draws of Gaussian heads are recorded (D, B) or (D, B, 1), some others (B, 1, D).
+
+def leaves(noise: Any, path: str = "") -> dict[str, Tensor]:
+    """Return the tensors of a noise by their dotted names, such as ``actor.cloning.u``."""
+    if isinstance(noise, Tensor):
+        return {path: noise}
+    found: dict[str, Tensor] = {}
+    for name, part in zip(getattr(noise, "_fields", ()), noise or (), strict=True):
+        found |= leaves(part, f"{path}.{name}" if path else name)
+    return found
+
+
+def fill(template: Any, draws: Sequence[Tensor], names: Sequence[str]) -> Any:
+    """Put recorded draws into a noise, each in the shape of the tensor that it replaces.
+
+    Args:
+        template: a noise of the type and shapes wanted.
+        draws: in the order they were made. Draws of Gaussian heads are recorded (D, B) or
+            (D, B, 1), some others (B, 1, D).
+        names: dotted names in the same order; every tensor of the template must be named.
     """
-    assert set(names) == set(spec)
-    noise = {}
+    shapes = {name: tensor.shape for name, tensor in leaves(template).items()}
+    assert set(names) == set(shapes)
+    found = {}
     for name, x in zip(names, draws, strict=True):
-        wide = spec[name].shape[-1]
+        wide = shapes[name][-1]
         batch_first = x.shape[0] != wide or x.shape[-1] == wide
         x = x.flatten(1)
-        noise[name] = (x if batch_first else x.T).reshape(-1, *spec[name].shape)
-    return noise
+        found[name] = (x if batch_first else x.T).reshape(shapes[name])
+    return _rebuilt(template, found)
+
+
+def _rebuilt(template: Any, values: Mapping[str, Tensor], path: str = "") -> Any:
+    if template is None or isinstance(template, Tensor):
+        return values.get(path)
+    names = (f"{path}.{name}" if path else name for name in template._fields)
+    parts = (_rebuilt(part, values, name) for part, name in zip(template, names, strict=True))
+    return type(template)(*parts)
 
 
 def check_losses(
-    case: Case, method: Method, noise: dict[str, Tensor], terms: Mapping[str, str], places: Places
+    case: Case, method: Method, noise: Any, terms: Mapping[str, str], places: Places
 ) -> None:
     """Compare the summed loss, its named terms and all gradients with the recorded ones.
 

@@ -5,23 +5,25 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
 
 from qam_lightning.methods.bam import BAM
 from qam_lightning.methods.base import Method
+from qam_lightning.methods.noise import StepNoise
 from qam_lightning.methods.qam import QAM
 from qam_lightning.methods.qam_edit import QAMEdit
 from qam_lightning.methods.qam_fql import QAMFQL
 from tests.parity.recorded import (
-    FOLDER,
+    BATCH,
     PATHS,
     Case,
     Places,
+    acting_noise,
     check_losses,
     critics,
+    fill,
     finite_or_inf,
     gaussian,
-    name_draws,
+    leaves,
     restore,
 )
 
@@ -51,16 +53,15 @@ def family(case: Case) -> Family | None:
 
 
 CASES = [p for p in PATHS if family(Case(p))]
-pytestmark = pytest.mark.skipif(not CASES, reason=f"no recorded cases in {FOLDER.name}")
 PLACES: Places = {
     **critics("critic"),
     **gaussian("edit_actor", "edit.gaussian."),
-    "actor_slow/mlp": "actor.behavior.mlp.",
-    "target_actor_slow/mlp": "actor.behavior_ema.mlp.",
-    "actor_fast/mlp": "actor.fine.mlp.",
+    "actor_slow/mlp": "behavior.mlp.",
+    "target_actor_slow/mlp": "behavior_ema.mlp.",
+    "actor_fast/mlp": "fine_tuned.mlp.",
     "target_actor_fast": None,  # an average that no update reads
     "one_step_actor/mlp": "one_step.mlp.",
-    "edit_alpha/log_value": "edit.entropy_coefficient.log_value",
+    "edit_alpha/log_value": "entropy_coefficient.log_value",
 }
 TERMS = {
     "critic/critic_loss": "critic/loss",
@@ -85,16 +86,19 @@ def method(case: Case) -> Method:
     return restore(case, kind.method(**case.shared(), **kind.arguments(case.config)), PLACES)
 
 
-def loss_noise(case: Case, method: Method) -> dict[str, Tensor]:
+def loss_noise(case: Case, method: Method) -> StepNoise:
     """Name the recorded draws of one loss, in their recorded order."""
-    draws, spec = case.draws("loss_noise"), method.step_draws()
-    first = sum(name.startswith("next/") for name in spec) + 3
+    draws, template = case.draws("loss_noise"), method.step_noise(BATCH)
+    names = leaves(template)
+    first = sum(name.startswith("next.") for name in names) + 3
     steps = draws[first : first + method.flow_steps]
     path = torch.stack(steps[:-1], dim=1)  # the last increment is drawn, never used
     draws[first : first + method.flow_steps] = [path]
-    order = ["next/z", "next/edit", "x_0", "u", "path/x_0", "path/z"]
-    order += ["one_step/z", "edited/z", "edited/edit"]
-    return name_draws(draws, [name for name in order if name in spec], spec)
+    qam = ("cloning.x_0", "cloning.u", "path_x_0", "path_z")
+    own = ["actor.z", "actor.edited.z", "actor.edited.edit"]
+    prefix = "actor.qam" if type(method) in (QAMFQL, QAMEdit) else "actor"
+    order = ["next.z", "next.edit", *(f"{prefix}.{name}" for name in qam), *own]
+    return fill(template, draws, [name for name in order if name in names])
 
 
 def test_losses_and_gradients(case: Case, method: Method) -> None:
@@ -102,7 +106,7 @@ def test_losses_and_gradients(case: Case, method: Method) -> None:
 
 
 def test_actions(case: Case, method: Method) -> None:
-    spec = method.policy_draws()
-    noise = name_draws(case.draws("act_noise"), list(spec), spec)
-    actions = method.act(case.batch().observations, {k: x[:, None] for k, x in noise.items()})
+    draws = case.draws("act_noise")
+    noise = acting_noise(method, draws, ["z", "edit"][: len(draws)])
+    actions = method.act(case.batch().observations, noise)
     torch.testing.assert_close(actions.flatten(1), case.tensor("actions"), rtol=1e-4, atol=1e-5)

@@ -18,16 +18,17 @@ from qam_lightning.methods.cgql import CGQL
 from qam_lightning.methods.cgql_linex import CGQLLinex
 from qam_lightning.methods.cgql_mse import CGQLMSE
 from qam_lightning.methods.dac import DAC
+from qam_lightning.methods.noise import DiffusionNoise, PolicyNoise, StepNoise
 from qam_lightning.methods.qsm import QSM
 from tests.parity.recorded import (
-    FOLDER,
+    BATCH,
     PATHS,
     RELATIVE,
     Case,
     Places,
     check_losses,
     critics,
-    name_draws,
+    fill,
     restore,
     translate,
 )
@@ -38,8 +39,8 @@ PLACES: dict[str, Places] = {
     "cgql": {
         "critic/mlp": "critic.",
         "target_critic/mlp": "critic_ema.",
-        "actor/mlp": "actor.flow.mlp.",
-        "target_actor/mlp": "actor.flow_ema.mlp.",
+        "actor/mlp": "behavior.mlp.",
+        "target_actor/mlp": "behavior_ema.mlp.",
     },
     "dcgql": {
         **critics("critic"),
@@ -54,7 +55,6 @@ def agent(path: Any) -> str:
     return Case(path).config["agent_name"]
 
 
-pytestmark = pytest.mark.skipif(not PATHS, reason=f"no recorded cases in {FOLDER.name}")
 guided = pytest.mark.parametrize(
     "path", [p for p in PATHS if agent(p) == "cgql"], ids=lambda p: p.stem
 )
@@ -88,9 +88,12 @@ def build(case: Case) -> Method:
 def test_losses_and_gradients_of_guided_flows(path: Any) -> None:
     case = Case(path)
     method = build(case)
-    spec = method.step_draws()
-    order = [n for n in ("next/z", "noisy/u", "noisy/z", "x_0", "u") if n in spec]
-    noise = name_draws(case.draws("loss_noise"), order, spec)
+    template = method.step_noise(BATCH)
+    if type(method) is CGQL:
+        order = ["next.z", "actor.x_0", "actor.u"]
+    else:
+        order = ["next.z", "actor.u", "actor.z", "actor.cloning.x_0", "actor.cloning.u"]
+    noise = fill(template, case.draws("loss_noise"), order)
     terms = {"critic/q_mean": "critic/q_mean", "actor/flow_loss": "actor/flow_loss"}
     check_losses(case, method, noise, terms, PLACES["cgql"])
     losses, _ = method.losses(case.batch(), noise)
@@ -106,7 +109,9 @@ def test_losses_and_gradients_of_guided_flows(path: Any) -> None:
 @guided
 def test_actions_of_guided_flows(path: Any) -> None:
     case = Case(path)
-    found = build(case).act(case.batch().observations, {"z": case.draws("act_noise")[0]})
+    found = build(case).act(
+        case.batch().observations, PolicyNoise(case.draws("act_noise")[0].flatten(1))
+    )
     torch.testing.assert_close(found.flatten(1), case.tensor("actions"), rtol=1e-4, atol=1e-5)
 
 
@@ -155,7 +160,7 @@ def slow_actions(case: Case, s: Tensor, draws: list[Tensor]) -> Tensor:
 def test_actions_of_diffusion_policies(path: Any) -> None:
     case = Case(path)
     method, draws, s = build(case), case.draws("act_noise"), case.batch().observations
-    found = method.act(s, {"z": torch.stack(draws[:-1], 1)[:, None]}).flatten(1)
+    found = method.act(s, PolicyNoise(torch.stack(draws[:-1], 1))).flatten(1)
     with torch.no_grad():
         slow = slow_actions(case, s, draws)
     torch.testing.assert_close(found, slow, rtol=1e-4, atol=1e-5)
@@ -163,17 +168,17 @@ def test_actions_of_diffusion_policies(path: Any) -> None:
         torch.testing.assert_close(found, case.tensor("actions"), rtol=1e-4, atol=1e-5)
 
 
-def diffusion_noise(case: Case, method: Method) -> dict[str, Tensor]:
+def diffusion_noise(case: Case, method: Method) -> StepNoise:
     *sampler, _, step, epsilon = case.draws("loss_noise")
     uniform = (step[:, None] - 0.5) / method.flow_steps
-    return {"next/z": torch.stack(sampler, 1), "step": uniform, "epsilon": epsilon}
+    return StepNoise(PolicyNoise(torch.stack(sampler, 1)), DiffusionNoise(epsilon, uniform))
 
 
 @diffusion
 def test_actor_losses_and_gradients_of_diffusion_policies(path: Any) -> None:
     case = Case(path)
     method, batch = build(case), case.batch()
-    losses, _ = method.actor_losses(batch, diffusion_noise(case, method))
+    losses, _ = method.actor_losses(batch, diffusion_noise(case, method).actor)
     denoising = losses.pop("actor/denoising_loss")
     (guidance,) = losses.values()
     # Where a chunk carries no weight, the record counts 1 for each of the two terms.
@@ -200,12 +205,12 @@ def test_actor_losses_and_gradients_of_diffusion_policies(path: Any) -> None:
 def test_critic_loss_of_diffusion_policies(path: Any) -> None:
     case = Case(path)
     method, batch = build(case), case.batch()
-    found, _ = method.critic_loss(batch, diffusion_noise(case, method))
+    found = method.critic_losses(batch, diffusion_noise(case, method).next)[0]["critic/loss"]
     with torch.no_grad():
         actions = slow_actions(case, batch.next_observations, case.draws("loss_noise")[:-2])
         values = method.critic_ema(batch.next_observations, actions)
         value = values.mean(0) - method.rho * values.std(0, correction=0)
-        target = batch.rewards + method.discount**method.horizon * batch.masks * value
+        target = batch.rewards + method.discount**method.spaces.horizon * batch.masks * value
         error = (method.critic(batch.observations, batch.actions) - target).square()
     assert found.item() == pytest.approx((batch.valid * error).mean().item(), rel=1e-5)
     if isinstance(method, DAC):

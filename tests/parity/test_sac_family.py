@@ -8,17 +8,17 @@ from qam_lightning.methods.rebrac import ReBRAC
 from qam_lightning.methods.rlpd import RLPD
 from tests.parity.recorded import (
     CRITIC_TERMS,
-    FOLDER,
     PATHS,
     Agent,
     Case,
+    acting_noise,
     check_agent,
     critics,
     gaussian,
-    name_draws,
     rebuild,
 )
 
+CLONING_NOISE = ("actor.cloning.x_0", "actor.cloning.u")
 TUNING = {
     "actor/alpha_loss": "actor/coefficient_loss",
     "actor/alpha": "actor/entropy_coefficient",
@@ -29,20 +29,20 @@ AGENTS = {
     "rebrac": Agent(
         ReBRAC,
         {"alpha": "alpha_actor", "noise_scale": "actor_noise"},
-        ["next/z"],
+        ["next.z"],
         {**CRITIC_TERMS, "actor/actor_loss": "actor/q_loss", "actor/bc_loss": "actor/bc_loss"},
         {
             **critics("critic"),
             "actor/actor_net": "actor.mlp.",
             "actor/mean_net": "actor.mlp.layers.4.",
-            "target_actor/actor_net": "actor.mlp_ema.",
-            "target_actor/mean_net": "actor.mlp_ema.layers.4.",
+            "target_actor/actor_net": "actor_ema.mlp.",
+            "target_actor/mean_net": "actor_ema.mlp.layers.4.",
         },
     ),
     "dsrl": Agent(
         DSRL,
         {"noise_scale": "noise_scale"},
-        ["next/z", "latent/z", "x_0", "u", "policy/z"],
+        ["next.z", "actor.latent_z", *CLONING_NOISE, "actor.policy"],
         {
             **CRITIC_TERMS,
             **TUNING,
@@ -51,28 +51,27 @@ AGENTS = {
         },
         {
             **critics("critic"),
-            **gaussian("actor", "noise_policy.gaussian."),
-            "alpha/log_value": "noise_policy.entropy_coefficient.log_value",
+            **gaussian("actor", "noise_policy."),
+            "alpha/log_value": "entropy_coefficient.log_value",
             "z_critic/value_net": "latent_critic.",
-            "actor_bc_flow/mlp": "actor.flow.mlp.",
-            "target_actor_bc_flow/mlp": "actor.flow_ema.mlp.",
+            "actor_bc_flow/mlp": "behavior.mlp.",
+            "target_actor_bc_flow/mlp": "behavior_ema.mlp.",
         },
     ),
     "rlpd": Agent(
         RLPD,
         {},
-        ["next/z", "policy/z"],
+        ["next.z", "actor.z"],
         {**CRITIC_TERMS, **TUNING},
         {
             **critics("critic"),
-            **gaussian("actor", "actor.gaussian."),
-            "alpha/log_value": "actor.entropy_coefficient.log_value",
+            **gaussian("actor", "actor."),
+            "alpha/log_value": "entropy_coefficient.log_value",
         },
     ),
 }
 
 CASES = [p for p in PATHS if Case(p).config["agent_name"] in AGENTS]
-pytestmark = pytest.mark.skipif(not CASES, reason=f"no recorded cases in {FOLDER.name}")
 
 
 @pytest.fixture(params=CASES, ids=lambda p: p.stem)
@@ -90,6 +89,6 @@ def test_losses_and_gradients(case: Case) -> None:
 
 def test_actions(case: Case) -> None:
     method = rebuild(case, agent(case))
-    noise = name_draws(case.draws("act_noise"), ["z"], method.policy_draws())
-    actions = method.act(case.batch().observations, {"z": noise["z"][:, None]}).flatten(1)
+    noise = acting_noise(method, case.draws("act_noise"), ["z"])
+    actions = method.act(case.batch().observations, noise).flatten(1)
     torch.testing.assert_close(actions, case.tensor("actions"), rtol=1e-4, atol=1e-5)

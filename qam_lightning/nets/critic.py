@@ -1,6 +1,4 @@
-"""The critic ensemble as one batched module: K members in every matrix product, no loop."""
-
-from collections.abc import Sequence
+"""Critics: K members in every matrix product, no loop."""
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +10,15 @@ LAYER_NORM_EPS = 1e-6
 
 
 class BatchedLinear(nn.Module):
-    """K independent linear layers: (K, B, m) -> (K, B, n). Weights are stored (K, m, n)."""
+    """K independent linear layers: (K, B, m) -> (K, B, n), initialised as `MLP` layers are."""
 
     def __init__(self, members: int, m: int, n: int) -> None:
-        """Xavier-uniform weights per member, zero biases."""
         super().__init__()
         bound = (6.0 / (m + n)) ** 0.5
         self.weight = nn.Parameter(torch.empty(members, m, n).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(members, 1, n))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply member k to x[k]."""
         return torch.baddbmm(self.bias, x, self.weight)
 
 
@@ -30,13 +26,11 @@ class BatchedLayerNorm(nn.Module):
     """K independent layer normalisations of (K, B, n), each with its own scale and bias."""
 
     def __init__(self, members: int, n: int) -> None:
-        """Unit scale, zero bias."""
         super().__init__()
         self.scale = nn.Parameter(torch.ones(members, 1, n))
         self.bias = nn.Parameter(torch.zeros(members, 1, n))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
         normed = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
         return torch.addcmul(self.bias, normed, self.scale)
 
@@ -52,7 +46,6 @@ class CriticEnsemble(nn.Module):
     """
 
     def __init__(self, in_dim: int, width: int, depth: int, members: int) -> None:
-        """Build the layers."""
         super().__init__()
         sizes = [in_dim, *[width] * depth]
         self.members = members
@@ -64,11 +57,46 @@ class CriticEnsemble(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the values (K, B) of concat(inputs), each input (B, .)."""
-        x = _join(inputs).expand(self.members, -1, -1)
+        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        x = x.expand(self.members, -1, -1)
         for linear, norm in zip(self.hidden, self.norms, strict=True):
             x = norm(gelu(linear(x)))
         return self.out(x).squeeze(-1)
 
 
-def _join(inputs: Sequence[Tensor]) -> Tensor:
-    return inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=-1)
+class TimeConditionedCritic(CriticEnsemble):
+    """K critics Q_k(s, a, u) of actions at flow time u; clean actions have u = 1.
+
+    Args:
+        in_dim: total size of state and action.
+        width: hidden width.
+        depth: number of hidden layers.
+        members: K.
+    """
+
+    def __init__(self, in_dim: int, width: int, depth: int, members: int) -> None:
+        super().__init__(in_dim + 1, width, depth, members)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the values (K, B) of s (B, O), a (B, D), and u, (B, 1) or (); 1 if left out."""
+        s, a, *time = inputs
+        u = time[0] if time else s.new_ones(())
+        return super().forward(s, a, u.expand(len(s), 1))
+
+
+class ValueNetwork(nn.Module):
+    """V(s): a single critic without an action.
+
+    Args:
+        obs_dim: O.
+        width: hidden width.
+        depth: number of hidden layers.
+    """
+
+    def __init__(self, obs_dim: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.net = CriticEnsemble(obs_dim, width, depth, members=1)
+
+    def forward(self, s: Tensor) -> Tensor:
+        """Return V(s), (B,), at states (B, O)."""
+        return self.net(s).squeeze(0)
