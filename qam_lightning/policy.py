@@ -118,7 +118,7 @@ def load_policy(
     Raises:
         UserError: there is no such checkpoint, or it is damaged or of another version.
     """
-    from qam_lightning.callbacks.checkpoint_files import load_method
+    from qam_lightning.checkpoints import load_method
 
     path = Path(run_or_checkpoint).expanduser()
     overrides = {} if best_of_n is None else {"best_of_n": best_of_n}

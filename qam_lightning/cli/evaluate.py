@@ -85,7 +85,7 @@ def evaluate(options: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
 
-    from qam_lightning.callbacks.checkpoint_files import load_method
+    from qam_lightning.checkpoints import load_method
     from qam_lightning.envs.make import env_id
     from qam_lightning.envs.rollout import RolloutPool
     from qam_lightning.evaluation.episode_policy import EpisodePolicy
@@ -131,7 +131,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def locate(source: Path, which: str) -> tuple[Path, Path]:
     """Find the checkpoint file and the run folder it belongs to."""
-    from qam_lightning.callbacks.checkpoint_files import checkpoint_path
+    from qam_lightning.checkpoints import checkpoint_path
 
     if source.is_dir():
         return checkpoint_path(source, which), source

@@ -8,13 +8,12 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from qam_lightning.callbacks.checkpoint_files import (
-    ENTRY,
+from qam_lightning.checkpoints import (
     check_newest,
     checkpoint_path,
+    describe,
     last_checkpoints,
     newest,
-    read_checkpoint,
 )
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import replacing, writing
@@ -60,20 +59,19 @@ def check_resume(path: Path, model: torch.nn.Module, settings: str) -> None:
     Raises:
         UserError: the checkpoint is of another method or of other network sizes.
     """
-    checkpoint = read_checkpoint(path)
-    entry = checkpoint[ENTRY]
+    found = describe(path)
     method = f"{type(model).__module__}.{type(model).__qualname__}"
-    if entry["method"] != method:
-        raise UserError(f"{path} holds {entry['method']}, but the configuration asks for {method}")
-    stored = {name: tuple(x.shape) for name, x in checkpoint["state_dict"].items()}
-    built = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    changes = changed(yaml.safe_load(entry["config"]) or {}, yaml.safe_load(settings))
+    if found.method != method:
+        raise UserError(f"{path} holds {found.method}, but the configuration asks for {method}")
+    stored = found.shapes
+    built = {name: list(x.shape) for name, x in model.state_dict().items()}
+    changes = changed(yaml.safe_load(found.config) or {}, yaml.safe_load(settings))
     if stored != built:
         name = next(n for n in sorted({*stored, *built}) if stored.get(n) != built.get(n))
         because = "; ".join(c for c in changes if c.startswith(("model.", "data."))) or name
         raise UserError(f"{path} holds networks of other sizes ({because}); undo that to resume")
     for line in [f"changed since the checkpoint: {c}" for c in changes] + [
-        f"{path}: {difference}" for difference in mismatches(entry["versions"])
+        f"{path}: {difference}" for difference in mismatches(found.versions)
     ]:
         rank_zero_only(print)(line)
 

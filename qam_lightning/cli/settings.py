@@ -18,7 +18,7 @@ import qam_lightning
 GROUPS = {
     "trainer": "qam_lightning.cli.trainer.Trainer",
     "data": "qam_lightning.data.datamodule.ChunkDataModule",
-    "log": "qam_lightning.callbacks.recorder.Recorder",
+    "log": "qam_lightning.callbacks.metrics.MetricsLogger",
     "evaluation": "qam_lightning.callbacks.evaluation.Evaluate",
     "checkpoints": "qam_lightning.callbacks.checkpoints.Checkpoints",
     "progress": "qam_lightning.callbacks.progress.Progress",

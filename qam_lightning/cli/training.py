@@ -31,9 +31,6 @@ from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import UserError
 
-# Denormal numbers in Adam's moments slow a CPU many times over. Threads inherit the setting from
-# the thread that starts them, so it precedes the first parallel operation.
-torch.set_flush_denormal(True)
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 for _name in ("lightning.pytorch", "lightning.fabric"):
@@ -51,6 +48,9 @@ class FitCLI(LightningCLI):
     """
 
     def __init__(self, argv: list[str]) -> None:
+        # Denormal numbers in Adam's moments slow a CPU many times over. Threads inherit the setting
+        # from the thread that starts them, so it precedes the first parallel operation.
+        torch.set_flush_denormal(True)
         _filter_warnings()
         self.given = compose(argv)
         super().__init__(

@@ -294,7 +294,7 @@ def test_every_domain_resolves_to_the_papers_values(method: str, resolve: Resolv
         assert (data.dataset, data.task, data.horizon) == (dataset, task, horizon)
         assert (data.discount, data.sparse, data.batch_size) == (discount, sparse, 256)
         assert (config.online.utd_ratio, config.online.learning_starts) == (1, 5_000)
-        assert (config.evaluation.every, config.evaluation.episodes) == (50_000, 50)
+        assert (config.evaluation.every_n_steps, config.evaluation.episodes) == (50_000, 50)
         assert config.run_dir == f"runs/{domain}-task{task}-{method}-seed0"
         # All but RLPD train a million steps offline; their online phase is asked for.
         module, name = config.model.class_path.rsplit(".", 1)

@@ -81,10 +81,10 @@ def test_every_domain_trains_and_is_scored(domain, tmp_path, capsys):
         "model.flow_steps": 2,
         "trainer.max_steps": STEPS,
         "trainer.accelerator": "cpu",
-        "evaluation.every": 1000,
+        "evaluation.every_n_steps": 1000,
         "evaluation.episodes": 1,
         "evaluation.workers": 0,
-        "log.every": 1,
+        "log.every_n_steps": 1,
     }
     flags = [f"--{key}={value}" for key, value in settings.items()]
     assert main(["fit", "--domain", domain, *flags]) == 0

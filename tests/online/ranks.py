@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from qam_lightning.callbacks.base import Callback
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.cli import main
@@ -23,7 +24,7 @@ from tests.methods.test_every_method import METHODS, make
 from tests.online.conftest import ENV, build
 
 STEPS, CHUNK, CLIP = 20, 3, 0.05
-ONLINE = {"online__num_envs": 2, "evaluation__every": 6, "evaluation__episodes": 3}
+ONLINE = {"online__num_envs": 2, "evaluation__every_n_steps": 6, "evaluation__episodes": 3}
 CUTS = {"offline": 2, "online": 10}
 """Gradient steps of the checkpoints from which interrupted runs go on."""
 REBRAC = ("--method=rebrac", "--model.alpha=1", "--model.noise_scale=0.1", "--online.steps=0")
@@ -31,7 +32,7 @@ ALONE = {"QAM": {}, "ReBRAC": {"noise_scale": 0.0}}
 """Methods to train with ranks that do not know of each other, and settings of theirs."""
 
 
-class Notes(pl.Callback):
+class Notes(Callback):
     """Keeps what a run went through."""
 
     def __init__(self) -> None:
@@ -84,7 +85,7 @@ def fit(
         callbacks=[
             EmaTargets(0.1),
             *callbacks,
-            Evaluate(every=STEPS, episodes=3, workers=0, at_start=True),
+            Evaluate(every_n_steps=STEPS, episodes=3, workers=0, at_start=True),
             notes,
         ],
     )
@@ -116,7 +117,7 @@ def killed_at(step: int, *arguments: str) -> None:
 
 def interrupted(data: Path, run: Path, cut: int, *flags: str, **changes: Any) -> None:
     """Run to two steps past a checkpoint, and go on from there."""
-    arguments = build(data, run, *flags, f"--checkpoints.every={cut}", **changes)
+    arguments = build(data, run, *flags, f"--checkpoints.every_n_steps={cut}", **changes)
     killed_at(cut + 1, *arguments)
     if int(os.environ["RANK"]) == 0:
         (run / "checkpoints/last.ckpt").with_name("cut").write_bytes(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from qam_lightning.callbacks.checkpoint_files import read_checkpoint
+from qam_lightning.checkpoints import read_checkpoint
 from qam_lightning.cli import main
 from qam_lightning.cli.trainer import Trainer
 from qam_lightning.methods.base import Method
