@@ -35,15 +35,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from qam_lightning.checkpoints import describe, last_checkpoints, read_checkpoint
-from qam_lightning.online.actor import EnvActor
-from qam_lightning.online.collector import Collector
 
 from qam_lightning.callbacks.online import FILE
+from qam_lightning.checkpoints import describe, last_checkpoints, read_checkpoint
 from qam_lightning.cli import main as train
 from qam_lightning.envs.make import make_env
 from qam_lightning.envs.rollout import RolloutPool
 from qam_lightning.methods.base import Method
+from qam_lightning.online.actor import EnvActor
+from qam_lightning.online.collector import Collector
 from qam_lightning.util.provenance import versions
 
 ENV = "InvertedPendulum-v5"

@@ -27,11 +27,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from qam_lightning.data.sampler import sample_indices
 from rich.console import Console
 from rich.table import Table
 
 from qam_lightning.data.chunks import ChunkStorage
+from qam_lightning.data.sampler import sample_indices
 from qam_lightning.data.store import PHYSICAL_MEMORY, read_singly
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, EPISODE, DISTINCT = 55, 5, 5, 256, 1001, 200

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+
 from qam_lightning.checkpoints import load_method
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,11 +21,11 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from qam_lightning.cli.training import FitCLI
-from qam_lightning.envs.chunked import ChunkedEnv
 
 from qam_lightning.callbacks.evaluation import Evaluate
+from qam_lightning.cli.training import FitCLI
 from qam_lightning.data.generate import generate
+from qam_lightning.envs.chunked import ChunkedEnv
 from qam_lightning.envs.make import make_env
 from qam_lightning.envs.rollout import RolloutPool, available_cores
 from qam_lightning.evaluation.episode_policy import EpisodePolicy

@@ -24,21 +24,21 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import yaml
-from qam_lightning.callbacks.metrics import MetricsLogger
-from qam_lightning.cli.trainer import Trainer
-from qam_lightning.data.sampler import sample_indices
-from qam_lightning.loggers import CsvLogger
-from qam_lightning.util.configs import METHODS
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from qam_lightning.callbacks.ema import EmaTargets
+from qam_lightning.callbacks.metrics import MetricsLogger
+from qam_lightning.cli.trainer import Trainer
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ChunkStorage
+from qam_lightning.data.sampler import sample_indices
 from qam_lightning.data.spaces import Spaces
+from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.optimization import clip_gradients
+from qam_lightning.util.configs import METHODS
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, TRANSITIONS = 46, 5, 5, 256, 300_000
 SIZES: dict[str, dict[str, int]] = {
