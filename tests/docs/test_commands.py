@@ -1,14 +1,16 @@
 """Every command that the documentation shows is one that works."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 from jsonargparse import ArgumentParser
+from omegaconf import OmegaConf
 
 from qam_lightning.cli import main
 from qam_lightning.data.generate import generate
-from tests.docs.pages import PAGES, ROOT, commands, files
+from tests.docs.pages import DOCS, PAGES, ROOT, commands, files
 
 KINDS = {
     ("python", "train.py", "fit"): "fit",
@@ -64,7 +66,7 @@ def test_fit_resolves(
     monkeypatch.chdir(tmp_path)
     for name, text in files(page).items():
         Path(name).write_text(text)
-    if "--help" in arguments:
+    if {"--help", "--model.help"} & set(arguments):
         return
     show = [] if "--print_config" in arguments else ["--print_config"]
     try:
@@ -116,3 +118,15 @@ def test_eval_gets_as_far_as_the_missing_run(
 @pytest.mark.parametrize(("page", "arguments"), shown("make"))
 def test_make_targets_exist(page: Path, arguments: list[str]) -> None:
     subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_settings_that_the_guide_lists_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=cube_double.yaml", "--print_config"])
+    config = OmegaConf.create(capsys.readouterr().out)
+    config.model.merge_with(config.model.pop("init_args"))
+    guide = (DOCS / "configuration.md").read_text("utf-8")
+    listed = re.findall(r"^\| `([\w.]+)` \|", guide, re.MULTILINE)
+    missing = object()
+    assert listed
+    assert [k for k in listed if OmegaConf.select(config, k, default=missing) is missing] == []
