@@ -122,9 +122,9 @@ def evaluate(options: argparse.Namespace) -> None:
         f"task{task} seed{options.seed}".split()
     )
     target = options.output or run / "eval" / f"{name}.json"
-    console = Console(soft_wrap=True)
-    console.print(report_table(report))
-    print(f"wrote {write_report(report, target, numbered=options.output is None)}")
+    written = write_report(report, target, numbered=options.output is None)
+    Console(soft_wrap=True).print(report_table(report))
+    print(f"wrote {written}")
     for path in draw(options, report, run, curves, name, episodes, every):
         print(f"wrote {path}")
 

@@ -45,7 +45,7 @@ class Setting(NamedTuple):
     """An argument of a constructor or a function.
 
     Attributes:
-        type: the annotation, as written.
+        type: the annotation, as written, and the range where one is declared.
         default: the default, as written; None if there is none.
         help: what the docstring says of it.
     """
@@ -140,9 +140,10 @@ def _fields(node: ast.ClassDef) -> Iterator[tuple[str, Setting]]:
             continue
         documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         text = str(below.value.value) if documented else ""  # type: ignore[union-attr]
+        kind = ", ".join([_text(field.annotation), *_bounds(field.value)])
         yield (
             ast.unparse(field.target),
-            Setting(_text(field.annotation), _default(field.value), _line(text)),
+            Setting(kind, _default(field.value), _line(text)),
         )
 
 
@@ -151,6 +152,13 @@ def _default(value: ast.expr | None) -> str | None:
         named = {k.arg: k.value for k in value.keywords}
         value = value.args[0] if value.args else named.get("default")
     return _text(value) or None
+
+
+def _bounds(value: ast.expr | None) -> list[str]:
+    """Return the range that a field declares, e.g. ``at least 0``."""
+    names = ("at_least", "above", "at_most", "below")
+    declared = value.keywords if isinstance(value, ast.Call) else []
+    return [f"{k.arg.replace('_', ' ')} {_text(k.value)}" for k in declared if k.arg in names]
 
 
 def _text(node: ast.expr | None) -> str:

@@ -228,5 +228,9 @@ def test_help_shows_the_values_of_the_files(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--domain=scene", "--method=fql", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for line in ("--data.task TASK .*?default: 2", "--model.alpha ALPHA .*?default: 300.0"):
+    for line in (
+        "--data.task TASK .*?default: 2",
+        "--model.alpha ALPHA .*?default: 300.0",
+        r"--model.target_rate TARGET_RATE .*?\(float, above 0, at most 1, default: 0.005\)",
+    ):
         assert re.search(line, shown)

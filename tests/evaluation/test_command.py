@@ -1,6 +1,7 @@
 """``python eval.py``: what it writes, and one line for every mistake."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,12 @@ def test_help(capsys):
         command.main(["--help"])
     assert stop.value.code == 0
     assert "--best_of_n" in capsys.readouterr().out
+
+
+def test_a_console_without_the_characters_gets_the_rest(run, tmp_path):
+    output = tmp_path / "report.json"
+    script = [sys.executable, Path(__file__).parents[2] / "eval.py", run, "--output", output]
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    shown = subprocess.run([*script, *FAST], env=latin, capture_output=True, text=False)
+    assert shown.returncode == 0, shown.stderr
+    assert b"wrote " in shown.stdout and output.exists()
