@@ -35,10 +35,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from qam_lightning.callbacks.checkpoint_files import last_checkpoints, read_checkpoint
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.online import FILE, Online
+from qam_lightning.checkpoints import describe, last_checkpoints, read_checkpoint
 from qam_lightning.cli import main as train
 from qam_lightning.envs.make import make_env
 from qam_lightning.methods.base import Method
@@ -62,11 +62,11 @@ SETTINGS: dict[str, object] = {
     "trainer.accelerator": "cpu",
     "online.steps": STEPS,
     "online.learning_starts": START,
-    "evaluation.every": 30,
+    "evaluation.every_n_steps": 30,
     "evaluation.episodes": 2,
     "evaluation.workers": 0,
-    "checkpoints.every": 7,
-    "log.every": 3,
+    "checkpoints.every_n_steps": 7,
+    "log.every_n_steps": 3,
     "threads": 1,
 }
 STATE = ("state_dict", "optimizer_states", "counters", "global_step", "metrics", "online", "random")
@@ -220,6 +220,8 @@ def left_behind(run: Path, known: dict[int, Path]) -> tuple[int, list[str]]:
         mine = state(path)
         step = mine["counters"]["gradient_step"]
         at = max(at, step)
+        if describe(path).gradient_step != step:
+            found.append(f"{path.with_suffix('.json').name}: of another gradient step")
         if step not in known:
             found.append(f"{path.name}: no such checkpoint in the run in one go, step {step}")
         else:
@@ -280,9 +282,8 @@ class Killer:
         self.whole, self.done, self.page = folder / "whole", [], Page()
         self.done: list[Kill] = []
         start = time.monotonic()
-        finish(
-            live(folder, self.whole, self.page, "--checkpoints.keep=100000"), folder / "whole.log"
-        )
+        process = live(folder, self.whole, self.page, "--checkpoints.keep_last=100000")
+        finish(process, folder / "whole.log")
         self.seconds = time.monotonic() - start
         self.lengths = {
             activity: self.page[NANOSECONDS + activity] / 1e9 / max(1, self.page[BEGUN + activity])
@@ -359,8 +360,8 @@ def write(killer: Killer, folder: Path, seconds: float) -> bool:
         "",
         f"The run: QAM in {ENV}, {OFFLINE} updates offline, then {STEPS} environment steps, "
         "an evaluation",
-        f"every {SETTINGS['evaluation.every']} updates and a checkpoint every "
-        f"{SETTINGS['checkpoints.every']}; {killer.seconds:.0f} s in one go. "
+        f"every {SETTINGS['evaluation.every_n_steps']} updates and a checkpoint every "
+        f"{SETTINGS['checkpoints.every_n_steps']}; {killer.seconds:.0f} s in one go. "
         f"{kills[-1].run} runs in {seconds:.0f} s,",
         f"{platform.system()}, {os.cpu_count()} cores, "
         + ", ".join(f"{name} {version}" for name, version in versions().items() if name != "cuda")

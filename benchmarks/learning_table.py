@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import yaml
 
-from qam_lightning.callbacks.checkpoint_files import load_method
+from qam_lightning.checkpoints import load_method
 from qam_lightning.evaluation.statistics import bootstrap_interval
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +74,7 @@ def main() -> None:
 def train(run: Path, config: str, method: str, seed: int, steps: int, overrides: list[str]) -> None:
     """Train one run, going on from its checkpoint if it has one; no evaluations in between."""
     flags = [f"--run_dir={run}", f"--trainer.max_steps={steps}"]
-    flags += [f"--evaluation.every={steps + 1}", "--evaluation.episodes=1"]  # eval.py scores
+    flags += [f"--evaluation.every_n_steps={steps + 1}", "--evaluation.episodes=1"]
     if (run / "checkpoints" / "last.ckpt").exists():
         flags.append("--ckpt_path=last")
     if method == "rlpd":  # learns online only: as many updates, after the random actions

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.cli import FitCLI
+from qam_lightning.cli.training import FitCLI
 from qam_lightning.data.generate import generate
 from qam_lightning.envs.chunked import ChunkedEnv, EnvSettings
 from qam_lightning.envs.rollout import RolloutPool, available_cores
@@ -73,10 +73,10 @@ def train(options: argparse.Namespace, data: str, async_env: bool) -> tuple[FitC
             "online.steps": options.steps + 50,
             "online.learning_starts": 50,
             "online.async_env": str(async_env).lower(),
-            "evaluation.every": 10**9,
+            "evaluation.every_n_steps": 10**9,
             "evaluation.episodes": 1,
             "evaluation.workers": 0,
-            "checkpoints.every": 10**9,
+            "checkpoints.every_n_steps": 10**9,
             **{f"model.{key}": value for key, value in SIZES[options.size].items()},
             "model.compile": str(options.compile).lower(),
         }

@@ -28,12 +28,13 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from qam_lightning.callbacks.ema import EmaTargets
-from qam_lightning.callbacks.recorder import Recorder
-from qam_lightning.cli import CONFIGS, METHODS, Trainer
+from qam_lightning.callbacks.metrics import MetricsLogger
+from qam_lightning.cli.trainer import Trainer
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ChunkStorage
 from qam_lightning.data.sampler import sample_indices
 from qam_lightning.methods.base import Method
+from qam_lightning.util.configs import CONFIGS, METHODS
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, TRANSITIONS = 46, 5, 5, 256, 300_000
 SIZES: dict[str, dict[str, int]] = {
@@ -193,7 +194,7 @@ def run_through_lightning(
             max_steps=repeats + 5,
             accelerator=device.type,
             precision="bf16-mixed" if precision == "bf16" else "32-true",
-            callbacks=[EmaTargets(0.005), Recorder(folder), watch],
+            callbacks=[MetricsLogger(folder), watch],
         )
         trainer.progress_bar_callback.disable()  # type: ignore[union-attr]
         trainer.fit(method, train_dataloaders=feed)

@@ -1,12 +1,13 @@
-"""The base class of this project's callbacks: typed hooks beyond Lightning's own.
+"""The base class of this project's callbacks: typed hooks, and a declared order.
 
 Lightning calls the hooks of one event in the order of ``trainer.callbacks``. Where one callback
-needs another's work, that work has an event of its own here, so that the order of the list does
-not matter: targets move in `on_gradient_step`, before any `on_train_batch_end`.
+needs another's work, either that work has a hook of its own here (targets move in
+`Callback.on_gradient_step`, before any ``on_train_batch_end``), or `Order` says who comes first.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning.pytorch as pl
 
@@ -14,8 +15,38 @@ if TYPE_CHECKING:
     from qam_lightning.methods.base import Method
 
 
+class Order(IntEnum):
+    """Who comes first when a gradient step has ended, and in every other of Lightning's events.
+
+    The row of a step is on disk before the checkpoint of that step counts it. A checkpoint holds
+    the result of its step's evaluation. The next environment step begins last, when everything
+    that belongs to the gradient step is done.
+    """
+
+    ANY = 0
+    """All others: callbacks of users and of Lightning come first, in the order of the list."""
+    METRICS = 1
+    EVALUATION = 2
+    CHECKPOINTS = 3
+    """Also Lightning's own ``ModelCheckpoint``."""
+    PROGRESS = 4
+    ONLINE = 5
+
+
 class Callback(pl.Callback):
-    """A Lightning callback that may also hear of gradient steps, evaluations and collection."""
+    """A Lightning callback with a declared order that also hears of the events of a run.
+
+    `setup` sorts the trainer's callbacks by their `order`, so the position in the list that the
+    trainer was given does not matter (LightningCLI puts the user's callbacks first).
+    """
+
+    order: ClassVar[Order] = Order.ANY
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Sort the trainer's callbacks. An override must call ``super().setup(...)``."""
+        super().setup(trainer, pl_module, stage)
+        # A new list: Lightning is iterating over the old one.
+        trainer.callbacks = sorted(trainer.callbacks, key=_order)  # type: ignore[attr-defined]
 
     @property
     def mid_step(self) -> bool:
@@ -24,6 +55,9 @@ class Callback(pl.Callback):
 
     def on_gradient_step(self, trainer: pl.Trainer, method: "Method") -> None:
         """Hear that the optimizer has stepped; comes before every ``on_train_batch_end``."""
+
+    def on_metrics(self, trainer: pl.Trainer, method: "Method", row: Mapping[str, Any]) -> None:
+        """Hear a new row of metrics: numbers by name, and the text ``phase``."""
 
     def on_evaluation(
         self, trainer: pl.Trainer, method: "Method", result: Mapping[str, float]
@@ -38,3 +72,9 @@ def ours(trainer: pl.Trainer) -> list[Callback]:
     """Return the trainer's callbacks that have the hooks above, in their order."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, Callback)]
+
+
+def _order(callback: pl.Callback) -> Order:
+    if isinstance(callback, Callback):
+        return callback.order
+    return Order.CHECKPOINTS if isinstance(callback, pl.callbacks.Checkpoint) else Order.ANY

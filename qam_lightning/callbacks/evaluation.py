@@ -7,65 +7,73 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 
+from qam_lightning.callbacks.base import Callback, Order, ours
 from qam_lightning.envs.rollout import Episode, RolloutPool, Share, WorkerError
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.evaluation.statistics import summarize
 from qam_lightning.methods.base import Method
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import require
 
 _ATTEMPTS = 3  # of an evaluation whose environments die, before giving up
 
 
-class Evaluate(pl.Callback):
-    """Rolls the policy out every so many gradient steps and tells the other callbacks.
+class Evaluate(Callback):
+    """Rolls the policy out every ``every_n_steps`` gradient steps and at the end of training.
 
-    Results are ``success`` (last step, in [0, 1]), ``return``, ``length`` (means over episodes),
-    ``discarded`` (episodes run anew, as an environment's process died) and ``seconds``. They are
-    kept in ``latest``, set as the method's attribute ``evaluation``, and given to every callback
-    that has a method ``on_evaluation(trainer, pl_module, results)``, in the order of the callbacks.
-    Also evaluates at the end of training, unless it was interrupted.
+    Results are ``success`` (at the last step, in [0, 1]), ``return``, ``length`` (means over
+    episodes), ``discarded`` (episodes run again because an environment's process died) and
+    ``seconds``. `Callback.on_evaluation` tells them to every callback. A run that was stopped is
+    not evaluated at its end.
 
-    The same episodes are run every time, so that differences come from the policy. Several ranks
-    simulate a share of the environments each, and the results are those of one, to the bit.
+    Every evaluation runs the same episodes, so differences come from the policy. Each rank
+    simulates a share of the environments; the results are those of one rank, to the bit.
+
+    Attributes:
+        latest: the latest results, empty before the first.
     """
+
+    order = Order.EVALUATION
 
     def __init__(
         self,
-        every: int = 50_000,
+        every_n_steps: int = 50_000,
         episodes: int = 50,
+        num_envs: int = 8,
         workers: int | None = None,
         seed: int = 0,
         at_start: bool = False,
     ) -> None:
-        """Note the settings.
+        """Check the settings.
 
         Args:
-            every: gradient steps between evaluations.
+            every_n_steps: gradient steps between evaluations.
             episodes: episodes per evaluation.
+            num_envs: environments that run at once, over all ranks. It is the size of the policy's
+                batch.
             workers: processes that simulate, on every rank; 0 simulates in this one; None uses all
                 cores. The results do not depend on it.
             seed: seed of the episodes and of the policy's noise.
-            at_start: evaluate before the first step too.
+            at_start: evaluate before the first gradient step too.
 
         Raises:
-            UserError: a number out of range.
+            ArgumentError: a number is out of range.
         """
         for name, value, least in (
-            ("every", every, 1),
+            ("every_n_steps", every_n_steps, 1),
             ("episodes", episodes, 1),
+            ("num_envs", num_envs, 1),
             ("workers", workers, 0),
             ("seed", seed, 0),
         ):
-            if value is not None and value < least:
-                raise UserError(f"evaluation.{name}: must be at least {least}, found {value}")
-        self.every, self.episodes, self.workers = every, episodes, workers
-        self.seed, self.at_start = seed, at_start
+            require(value is None or value >= least, Evaluate, name, value, f"at least {least}")
+        self.every_n_steps, self.episodes, self.num_envs = every_n_steps, episodes, num_envs
+        self.workers, self.seed, self.at_start = workers, seed, at_start
         self.latest: dict[str, float] = {}
         self._evaluated: int | None = None
         self._pool: RolloutPool | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate the untrained policy if asked to."""
+        """Evaluate the untrained policy if ``at_start``."""
         method = cast(Method, pl_module)
         if self.at_start and method.gradient_step == 0:
             self._evaluate(trainer, method)
@@ -73,13 +81,13 @@ class Evaluate(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
     ) -> None:
-        """Evaluate when due."""
+        """Evaluate when it is due."""
         method = cast(Method, pl_module)
-        if method.gradient_step % self.every == 0:
+        if method.gradient_step % self.every_n_steps == 0:
             self._evaluate(trainer, method)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate the final policy, unless somebody asked training to stop."""
+        """Evaluate the final policy, unless training was stopped."""
         if not trainer.should_stop:
             self._evaluate(trainer, cast(Method, pl_module))
 
@@ -90,45 +98,35 @@ class Evaluate(pl.Callback):
             self._pool = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the last evaluation found, and when."""
+        """Return the latest results, and the gradient step they are of."""
         return {"latest": dict(self.latest), "evaluated": self._evaluated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue after the last evaluation."""
+        """Restore what `state_dict` returned."""
         self.latest, self._evaluated = state_dict["latest"], state_dict["evaluated"]
 
     def _evaluate(self, trainer: pl.Trainer, method: Method) -> None:
         if self._evaluated == method.gradient_step:
-            return  # Online, several environment steps may pass without a gradient step.
+            return  # at the last step, `on_train_batch_end` and `on_train_end` both ask
         found = self._roll_out(trainer, method)
         self._evaluated = method.gradient_step  # only now: an interrupted one is done again
-        self.latest = trainer.strategy.broadcast(found)  # the first rank's, for the time it took
-        method.evaluation = self.latest  # type: ignore[assignment]
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            listener = getattr(callback, "on_evaluation", None)
-            if listener is not None:
-                listener(trainer, method, self.latest)
+        self.latest = trainer.strategy.broadcast(found)  # rank 0 says how long it took
+        for callback in ours(trainer):
+            callback.on_evaluation(trainer, method, self.latest)
 
     def _roll_out(self, trainer: pl.Trainer, method: Method) -> dict[str, float]:
         start = time.perf_counter()
         if self._pool is None:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            ranks = trainer.world_size
-
-            def gather(mine: Any) -> list[Any]:
-                gathered: list[Any] = [None] * ranks
-                torch.distributed.all_gather_object(gathered, mine)
-                return gathered
-
-            share = Share(trainer.global_rank, ranks, gather) if ranks > 1 else None
-            settings = (data.env, data.task, data.sparse, self.workers)
+            share = Share(trainer.global_rank, trainer.world_size, _gather)
+            settings = (data.env, data.task, data.sparse, self.workers, self.num_envs)
             self._pool = RolloutPool(*settings, share=share)
         episodes, discarded = self._insist(self._pool, method)
         seconds = time.perf_counter() - start
         return {**summarize(episodes), "discarded": discarded, "seconds": seconds}
 
     def _insist(self, pool: RolloutPool, method: Method) -> tuple[list[Episode], float]:
-        """Runs all episodes anew where an environment's process dies: they come out the same."""
+        """Run all episodes, again if an environment's process dies: they come out the same."""
         discarded, failures = 0.0, 0
         while True:
             policy = EpisodePolicy(method, self.seed)
@@ -138,5 +136,14 @@ class Evaluate(pl.Callback):
                 failures += 1
                 if failures == _ATTEMPTS:
                     raise
-                print(f"evaluation: {error}\nevaluation: runs its episodes anew", file=sys.stderr)
+                print(f"evaluation: {error}\nevaluation: runs its episodes again", file=sys.stderr)
                 discarded += policy.begun
+
+
+def _gather(mine: Any) -> list[Any]:
+    """Return what every rank gave, in their order."""
+    if not torch.distributed.is_initialized():
+        return [mine]
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine)
+    return everyone

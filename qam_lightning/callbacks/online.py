@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from qam_lightning.callbacks.base import Callback, ours
+from qam_lightning.callbacks.base import Callback, Order, ours
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.envs.chunked import EnvSettings
 from qam_lightning.envs.worker import LocalWorker, ProcessWorker
@@ -36,6 +36,8 @@ class Online(Callback):
     ``on_exception`` ends the environments, which a checkpoint written on a failure still needs.
     Other callbacks of this project hear ``on_collection`` after every step that no update follows.
     """
+
+    order = Order.ONLINE
 
     def __init__(
         self,
@@ -95,6 +97,7 @@ class Online(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Add the online updates to the trainer's ``max_steps``, which counts the offline ones."""
+        super().setup(trainer, pl_module, stage)
         if self.steps:
             offline = trainer.max_steps if cast(Method, pl_module).offline_phase else 0
             self._schedule = self._schedule._replace(offline=offline)

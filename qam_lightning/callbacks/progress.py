@@ -1,86 +1,99 @@
 """How training is going: a live bar in a terminal, a line now and then anywhere else."""
 
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as RichProgress
 
-from qam_lightning.callbacks.base import Callback
-from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.callbacks.base import Callback, Order
 from qam_lightning.methods.base import Method
 
-# What the status shows of a training row: column -> label.
+# What the status shows of a row of metrics: column -> label.
 _SHOWN = {"loss": "loss", "critic/q_mean": "mean Q"}
 
 
 class Progress(Callback, ProgressBar):
-    """Shows phase, gradient steps, speed, time left, loss, mean Q and the last success rate.
+    """Shows phase, gradient steps, speed, time left, loss, mean Q and the latest success rate.
 
-    Metrics come from the recorder's latest row, so showing them costs no synchronisation. Being a
-    Lightning progress bar, it takes the place of Lightning's own.
+    Metrics come from the latest row, so showing them costs no synchronisation. Lightning's own
+    bars count batches of an epoch, which is endless here, and print nothing useful to a log file;
+    this one takes their place.
     """
 
-    def __init__(self, every: float = 30.0) -> None:
-        """Notes the settings.
+    order = Order.PROGRESS
+
+    def __init__(self, every_seconds: float = 30.0) -> None:
+        """Take the setting.
 
         Args:
-            every: Seconds between two lines where the output is not a terminal.
+            every_seconds: seconds between two lines where the output is not a terminal.
         """
         super().__init__()
-        self.every = every
+        self.every_seconds = every_seconds
         self._enabled = True
         self._console = Console()
-        self._live: RichProgress | None = None
+        self._live: progress.Progress | None = None
         self._task: Any = None
         self._printed = 0.0
+        self._row: Mapping[str, Any] = {}
+        self._success: float | None = None
 
     def disable(self) -> None:
-        """Shows nothing (Lightning calls this on all processes but the first)."""
+        """Show nothing (Lightning calls this on all ranks but 0)."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Shows progress again."""
+        """Show progress again."""
         self._enabled = True
 
+    def on_metrics(self, trainer: pl.Trainer, method: Method, row: Mapping[str, Any]) -> None:
+        """Keep the latest row."""
+        self._row = row
+
+    def on_evaluation(
+        self, trainer: pl.Trainer, method: Method, result: Mapping[str, float]
+    ) -> None:
+        """Keep the latest success rate."""
+        self._success = result["success"]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the display."""
+        """Start the display."""
         self._printed = time.monotonic()
-        if not self._enabled or not self._console.is_terminal:
-            return
-        bar, status = BarColumn(bar_width=24), TextColumn("{task.fields[status]}")
-        self._live = RichProgress(bar, status, console=self._console, refresh_per_second=2)
-        self._live.start()
-        self._task = self._live.add_task("", total=trainer.max_steps, status="")
-        self._show(trainer, pl_module)
+        if self._enabled and self._console.is_terminal:
+            bar = progress.BarColumn(bar_width=24)
+            text = progress.TextColumn("{task.fields[status]}")
+            self._live = progress.Progress(bar, text, console=self._console, refresh_per_second=2)
+            self._live.start()
+            self._task = self._live.add_task("", total=trainer.max_steps, status="")
+            self._show(trainer, cast(Method, pl_module))
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
     ) -> None:
-        """Moves the bar, or prints a line when it is time."""
-        if self._live is not None:
-            self._show(trainer, pl_module)
-        elif self._enabled and time.monotonic() - self._printed >= self.every:
-            self._show(trainer, pl_module)
+        """Move the bar, or print a line when it is time."""
+        due = self._enabled and time.monotonic() - self._printed >= self.every_seconds
+        if self._live is not None or due:
+            self._show(trainer, cast(Method, pl_module))
 
-    def on_collection(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows that steps are taken in the environment, while there are no updates to show."""
-        self.on_train_batch_end(trainer, pl_module)
+    def on_collection(self, trainer: pl.Trainer, method: Method) -> None:
+        """Show that environment steps are taken while no gradient step follows."""
+        self.on_train_batch_end(trainer, method)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows the final state."""
+        """Show the final state."""
         if self._enabled:
-            self._show(trainer, pl_module)
+            self._show(trainer, cast(Method, pl_module))
         self._stop()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Frees the terminal for the error message."""
+        """Free the terminal for the error message."""
         self._stop()
 
     def _stop(self) -> None:
@@ -88,10 +101,8 @@ class Progress(Callback, ProgressBar):
             self._live.stop()
             self._live = None
 
-    def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        recorder = next((c for c in trainer.callbacks if isinstance(c, Recorder)), None)  # type: ignore[attr-defined]
-        method = cast(Method, pl_module)
-        text = status(method, trainer.max_steps, recorder)
+    def _show(self, trainer: pl.Trainer, method: Method) -> None:
+        text = status(method, trainer.max_steps, self._row, self._success)
         if self._live is not None:
             self._live.update(self._task, completed=method.gradient_step, status=text)
         else:
@@ -99,13 +110,14 @@ class Progress(Callback, ProgressBar):
             self._printed = time.monotonic()
 
 
-def status(method: Method, total: int, recorder: Recorder | None) -> str:
-    """One line about a run.
+def status(method: Method, total: int, row: Mapping[str, Any], success: float | None) -> str:
+    """Return one line about a run.
 
     Args:
-        method: For its counters.
-        total: Gradient steps at which training ends.
-        recorder: Source of speed, metrics and success; parts not known yet are left out.
+        method: its counters are shown.
+        total: gradient steps at which training ends.
+        row: the latest row of metrics; what it lacks is left out.
+        success: the latest success rate in [0, 1], None before the first evaluation.
 
     Returns:
         For example ``offline 4,000/20,000 · 61.2 steps/s · 0:04:21 left · loss 0.713 · mean Q -12.4
@@ -115,12 +127,11 @@ def status(method: Method, total: int, recorder: Recorder | None) -> str:
     parts = [f"{method.phase} {step:,}/{total:,}"]
     if method.env_step:
         parts.append(f"environment {method.env_step:,}")
-    latest = recorder.latest if recorder else {}
-    speed = latest.get("steps_per_second", 0.0)
+    speed = row.get("steps_per_second", 0.0)
     if speed > 0:
         left = timedelta(seconds=round(max(0, total - step) / speed))
         parts += [f"{speed:.3g} steps/s", f"{left} left"]
-    parts += [f"{label} {latest[key]:.3g}" for key, label in _SHOWN.items() if key in latest]
-    if recorder and recorder.success is not None:
-        parts.append(f"success {recorder.success:.0%}")
+    parts += [f"{label} {row[key]:.3g}" for key, label in _SHOWN.items() if key in row]
+    if success is not None:
+        parts.append(f"success {success:.0%}")
     return " · ".join(parts)

@@ -14,11 +14,7 @@ from qam_lightning.util.errors import UserError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Words what goes wrong while a file is written.
-
-    Raises:
-        UserError: The system refused, as for a full disk.
-    """
+    """Turn an `OSError` (a full disk, a missing permission) into a `UserError` naming ``path``."""
     try:
         yield
     except OSError as error:
@@ -27,15 +23,15 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path, alone: bool = False) -> Iterator[Path]:
-    """Gives a temporary name to write to, which becomes ``path`` when all went well.
+    """Yield a temporary path to write to; it becomes ``path`` if the block succeeds.
 
     Args:
-        path: The file; its folder exists.
-        alone: No other process writes this file. The temporary name is then always the same, so
-            that what a kill leaves is gone with the next attempt.
+        path: the file; its folder exists.
+        alone: no other process writes this file. The temporary name is then always the same, so
+            the next attempt removes what a kill left behind.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{'' if alone else f'{os.getpid()}.'}tmp")
     with writing(path):
@@ -48,14 +44,14 @@ def replacing(path: Path, alone: bool = False) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
-def save_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    with replacing(path) as temporary:
+def save_json(path: Path, content: Any, alone: bool = False) -> None:
+    """Write ``content`` as JSON; see `replacing`."""
+    with replacing(path, alone) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on disk."""
+    """Wait until a file, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -63,10 +59,18 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
+def checksum(path: Path, from_disk: bool = False) -> int:
+    """Return the CRC-32 of a file.
+
+    Args:
+        path: the file.
+        from_disk: first drop the system's cached copy, where the system allows it, so that the
+            disk itself is read. The file must have been flushed to disk (`sync`) before.
+    """
     total = 0
     with path.open("rb") as file:
+        if from_disk and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while block := file.read(1 << 22):
             total = zlib.crc32(block, total)
     return total
@@ -74,7 +78,7 @@ def checksum(path: Path) -> int:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file for appending, alone: two processes started at once must not both write it."""
+    """Open a file for appending under an exclusive lock; delete it if nothing was written."""
     while True:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -84,6 +88,6 @@ def locked(path: Path) -> Iterator[IO[bytes]]:
             try:
                 yield file
             finally:
-                if not file.seek(0, os.SEEK_END):  # nothing ever arrived
+                if not file.seek(0, os.SEEK_END):
                     path.unlink(missing_ok=True)
             return

@@ -7,7 +7,16 @@ import pytest
 import yaml
 
 from qam_lightning.cli import main
+from qam_lightning.cli.training import FitCLI
 from qam_lightning.data.generate import generate
+
+
+class Parsing(FitCLI):
+    """The command's own parser; nothing is built."""
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +43,10 @@ def small_run(dataset: Path, tmp_path: Path) -> Iterator[Callable[..., list[str]
             "model.flow_steps": 2,
             "trainer.max_steps": steps,
             "trainer.accelerator": "cpu",
-            "evaluation.every": 1000,
+            "evaluation.every_n_steps": 1000,
             "evaluation.episodes": 1,
             "evaluation.workers": 0,
-            "log.every": 1,
+            "log.every_n_steps": 1,
         }
         return ["fit", *(f"--{key}={value}" for key, value in settings.items()), *more]
 

@@ -1,10 +1,13 @@
 """The parts behind a run, one by one."""
 
 import io
+import json
 import logging
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +16,15 @@ import torch
 from rich.console import Console
 from wandb.proto import wandb_internal_pb2
 
-from qam_lightning import provenance
-from qam_lightning.callbacks.checkpoint_files import load_method, read_checkpoint
 from qam_lightning.callbacks.ema import EmaTargets
+from qam_lightning.callbacks.metrics import host_values
 from qam_lightning.callbacks.progress import Progress, status
-from qam_lightning.callbacks.recorder import Recorder, append, host_values, rewind
-from qam_lightning.cli import changed, main
+from qam_lightning.checkpoints import describe, load_method, read_checkpoint
+from qam_lightning.cli import main
+from qam_lightning.cli.resume import changed
+from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.qam import QAM
+from qam_lightning.util import provenance
 from qam_lightning.util.errors import UserError
 from tests.app.conftest import read_csv
 
@@ -39,8 +44,7 @@ def test_targets_move_by_the_rate(rate, build):
         for o, t in zip(online.parameters(), target.parameters(), strict=True)
     ]
     callback = EmaTargets(rate)
-    callback.on_train_start(None, method)
-    callback.on_train_batch_end(None, method, None, None, 0)
+    callback.on_gradient_step(None, method)
     moved = [t for _, target in method.ema_pairs() for t in target.parameters()]
     online = [o for o, _ in method.ema_pairs() for o in o.parameters()]
     for (o, t), now, source in zip(pairs, moved, online, strict=True):
@@ -56,14 +60,14 @@ def saved(build, tmp_path) -> tuple[Path, dict]:
     """A checkpoint of a small method, and its content to damage."""
     method = build(QAM, tau=1.0, residual=True)
     entry = {
+        "format": 2,
         "method": "qam_lightning.methods.qam.QAM",
         "model": dict(method.hparams),
         **dict.fromkeys(("environment", "versions"), {}),
         **dict.fromkeys(("config", "config_hash", "run_dir"), ""),
-        **dict.fromkeys(("gradient_step", "env_step"), 0),
-        "phase": "offline",
     }
-    content = {"state_dict": method.state_dict(), "qam_lightning": entry}
+    counters = {"gradient_step": 3, "env_step": 0, "phase": "offline"}
+    content = {"state_dict": method.state_dict(), "qam_lightning": entry, "counters": counters}
     path = tmp_path / "some.ckpt"
     torch.save(content, path)
     return path, content
@@ -71,11 +75,11 @@ def saved(build, tmp_path) -> tuple[Path, dict]:
 
 def test_a_saved_method_acts_as_before(saved, build):
     path, content = saved
-    method, entry = load_method(path)
-    assert entry == content["qam_lightning"]
+    method, metadata = load_method(path)
+    assert metadata == content["qam_lightning"] | content["counters"]
     assert not method.training
-    s = torch.randn(5, method.obs_dim)
-    noise = method.policy_noise(5, torch.Generator().manual_seed(0))
+    s = torch.randn(5, method.spaces.obs_dim)
+    noise = method.acting_noise(5, torch.Generator().manual_seed(0))
     original = build(QAM, tau=1.0, residual=True)
     assert torch.equal(method.act(s, noise), original.act(s, noise))
     assert load_method(path, best_of_n=3)[0].best_of_n == 3
@@ -89,6 +93,12 @@ def damaged(change: Callable[[dict], None]) -> Callable[[Path, dict], None]:
     return damage
 
 
+def old(content: dict) -> None:
+    """Makes it a checkpoint of version 0.1."""
+    del content["qam_lightning"]["format"]
+    content["qam_lightning"]["versions"] = {"qam_lightning": "0.1.0"}
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -99,8 +109,9 @@ def damaged(change: Callable[[dict], None]) -> Callable[[Path, dict], None]:
         (lambda p, c: torch.save(torch.nn.Linear(1, 1), p), "another kind of file"),
         (lambda p, c: torch.save([1, 2], p), "no training checkpoint"),
         (damaged(lambda c: c.pop("state_dict")), "no training checkpoint"),
-        (damaged(lambda c: c.pop("qam_lightning")), "of another program or version"),
+        (damaged(lambda c: c.pop("qam_lightning")), "another program wrote it"),
         (damaged(lambda c: c["qam_lightning"].pop("versions")), "lacks versions"),
+        (damaged(old), "written by qam_lightning 0.1.0, whose checkpoints .* does not read"),
         (damaged(lambda c: c["qam_lightning"].update(method="no.such.Method")), "imported"),
         (damaged(lambda c: c["qam_lightning"].update(method="QAM")), "imported"),
         (damaged(lambda c: c["qam_lightning"].update(method="torch.nn.Linear")), "not a method"),
@@ -133,6 +144,29 @@ def test_a_checkpoint_runs_no_code(tmp_path):
         read_checkpoint(path)
 
 
+def test_the_json_beside_a_checkpoint_says_what_the_checkpoint_says(small_run, tmp_path):
+    assert main(small_run(1)) == 0
+    path = tmp_path / "run/checkpoints/last.ckpt"
+    quick = describe(path)
+    assert (quick.gradient_step, quick.env_step, quick.phase) == (1, 0, "offline")
+    assert quick.best is not None and quick.config == (tmp_path / "run/config.yaml").read_text()
+    path.with_suffix(".json").unlink()
+    assert describe(path) == quick
+
+
+def test_a_json_of_another_checkpoint_is_not_believed(saved):
+    path, content = saved
+    known = describe(path)
+    path.with_suffix(".json").write_text(json.dumps({**asdict(known), "gradient_step": 9}))
+    assert describe(path).gradient_step == 9
+    content["counters"]["gradient_step"] = 4  # a kill came between checkpoint and JSON
+    torch.save(content, path)
+    assert describe(path).gradient_step == 4
+    for damaged in ("{", "[]", '{"gradient_step": 9}'):
+        path.with_suffix(".json").write_text(damaged)
+        assert describe(path).gradient_step == 4
+
+
 def test_changed_settings_are_found_at_any_depth():
     old = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "gone": 4}
     new = {"a": 1, "b": {"c": 5, "d": {"e": 6}}, "new": 7}
@@ -141,16 +175,16 @@ def test_changed_settings_are_found_at_any_depth():
     assert changed(old, old) == []
 
 
-# -- recorder ------------------------------------------------------------------------------------
+# -- metrics ------------------------------------------------------------------------------------
 
 
 def test_rows_may_bring_new_columns(tmp_path):
-    path = tmp_path / "metrics" / "train.csv"
-    append(path, {"gradient_step": 1, "loss": 0.5})
-    append(path, {"gradient_step": 2, "loss": 0.25})
-    append(path, {"gradient_step": 3, "loss": 0.125, "entropy": 2})
-    append(path, {"gradient_step": 4, "entropy": 3})
-    assert [list(row.values()) for row in read_csv(path)] == [
+    logger = CsvLogger(tmp_path)
+    logger.log_metrics({"gradient_step": 1, "loss": 0.5})
+    logger.log_metrics({"gradient_step": 2, "loss": 0.25})
+    logger.log_metrics({"gradient_step": 3, "loss": 0.125, "entropy": 2})
+    logger.log_metrics({"gradient_step": 4, "entropy": 3})
+    assert [list(row.values()) for row in read_csv(logger.train_csv)] == [
         ["1", "0.5", ""],
         ["2", "0.25", ""],
         ["3", "0.125", "2"],
@@ -160,14 +194,15 @@ def test_rows_may_bring_new_columns(tmp_path):
 
 @pytest.mark.parametrize(("step", "kept"), [(0, []), (1, [1]), (3, [1, 2, 3]), (9, [1, 2, 3, 4])])
 def test_rewinding_drops_later_rows_and_a_torn_line(step, kept, tmp_path):
-    path = tmp_path / "train.csv"
+    logger = CsvLogger(tmp_path)
+    path = logger.train_csv
     for i in range(1, 5):
-        append(path, {"gradient_step": i, "loss": 0.5})
+        logger.log_metrics({"gradient_step": i, "loss": 0.5})
     with path.open("a") as file:
         file.write("5,0.")
-    rewind(path, step)
+    logger.begin(step)
     assert path.exists() == bool(kept)
-    append(path, {"gradient_step": step + 1, "loss": 0.5})
+    logger.log_metrics({"gradient_step": step + 1, "loss": 0.5})
     assert [int(row["gradient_step"]) for row in read_csv(path)] == [*kept, step + 1]
 
 
@@ -178,7 +213,8 @@ def test_metrics_reach_the_host_in_one_transfer(monkeypatch):
     for name in ("item", "__float__"):
         monkeypatch.setattr(torch.Tensor, name, None)  # each would be a transfer of its own
     metrics = {"a": torch.tensor(1.23456789), "b": torch.tensor(2), "c": torch.tensor(3.0).half()}
-    assert host_values(metrics) == {"a": 1.23457, "b": 2.0, "c": 3.0}
+    logged = {"a": torch.tensor(9.0), "d": 0.1}  # given to self.log
+    assert host_values(metrics, logged=logged) == {"a": 1.23457, "b": 2.0, "c": 3.0, "d": 0.1}
     assert calls == [1]
 
 
@@ -228,46 +264,48 @@ def test_wandb_without_a_key_records_offline_and_goes_on(small_run, tmp_path, mo
 # -- progress ------------------------------------------------------------------------------------
 
 
-def a_run(build, tmp_path):
-    recorder = Recorder(str(tmp_path), every=1)
-    recorder.latest = {"steps_per_second": 50.0, "loss": 0.5, "critic/q_mean": -12.34}
-    recorder.success = 0.35
+ROW = {"steps_per_second": 50.0, "loss": 0.5, "critic/q_mean": -12.34}
+
+
+@pytest.fixture
+def a_run(build):
+    """A trainer and a method on its way, as far as progress looks at them."""
     method = build(QAM, tau=1.0, residual=True)
     method.gradient_step = 4000
-    return SimpleNamespace(callbacks=[recorder], max_steps=20_000), method
+    return SimpleNamespace(max_steps=20_000), method
 
 
-def test_the_status_names_what_matters(build, tmp_path):
-    trainer, method = a_run(build, tmp_path)
-    assert status(method, 20_000, trainer.callbacks[0]) == (
+def test_the_status_names_what_matters(a_run):
+    _, method = a_run
+    assert status(method, 20_000, ROW, 0.35) == (
         "offline 4,000/20,000 · 50 steps/s · 0:05:20 left · loss 0.5 · mean Q -12.3 · success 35%"
     )
-    assert status(method, 20_000, None) == "offline 4,000/20,000"
+    assert status(method, 20_000, {}, None) == "offline 4,000/20,000"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere(terminal, build, tmp_path):
-    trainer, method = a_run(build, tmp_path)
-    progress = Progress(every=3600)
+def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere(terminal, a_run):
+    progress = Progress(every_seconds=3600)
     output = io.StringIO()
     progress._console = Console(file=output, force_terminal=terminal, width=200)
-    progress.on_train_start(trainer, method)
+    progress.on_train_start(*a_run)
+    progress.on_metrics(*a_run, ROW)
+    progress.on_evaluation(*a_run, {"success": 0.35})
     for _ in range(3):
-        progress.on_train_batch_end(trainer, method)
+        progress.on_train_batch_end(*a_run)
     assert ("━" in output.getvalue()) == terminal
-    progress.on_train_end(trainer, method)
-    assert "success 35%" in output.getvalue()
+    progress.on_train_end(*a_run)
+    assert "loss 0.5" in output.getvalue() and "success 35%" in output.getvalue()
     if not terminal:
         assert output.getvalue().count("\n") == 1
 
 
-def test_progress_is_silent_on_other_ranks(build, tmp_path, capsys):
-    trainer, method = a_run(build, tmp_path)
-    progress = Progress(every=0)
+def test_progress_is_silent_on_other_ranks(a_run, capsys):
+    progress = Progress(every_seconds=0)
     progress.disable()
-    progress.on_train_start(trainer, method)
-    progress.on_train_batch_end(trainer, method)
-    progress.on_train_end(trainer, method)
+    progress.on_train_start(*a_run)
+    progress.on_train_batch_end(*a_run)
+    progress.on_train_end(*a_run)
     assert capsys.readouterr().out == ""
 
 
@@ -292,12 +330,42 @@ def test_lightning_says_nothing_of_itself(small_run, capsys, caplog):
     assert [r.message for r in caplog.records if r.name.startswith("lightning")] == []
 
 
-def test_versions_are_told_and_compared():
+def test_versions_are_told_and_compared(monkeypatch):
     now = provenance.versions()
     names = "python qam_lightning torch lightning ogbench mujoco gymnasium numpy"
-    assert set(now) == set(names.split())
+    assert set(now) - {"commit"} == set(names.split())
     assert now["torch"] == torch.__version__
     assert provenance.mismatches(now) == []
     assert provenance.mismatches({**now, "numpy": "0.1", "gymnasium": "0.1", "other": "1"}) == []
     (line,) = provenance.mismatches({**now, "mujoco": "3.9.0"})
     assert "3.9.0" in line and now["mujoco"] in line
+
+
+def test_the_commit_is_told_where_there_is_one(tmp_path, monkeypatch):
+    package = tmp_path / "qam_lightning"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(provenance.qam_lightning, "__file__", str(package / "__init__.py"))
+
+    def asked() -> str | None:
+        provenance.git_commit.cache_clear()
+        return provenance.git_commit()
+
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        assert asked() is None and "commit" not in provenance.versions()
+        git("init", "--quiet")
+        git("add", ".")
+        git("commit", "--quiet", "--message", "one")
+        commit = git("rev-parse", "HEAD")
+        assert asked() == commit == provenance.versions()["commit"]
+        (package / "__init__.py").write_text("changed = True")
+        assert asked() == f"{commit}-dirty"
+        monkeypatch.setenv("PATH", "")
+        assert asked() is None
+    finally:
+        provenance.git_commit.cache_clear()

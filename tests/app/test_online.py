@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from qam_lightning.callbacks.checkpoint_files import read_checkpoint
+from qam_lightning.checkpoints import read_checkpoint
 from qam_lightning.cli import main
 from tests.app.test_training import assert_same
 
 ROOT = Path(__file__).resolve().parents[2]
-ONLINE = ("--online.steps=60", "--online.learning_starts=20", "--checkpoints.every=7")
+ONLINE = ("--online.steps=60", "--online.learning_starts=20", "--checkpoints.every_n_steps=7")
 
 
 def last(run: Path) -> dict:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from qam_lightning.callbacks.checkpoint_files import read_checkpoint
 from qam_lightning.callbacks.evaluation import Evaluate
+from qam_lightning.checkpoints import read_checkpoint
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import UserError
@@ -54,10 +54,12 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_run_leaves_everything_in_its_folder(small_run, run, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert main(small_run(4, "--evaluation.every=2", "--log.every=2")) == 0
+    assert main(small_run(4, "--evaluation.every_n_steps=2", "--log.every_n_steps=2")) == 0
     found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    names = "checkpoints/best.ckpt checkpoints/last.ckpt config.yaml metrics/eval.csv"
-    assert found == [f"run/{name}" for name in [*names.split(), "metrics/train.csv"]]
+    names = "best.ckpt best.json last.ckpt last.json"
+    expected = [f"run/checkpoints/{name}" for name in names.split()]
+    names = "config.yaml metrics/eval.csv metrics/train.csv"
+    assert found == expected + [f"run/{name}" for name in names.split()]
     assert steps(run / "metrics/train.csv") == steps(run / "metrics/eval.csv") == [2, 4]
     row = read_csv(run / "metrics/train.csv")[-1]
     assert (row["phase"], row["env_step"]) == ("offline", "0")
@@ -80,7 +82,9 @@ def test_checkpoints_say_how_to_rebuild_the_method(small_run, run):
         assert entry["config"] == (run / "config.yaml").read_text()
         assert len(entry["config_hash"]) == 16
         assert entry["versions"]["torch"] == torch.__version__
-        assert (entry["gradient_step"], entry["env_step"], entry["phase"]) == (2, 0, "offline")
+        counters = {"gradient_step": 2, "env_step": 0, "phase": "offline"}
+        assert checkpoint["counters"] == counters
+        assert not counters.keys() & entry.keys()  # stored once
         assert entry["run_dir"] == str(run)
 
 
@@ -103,7 +107,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(small_run, run, tmp_path
 
 
 def test_a_killed_run_goes_on_without_lost_or_repeated_rows(small_run, run):
-    arguments = small_run(100_000, "--checkpoints.every=5", "--log.every=1")
+    arguments = small_run(100_000, "--checkpoints.every_n_steps=5", "--log.every_n_steps=1")
     process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT)
     checkpoint, table = run / "checkpoints/last.ckpt", run / "metrics/train.csv"
     deadline = time.monotonic() + 120
@@ -114,12 +118,12 @@ def test_a_killed_run_goes_on_without_lost_or_repeated_rows(small_run, run):
     finally:
         process.kill()
         process.wait()
-    done = last(run)["qam_lightning"]["gradient_step"]
+    done = last(run)["counters"]["gradient_step"]
     with table.open("a") as file:  # as a crash in the middle of a write would leave it
         file.write("99999,0,off")
     assert main(small_run(done + 3, "--ckpt_path=last")) == 0
     assert steps(table) == list(range(1, done + 4))
-    assert last(run)["qam_lightning"]["gradient_step"] == done + 3
+    assert last(run)["counters"]["gradient_step"] == done + 3
     assert not list(run.rglob("*.tmp"))
 
 
@@ -133,9 +137,9 @@ def test_an_interrupt_stops_at_the_step_boundary(number, small_run, run, capsys,
         step(self, batch, batch_idx)
 
     monkeypatch.setattr(Method, "training_step", interrupted_step)
-    assert main(small_run(1000, "--evaluation.every=2")) == 128 + number
+    assert main(small_run(1000, "--evaluation.every_n_steps=2")) == 128 + number
     assert "--ckpt_path last continues" in capsys.readouterr().err
-    assert last(run)["qam_lightning"]["gradient_step"] == 4
+    assert last(run)["counters"]["gradient_step"] == 4
     assert steps(run / "metrics/train.csv") == [1, 2, 3, 4]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert {signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)} == {signal.SIG_DFL}
@@ -150,7 +154,7 @@ def test_a_termination_before_the_first_step_is_obeyed_after_it(small_run, run, 
 
     monkeypatch.setattr(Evaluate, "_roll_out", terminated)
     assert main(small_run(10, "--evaluation.at_start=true")) == 128 + signal.SIGTERM
-    assert last(run)["qam_lightning"]["gradient_step"] == 1
+    assert last(run)["counters"]["gradient_step"] == 1
 
 
 def test_a_second_interrupt_stops_at_once_and_saves_nothing(small_run, run, capsys, monkeypatch):
@@ -164,10 +168,10 @@ def test_a_second_interrupt_stops_at_once_and_saves_nothing(small_run, run, caps
         step(self, batch, batch_idx)
 
     monkeypatch.setattr(Method, "training_step", interrupted_step)
-    assert main(small_run(10, "--checkpoints.every=2")) == 128 + signal.SIGINT
+    assert main(small_run(10, "--checkpoints.every_n_steps=2")) == 128 + signal.SIGINT
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     assert handlers == {signal.SIG_DFL}  # so either of them would have ended the process
-    assert last(run)["qam_lightning"]["gradient_step"] == 2
+    assert last(run)["counters"]["gradient_step"] == 2
 
 
 def test_a_failure_between_steps_loses_nothing(small_run, run, refused, monkeypatch):
@@ -180,7 +184,7 @@ def test_a_failure_between_steps_loses_nothing(small_run, run, refused, monkeypa
 
     monkeypatch.setattr(Method, "training_step", failing_step)
     assert refused(*small_run(10)) == "error: the power went"
-    assert last(run)["qam_lightning"]["gradient_step"] == 3
+    assert last(run)["counters"]["gradient_step"] == 3
     monkeypatch.undo()
     assert main(small_run(5, "--ckpt_path=last")) == 0
     assert steps(run / "metrics/train.csv") == [1, 2, 3, 4, 5]
@@ -196,8 +200,8 @@ def test_a_failure_within_a_step_does_not_replace_the_checkpoint(small_run, run,
 
     monkeypatch.setattr(Method, "training_step", half_step)
     with pytest.raises(RuntimeError, match="half done"):
-        main(small_run(10, "--checkpoints.every=2"))
-    assert last(run)["qam_lightning"]["gradient_step"] == 2
+        main(small_run(10, "--checkpoints.every_n_steps=2"))
+    assert last(run)["counters"]["gradient_step"] == 2
 
 
 def test_divergence_ends_training_and_keeps_the_good_checkpoint(
@@ -212,13 +216,13 @@ def test_divergence_ends_training_and_keeps_the_good_checkpoint(
                 next(self.parameters()).fill_(float("nan"))
 
     monkeypatch.setattr(Method, "training_step", diverging_step)
-    arguments = small_run(10, "--checkpoints.every=2", "--log.every=100")
+    arguments = small_run(10, "--checkpoints.every_n_steps=2", "--log.every_n_steps=100")
     message = refused(*arguments)
     assert "critic/loss is not finite at gradient step 4" in message and "last.ckpt" in message
-    assert last(run)["qam_lightning"]["gradient_step"] == 2
+    assert last(run)["counters"]["gradient_step"] == 2
     monkeypatch.undo()
     monkeypatch.setattr(Method, "training_step", diverging_step)
-    arguments = small_run(10, "--log.every=4", run_dir=run.parent / "other")
+    arguments = small_run(10, "--log.every_n_steps=4", run_dir=run.parent / "other")
     assert "critic/loss is nan at gradient step 4" in refused(*arguments)
     assert not (run.parent / "other/checkpoints").exists()
 
@@ -271,12 +275,12 @@ def test_changed_settings_are_told_on_resume(small_run, run, refused, capsys):
     told = [line for line in lines if line.startswith("changed since the checkpoint")]
     assert told == [
         "changed since the checkpoint: trainer.max_steps: 1 -> 2",
-        "changed since the checkpoint: model.init_args.learning_rate: 0.0003 -> 0.01",
+        "changed since the checkpoint: model.learning_rate: 0.0003 -> 0.01",
     ]
     assert step_size(run) == 0.01
     kept = (run / "config.yaml").read_text()
     message = refused(*small_run(3, "--ckpt_path=last", "--model.width=9"))
-    assert "networks of other sizes" in message and "model.init_args.width: 8 -> 9" in message
+    assert "networks of other sizes" in message and "model.width: 8 -> 9" in message
     message = refused(*small_run(3, "--ckpt_path=last", "--method=bam"))
     assert "qam_lightning.methods.qam.QAM" in message and "qam_lightning.methods.bam.BAM" in message
     assert (run / "config.yaml").read_text() == kept
@@ -301,20 +305,63 @@ def test_statistics_of_the_observations_are_the_datasets_and_stay(small_run, run
     with np.load(dataset / "cube-single-play-v0.npz") as data:
         observations = data["observations"].astype(np.float64)
     mean, std = observations.mean(0), observations.std(0).clip(0.01)
-    np.testing.assert_allclose(first["seen.mean"], mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(first["seen.std"], std, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first["obs_norm.mean"], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first["obs_norm.std"], std, rtol=1e-5, atol=1e-6)
     half = ("--model.standardize=true", "--data.fraction=0.4", "--ckpt_path=last")
     assert main(small_run(2, *half)) == 0
-    assert torch.equal(last(run)["state_dict"]["seen.mean"], first["seen.mean"])
+    assert torch.equal(last(run)["state_dict"]["obs_norm.mean"], first["obs_norm.mean"])
 
 
 def test_the_saved_configuration_repeats_and_resumes_the_run(small_run, run, tmp_path):
     assert main(small_run(2)) == 0
     saved = f"--config={run / 'config.yaml'}"
     assert main(["fit", saved, "--ckpt_path=last", "--trainer.max_steps=3"]) == 0
-    assert last(run)["qam_lightning"]["gradient_step"] == 3
+    assert last(run)["counters"]["gradient_step"] == 3
     again = tmp_path / "again"
     assert main(["fit", saved, f"--run_dir={again}", "--trainer.max_steps=2"]) == 0
     assert [r["loss"] for r in read_csv(again / "metrics/train.csv")] == [
         r["loss"] for r in read_csv(run / "metrics/train.csv")
     ][:2]
+
+
+def test_a_resume_loads_one_checkpoint_once(small_run, run, monkeypatch):
+    assert main(small_run(4, "--checkpoints.every_n_steps=1", "--evaluation.every_n_steps=2")) == 0
+    load, loaded = torch.load, []
+
+    def noting(path, *args, **kwargs):
+        loaded.append(Path(path).name)
+        return load(path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", noting)
+    assert main(small_run(5, "--ckpt_path=last")) == 0
+    assert loaded == ["last.ckpt"]
+    loaded.clear()
+    for path in run.rglob("*.json"):  # of a folder that was copied without them, say
+        path.unlink()
+    assert main(small_run(6, "--ckpt_path=last")) == 0
+    assert set(loaded) == {"last.ckpt", "best.ckpt"}
+    assert steps(run / "metrics/train.csv") == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_configuration_in_checkpoints_is_that_of_the_start(small_run, run, monkeypatch):
+    step = Method.training_step
+
+    def editing(self, batch, batch_idx):
+        step(self, batch, batch_idx)
+        (run / "config.yaml").write_text("edited: by a user\n")
+
+    monkeypatch.setattr(Method, "training_step", editing)
+    assert main(small_run(1)) == 0
+    assert "learning_rate" in last(run)["qam_lightning"]["config"]
+
+
+def test_a_checkpoint_of_version_0_1_is_refused_in_one_line(small_run, run, refused):
+    assert main(small_run(1)) == 0
+    old = last(run)
+    del old["qam_lightning"]["format"]
+    old["qam_lightning"]["versions"]["qam_lightning"] = "0.1.0"
+    torch.save(old, run / "checkpoints/last.ckpt")
+    message = refused(*small_run(2, "--ckpt_path=last"))
+    assert "last.ckpt: written by qam_lightning 0.1.0, whose checkpoints" in message
+    message = refused(*small_run(2, f"--ckpt_path={run / 'checkpoints/last.ckpt'}"))
+    assert "written by qam_lightning 0.1.0" in message

@@ -7,8 +7,9 @@ import numpy as np
 import ogbench  # noqa: F401  (registers the environments)
 import pytest
 
-import eval as scoring
-from qam_lightning.cli import find_config, main, read_config
+from qam_lightning.cli import evaluate as scoring
+from qam_lightning.cli import main
+from qam_lightning.cli.compose import find_config, read_config
 from qam_lightning.data.generate import generate
 from qam_lightning.data.source import COLLECTABLE, official
 from tests.app.conftest import read_csv
@@ -80,10 +81,10 @@ def test_every_domain_trains_and_is_scored(domain, tmp_path, capsys):
         "model.flow_steps": 2,
         "trainer.max_steps": STEPS,
         "trainer.accelerator": "cpu",
-        "evaluation.every": 1000,
+        "evaluation.every_n_steps": 1000,
         "evaluation.episodes": 1,
         "evaluation.workers": 0,
-        "log.every": 1,
+        "log.every_n_steps": 1,
     }
     flags = [f"--{key}={value}" for key, value in settings.items()]
     assert main(["fit", "--domain", domain, *flags]) == 0

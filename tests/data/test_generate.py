@@ -14,12 +14,12 @@ import numpy as np
 import ogbench
 import pytest
 
+from qam_lightning.cli.data import verify
 from qam_lightning.data import manipulation
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.data.generate import generate, make_collector
 from qam_lightning.data.manipulation import is_healthy
 from qam_lightning.data.source import COLLECTABLE
-from qam_lightning.inspection import verify
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import versions
 

@@ -13,7 +13,7 @@ SMALL = (
     "--trainer.accelerator=cpu",
     "--model.width=8",
     "--model.depth=1",
-    "--log.every=1",
+    "--log.every_n_steps=1",
     "--evaluation.episodes=1",
     "--evaluation.workers=0",
 )

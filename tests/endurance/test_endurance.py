@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from qam_lightning.callbacks import checkpoint_files as files
-from qam_lightning.callbacks.checkpoint_files import last_checkpoints, newest, read_checkpoint
-from qam_lightning.callbacks.checkpoints import Checkpoints, culprit
+from qam_lightning.callbacks.checkpoint_files import keep_last
+from qam_lightning.callbacks.checkpoints import Checkpoints
+from qam_lightning.callbacks.divergence import culprit
 from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.checkpoints import checkpoint_path, last_checkpoints, newest, read_checkpoint
 from qam_lightning.cli import main
 from qam_lightning.envs.rollout import RolloutPool, WorkerError
+from qam_lightning.loggers.base import is_evaluation
+from qam_lightning.loggers.csv import CsvLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import UserError
 from tests.app.conftest import read_csv
@@ -30,7 +32,11 @@ from tests.online.test_online import assert_same_runs, kill_at, last
 from tests.online.tiny import DEATH
 
 TOTAL = 18  # gradient steps of both phases
-FLAGS = ("--evaluation.every=6", "--checkpoints.every=4", "--checkpoints.keep=3")
+FLAGS = (
+    "--evaluation.every_n_steps=6",
+    "--checkpoints.every_n_steps=4",
+    "--checkpoints.keep_last=3",
+)
 
 
 def step_of(path: Path) -> int:
@@ -134,19 +140,19 @@ def test_a_refused_resume_changes_nothing(killed, arguments, told):
 
 def test_both_names_are_there_all_the_time(killed, monkeypatch):
     """Whatever the instant of a kill: the files are renamed one after the other, as here."""
-    callback, seen = Checkpoints(str(killed), keep=3), []
-    replace = os.replace
+    seen, replace = [], os.replace
 
     def noting(*names):
-        seen.append([step_of(path) for path in last_checkpoints(killed)])
+        if names[1].suffix == ".ckpt":
+            seen.append([step_of(path) for path in last_checkpoints(killed)])
         replace(*names)
 
     monkeypatch.setattr(os, "replace", noting)
-    callback._keep_before()
+    keep_last(killed, 3)
     assert seen == [[12, 8, 4], [12, 8, 8]]
     assert [step_of(path) for path in last_checkpoints(killed)] == [12, 12, 8]
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
-    callback._keep_before()
+    keep_last(killed, 3)
     assert [step_of(path) for path in last_checkpoints(killed)] == [12, 12]
 
 
@@ -177,7 +183,7 @@ def test_the_generators_of_random_numbers_go_on(killed, monkeypatch, arguments):
 
     monkeypatch.setattr(Method, "training_step", drawing)
     run = killed.parent / "drawing"
-    assert main(arguments("--checkpoints.every=7", run_dir=run)) == 0
+    assert main(arguments("--checkpoints.every_n_steps=7", run_dir=run)) == 0
     whole = drawn.copy()
     drawn.clear()
     (run / "checkpoints/last.ckpt").unlink()
@@ -185,13 +191,14 @@ def test_the_generators_of_random_numbers_go_on(killed, monkeypatch, arguments):
     assert drawn == whole[14:]
 
 
-def test_the_best_is_not_replaced_by_a_worse_one_after_a_resume(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    callback = Checkpoints(str(tmp_path))
+def test_the_best_is_not_replaced_by_a_worse_one_after_a_resume(killed, tmp_path):
+    branch = tmp_path / "branch"
+    (branch / "checkpoints").mkdir(parents=True)
+    callback = Checkpoints(str(branch))
     callback.load_state_dict({"best": 0.5})
     assert callback.state_dict() == {"best": float("-inf")}  # a branch has no best of its own
-    entry = dict.fromkeys(files._ENTRY_KEYS, 0)
-    best = {"state_dict": {}, files.ENTRY: entry, "callbacks": {"Checkpoints": {"best": 0.9}}}
+    best = read_checkpoint(checkpoint_path(killed, "best"))
+    best["callbacks"]["Checkpoints"]["best"] = 0.9
     torch.save(best, callback.path("best"))
     callback.load_state_dict({"best": 0.5})
     assert callback.state_dict() == {"best": 0.9}
@@ -235,25 +242,36 @@ def test_a_full_disk_leaves_the_checkpoints_before_whole(
 def test_what_did_not_arrive_on_disk_is_not_taken_for_a_checkpoint(
     made, arguments, told, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(files, "checksum", lambda path: 0)
+    """On a disk that returns other bytes: they change before the system flushes them."""
+    fsync = os.fsync
+
+    def failing(handle):
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if name.endswith(".ckpt.tmp"):
+            with open(name, "r+b") as file:
+                file.seek(-100, os.SEEK_END)
+                file.write(b"x" * 10)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
     (line,) = told(2, *arguments(*FLAGS))
-    assert "the disk does not give back what was written" in line
+    assert "the disk returns other bytes than were written" in line
     assert not last_checkpoints(tmp_path / "run")
 
 
 @pytest.mark.parametrize("table", ["train", "eval"])
 def test_a_full_disk_under_a_table_is_told(table, made, arguments, told, monkeypatch, tmp_path):
-    run, name = tmp_path / "run", "on_train_batch_end" if table == "train" else "on_evaluation"
-    inner = getattr(Recorder, name)
+    run, write = tmp_path / "run", CsvLogger.write
 
-    def writing(self, trainer, method, *args):
+    def writing(self, row):
         path = run / f"metrics/{table}.csv"
-        if method.gradient_step < 12 or not path.exists():
-            return inner(self, trainer, method, *args)
+        other = is_evaluation(row) != (table == "eval")
+        if other or row["gradient_step"] < 12 or not path.exists():
+            return write(self, row)
         with limited(path.stat().st_size + 5):  # the row is torn
-            inner(self, trainer, method, *args)
+            write(self, row)
 
-    monkeypatch.setattr(Recorder, name, writing)
+    monkeypatch.setattr(CsvLogger, "write", writing)
     (line,) = told(2, *arguments(*FLAGS))
     assert line == f"error: {run}/metrics/{table}.csv: cannot write: {os.strerror(errno.EFBIG)}"
     monkeypatch.undo()
@@ -277,7 +295,7 @@ def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(
             self.metrics["loss"] = torch.tensor(value)
 
     monkeypatch.setattr(Method, "training_step", diverging)
-    (line,) = told(2, *arguments(*FLAGS, "--log.every=100"))
+    (line,) = told(2, *arguments(*FLAGS, "--log.every_n_steps=100"))
     assert "training diverged: loss is not finite at gradient step 8" in line
     assert [step_of(path) for path in last_checkpoints(tmp_path / "run")] == [4]
 
@@ -300,7 +318,7 @@ def test_nothing_of_the_state_is_saved_that_is_not_finite(
         write(self, trainer, path)
 
     monkeypatch.setattr(Checkpoints, "_write", spoiling)
-    (line,) = told(2, *arguments(*FLAGS, "--evaluation.every=100"))
+    (line,) = told(2, *arguments(*FLAGS, "--evaluation.every_n_steps=100"))
     assert f"{named} is not finite at gradient step 8" in line
     assert [step_of(path) for path in last_checkpoints(tmp_path / "run")] == [4]
 
@@ -333,7 +351,7 @@ def test_a_dead_environment_is_replaced_in_an_evaluation(
     monkeypatch.setattr(RolloutPool, "_reset", deadly)
     lines = told(0, *arguments(*FLAGS, "--evaluation.workers=1", "--evaluation.episodes=1"))
     assert "ended unexpectedly with exit code 9" in lines[0]
-    assert lines[-1] == "evaluation: runs its episodes anew"
+    assert lines[-1] == "evaluation: runs its episodes again"
     rows, others = (read_csv(r / "metrics/eval.csv") for r in (run, made["whole"]))
     assert [row["discarded"] for row in rows] == ["1.0", "0.0", "0.0"]
     assert [row["return"] for row in rows] == [row["return"] for row in others]
@@ -367,7 +385,7 @@ def test_an_interrupt_in_the_last_step_lets_the_run_end(made, arguments, monkeyp
 
 def test_a_kill_within_the_last_evaluation_loses_nothing(made, arguments, monkeypatch, tmp_path):
     """The final checkpoint is written after it, although it would have been due before."""
-    flags = ("--evaluation.every=7", "--checkpoints.every=3")
+    flags = ("--evaluation.every_n_steps=7", "--checkpoints.every_n_steps=3")
     assert main(arguments(*flags, run_dir=tmp_path / "whole")) == 0
     roll_out = Evaluate._roll_out
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
 from tests.online.test_online import last
@@ -60,7 +60,7 @@ def test_the_job_of_the_guide_resumes_and_is_requeued_when_its_time_is_up(
 def test_lightning_does_not_requeue_by_itself(
     slurm: Path, arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, start, before = Method.training_step, Recorder.on_train_start, []
+    step, start, before = Method.training_step, MetricsLogger.on_train_start, []
 
     def noting(self, *args, **kwargs):
         before.append(signal.getsignal(signal.SIGUSR1))
@@ -71,7 +71,7 @@ def test_lightning_does_not_requeue_by_itself(
             os.kill(os.getpid(), signal.SIGUSR1)
         step(self, batch, batch_idx)
 
-    monkeypatch.setattr(Recorder, "on_train_start", noting)
+    monkeypatch.setattr(MetricsLogger, "on_train_start", noting)
     monkeypatch.setattr(Method, "training_step", interrupted)
     assert main(arguments()) == 128 + signal.SIGUSR1
     assert set(before) == {signal.SIG_DFL}  # before the first step, too

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -10,8 +11,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.data.batch import Batch
+from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.qam import QAM
 from tests.conftest import SMALL
 
@@ -39,14 +41,13 @@ class MazeData(pl.LightningDataModule):
 def tiny_qam() -> QAM:
     """Return a QAM too small to learn anything."""
     torch.manual_seed(0)
-    sizes = {"obs_dim": 2, "action_dim": 2, "horizon": 2, "width": 8, "depth": 1}
-    return QAM(tau=1.0, residual=True, **{**SMALL, **sizes})
+    return QAM(Spaces(2, 2, 2), tau=1.0, **SMALL | {"width": 8, "depth": 1})
 
 
-def fit(method: QAM, steps: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+def fit(method: QAM, steps: int, callbacks: list[pl.Callback], logger: Any = False) -> pl.Trainer:
     """Train on random data."""
     trainer = pl.Trainer(
-        max_steps=steps, callbacks=callbacks, logger=False, enable_checkpointing=False,
+        max_steps=steps, callbacks=callbacks, logger=logger, enable_checkpointing=False,
         accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(method, MazeData())
@@ -57,6 +58,6 @@ def fit(method: QAM, steps: int, callbacks: list[pl.Callback]) -> pl.Trainer:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of four steps with an evaluation every two."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    evaluate = Evaluate(every=2, episodes=2, workers=0)
-    fit(tiny_qam(), 4, [evaluate, Recorder(str(folder)), Checkpoints(str(folder))])
+    evaluate = Evaluate(every_n_steps=2, episodes=2, workers=0)
+    fit(tiny_qam(), 4, [evaluate, MetricsLogger(str(folder)), Checkpoints(str(folder))])
     return folder

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from qam_lightning.callbacks.base import Callback
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.envs.rollout import RolloutPool
 from qam_lightning.evaluation.episode_policy import EpisodePolicy, evaluating
@@ -13,19 +14,18 @@ from qam_lightning.util.errors import UserError
 from .conftest import fit, tiny_qam
 
 
-class Listener(pl.Callback):
+class Listener(Callback):
     """Notes what it is told."""
 
     def __init__(self):
         self.heard = []
 
     def on_evaluation(self, trainer, pl_module, results):
-        assert pl_module.evaluation is results
         self.heard.append((pl_module.gradient_step, pl_module.training, dict(results)))
 
 
 def test_evaluates_when_due_and_at_the_end():
-    listener, evaluate = Listener(), Evaluate(every=2, episodes=1, workers=0, at_start=True)
+    listener, evaluate = Listener(), Evaluate(every_n_steps=2, episodes=1, workers=0, at_start=True)
     fit(tiny_qam(), 5, [evaluate, listener])
     assert [step for step, _, _ in listener.heard] == [0, 2, 4, 5]
     assert all(training for _, training, _ in listener.heard)
@@ -35,7 +35,7 @@ def test_evaluates_when_due_and_at_the_end():
 
 def test_the_last_evaluation_is_not_repeated_at_the_end():
     listener = Listener()
-    fit(tiny_qam(), 4, [Evaluate(every=4, episodes=1, workers=0), listener])
+    fit(tiny_qam(), 4, [Evaluate(every_n_steps=4, episodes=1, workers=0), listener])
     assert [step for step, _, _ in listener.heard] == [4]
 
 
@@ -45,13 +45,13 @@ def test_an_interrupted_run_does_not_evaluate_at_the_end():
             trainer.should_stop = True
 
     listener = Listener()
-    fit(tiny_qam(), 9, [Evaluate(every=5, episodes=1, workers=0), Stop(), listener])
+    fit(tiny_qam(), 9, [Evaluate(every_n_steps=5, episodes=1, workers=0), Stop(), listener])
     assert listener.heard == []
 
 
 def test_evaluation_does_not_touch_training():
     with_it, without = tiny_qam(), tiny_qam()
-    fit(with_it, 4, [Evaluate(every=1, episodes=1, workers=0)])
+    fit(with_it, 4, [Evaluate(every_n_steps=1, episodes=1, workers=0)])
     fit(without, 4, [])
     for name, weights in without.state_dict().items():
         torch.testing.assert_close(with_it.state_dict()[name], weights, rtol=0, atol=0)
@@ -59,7 +59,7 @@ def test_evaluation_does_not_touch_training():
 
 def test_results_are_those_of_a_rollout():
     method, listener = tiny_qam(), Listener()
-    fit(method, 2, [Evaluate(every=2, episodes=3, workers=2, seed=7), listener])
+    fit(method, 2, [Evaluate(every_n_steps=2, episodes=3, workers=2, seed=7), listener])
     with RolloutPool("pointmaze-medium", 1, workers=0) as pool:
         episodes = pool.run(EpisodePolicy(method, 7), episodes=3, seed=7)
     (_, _, results), mean = listener.heard[0], np.mean([e.episode_return for e in episodes])
@@ -100,8 +100,10 @@ def test_modes_are_put_back_one_by_one():
     assert [module.training, module[0].training, module[1].training] == [True, True, False]
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"episodes": 0}, {"workers": -1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"every_n_steps": 0}, {"episodes": 0}, {"num_envs": 0}, {"workers": -1}, {"seed": -1}]
+)
 def test_impossible_settings_are_refused(wrong):
     (name,) = wrong
-    with pytest.raises(UserError, match=f"evaluation.{name}: must be at least"):
+    with pytest.raises(UserError, match=f"Evaluate: {name} is .*, expected at least"):
         Evaluate(**wrong)

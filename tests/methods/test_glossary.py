@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from qam_lightning.callbacks.recorder import Recorder
+from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.data.batch import Batch
 from qam_lightning.evaluation.statistics import summarize
+from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.online.statistics import EpisodeStatistics
 from tests.methods.test_every_method import METHODS, Build, make
@@ -33,18 +34,18 @@ def glossary() -> dict[str, list[str]]:
 
 def logged(method: Method, batch: Batch, folder: Path) -> set[str]:
     """Train two steps, the first that a delay of 2 makes complete; return the files' columns."""
-    recorder = Recorder(str(folder), every=1)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    metrics, logger = MetricsLogger(every_n_steps=1), CsvLogger(folder)
+    quiet = {"logger": logger, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = pl.Trainer(
-        max_steps=2, accelerator="cpu", enable_progress_bar=False, callbacks=[recorder], **quiet
+        max_steps=2, accelerator="cpu", enable_progress_bar=False, callbacks=[metrics], **quiet
     )
     online = EpisodeStatistics(recent=[[1.0, -3.0, 4.0]]).metrics()
     method.metrics |= {name: torch.tensor(value) for name, value in online.items()}
     trainer.fit(method, DataLoader([batch, batch], batch_size=None))
     episode = SimpleNamespace(success=1.0, episode_return=-3.0, length=4)
     numbers = {**summarize([episode]), "discarded": 0.0, "seconds": 1.0}
-    recorder.on_evaluation(trainer, method, numbers)
-    files = (recorder.train_csv, recorder.eval_csv)
+    metrics.on_evaluation(trainer, method, numbers)
+    files = (logger.train_csv, logger.eval_csv)
     return {name for file in files for name in file.read_text().splitlines()[0].split(",")}
 
 

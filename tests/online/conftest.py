@@ -48,10 +48,10 @@ def build(data: Path, run_dir: Path, *more: str, **changes: object) -> list[str]
         "online.steps": 24,
         "online.learning_starts": 10,
         "online.async_env": "false",
-        "evaluation.every": 1000,
+        "evaluation.every_n_steps": 1000,
         "evaluation.episodes": 1,
         "evaluation.workers": 0,
-        "log.every": 1,
+        "log.every_n_steps": 1,
     }
     settings |= {key.replace("__", "."): value for key, value in changes.items()}
     return ["fit", *(f"--{key}={value}" for key, value in settings.items()), *more]

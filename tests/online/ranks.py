@@ -24,7 +24,7 @@ from tests.methods.test_every_method import METHODS, make
 from tests.online.conftest import ENV, build
 
 STEPS, CHUNK, CLIP = 20, 3, 0.05
-ONLINE = {"online__num_envs": 2, "evaluation__every": 6, "evaluation__episodes": 3}
+ONLINE = {"online__num_envs": 2, "evaluation__every_n_steps": 6, "evaluation__episodes": 3}
 CUTS = {"offline": 2, "online": 10}
 """Gradient steps of the checkpoints from which interrupted runs go on."""
 REBRAC = ("--method=rebrac", "--model.alpha=1", "--model.noise_scale=0.1", "--online.steps=0")
@@ -78,7 +78,7 @@ def fit(
         use_distributed_sampler=False,
         callbacks=[
             *callbacks,
-            Evaluate(every=STEPS, episodes=3, workers=0, at_start=True),
+            Evaluate(every_n_steps=STEPS, episodes=3, workers=0, at_start=True),
             notes,
         ],
     )
@@ -111,7 +111,7 @@ def killed_at(step: int, *arguments: str) -> None:
 
 def interrupted(data: Path, run: Path, cut: int, *flags: str, **changes: Any) -> None:
     """Run to two steps past a checkpoint, and go on from there."""
-    arguments = build(data, run, *flags, f"--checkpoints.every={cut}", **changes)
+    arguments = build(data, run, *flags, f"--checkpoints.every_n_steps={cut}", **changes)
     killed_at(cut + 1, *arguments)
     if int(os.environ["RANK"]) == 0:
         (run / "checkpoints/last.ckpt").with_name("cut").write_bytes(

@@ -54,7 +54,7 @@ def test_it_acts_and_learns_online(kind: type[Method], arguments, tmp_path: Path
 def test_killed_in_both_phases_it_goes_on_to_the_bit(
     kind: type[Method], arguments, tmp_path: Path, monkeypatch
 ):
-    flags = f"--method={kind.__module__.rsplit('.', 1)[1]}", "--checkpoints.every=3"
+    flags = f"--method={kind.__module__.rsplit('.', 1)[1]}", "--checkpoints.every_n_steps=3"
     whole, run, resume = tmp_path / "whole", tmp_path / "run", ()
     assert main(arguments(*flags, run_dir=whole)) == 0
     for step, phase in ((4, "offline" if kind.offline_phase else "online"), (11, "online")):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from qam_lightning.callbacks.checkpoint_files import read_checkpoint
 from qam_lightning.callbacks.online import FILE, Online, online_policy
+from qam_lightning.checkpoints import read_checkpoint
 from qam_lightning.cli import main
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.data.sampler import OfflineSampler
@@ -62,7 +62,7 @@ def assert_same_runs(one: Path, other: Path) -> None:
 def finished(data, tmp_path_factory) -> Path:
     """A run in one go."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    assert main(run_arguments(data, run, "--evaluation.every=6")) == 0
+    assert main(run_arguments(data, run, "--evaluation.every_n_steps=6")) == 0
     return run
 
 
@@ -118,7 +118,10 @@ def test_updates_see_the_rows_of_their_step_and_no_others(arguments, monkeypatch
 
 def test_an_environment_that_runs_ahead_changes_nothing(whole, arguments, tmp_path):
     ahead = tmp_path / "ahead"
-    assert main(arguments("--evaluation.every=6", run_dir=ahead, online__async_env="true")) == 0
+    assert (
+        main(arguments("--evaluation.every_n_steps=6", run_dir=ahead, online__async_env="true"))
+        == 0
+    )
     for path in ("metrics/train.csv", "checkpoints/replay.bin"):
         assert (whole / path).exists()
     assert_same_runs(whole, ahead)
@@ -175,7 +178,10 @@ def cuts(rows: np.ndarray) -> dict[bool, list[int]]:
 @pytest.mark.parametrize("phase", ["offline", "at an end", "inside"])
 def test_a_killed_run_goes_on_bit_by_bit(phase, whole, arguments, tmp_path, monkeypatch):
     every = OFFLINE if phase == "offline" else cuts(rows_of(whole))[phase == "inside"][0]
-    run, flags = tmp_path / "run", ("--evaluation.every=6", f"--checkpoints.every={every}")
+    run, flags = (
+        tmp_path / "run",
+        ("--evaluation.every_n_steps=6", f"--checkpoints.every_n_steps={every}"),
+    )
     kill_at(monkeypatch, every + 2)
     with pytest.raises(RuntimeError, match="killed"):
         main(arguments(*flags))
@@ -200,19 +206,19 @@ def test_an_interrupt_stops_the_first_steps_too(whole, arguments, tmp_path, monk
         return step(self, action)
 
     monkeypatch.setattr(Tiny, "step", interrupted)
-    assert main(arguments("--evaluation.every=6")) == 128 + signal.SIGTERM
+    assert main(arguments("--evaluation.every_n_steps=6")) == 128 + signal.SIGTERM
     monkeypatch.undo()
     stopped = last(run)["counters"]
     assert stopped["gradient_step"] == OFFLINE and 5 < stopped["env_step"] < START
     assert stopped["phase"] == "online"
-    assert main(arguments("--evaluation.every=6", "--ckpt_path=last")) == 0
+    assert main(arguments("--evaluation.every_n_steps=6", "--ckpt_path=last")) == 0
     assert_same_runs(whole, run)
 
 
 def test_a_full_disk_stops_the_run_with_what_was_saved(
     whole, arguments, tmp_path, monkeypatch, capsys
 ):
-    run, flags, grow = tmp_path / "run", ("--evaluation.every=6",), replay.Replay._grow
+    run, flags, grow = tmp_path / "run", ("--evaluation.every_n_steps=6",), replay.Replay._grow
 
     def full(self):
         if self.count:
@@ -221,7 +227,7 @@ def test_a_full_disk_stops_the_run_with_what_was_saved(
 
     monkeypatch.setattr(replay, "BLOCK", 16)
     monkeypatch.setattr(replay.Replay, "_grow", full)
-    assert main(arguments(*flags, "--checkpoints.every=7")) == 2
+    assert main(arguments(*flags, "--checkpoints.every_n_steps=7")) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "replay.bin: cannot write: No space left" in error
     assert last(run)["counters"]["gradient_step"] == 7  # not a state with a step half done
@@ -232,9 +238,9 @@ def test_a_full_disk_stops_the_run_with_what_was_saved(
 
 def test_an_offline_run_can_go_on_online(whole, arguments, tmp_path):
     run = tmp_path / "run"
-    assert main(arguments("--evaluation.every=6", online__steps=0)) == 0
+    assert main(arguments("--evaluation.every_n_steps=6", online__steps=0)) == 0
     assert not (run / "checkpoints/replay.bin").exists()
-    assert main(arguments("--evaluation.every=6", "--ckpt_path=last")) == 0
+    assert main(arguments("--evaluation.every_n_steps=6", "--ckpt_path=last")) == 0
     one, two = last(whole), last(run)
     for key in STATE:
         assert_same(one[key], two[key], key)
@@ -277,7 +283,7 @@ def test_a_damaged_replay_is_refused_and_left_alone(damage, whole, arguments, ca
 
 def test_a_finished_run_can_be_lengthened(whole, arguments, tmp_path):
     longer = tmp_path / "longer"
-    flags = ("--evaluation.every=6",)
+    flags = ("--evaluation.every_n_steps=6",)
     assert main(arguments(*flags, run_dir=longer, online__steps=30)) == 0
     assert main(arguments(*flags, "--ckpt_path=last", run_dir=whole, online__steps=30)) == 0
     assert_same_runs(whole, longer)
@@ -304,7 +310,7 @@ def test_settings_that_do_not_fit_are_refused(flags, told, arguments, capsys):
 
 
 def test_several_environments_take_turns(arguments, tmp_path, monkeypatch):
-    run, flags = tmp_path / "run", ("--online.num_envs=3", "--checkpoints.every=8")
+    run, flags = tmp_path / "run", ("--online.num_envs=3", "--checkpoints.every_n_steps=8")
     assert main(arguments(*flags, run_dir=tmp_path / "whole")) == 0
     repeats(rows_of(tmp_path / "whole"), 0, envs=3)
     kill_at(monkeypatch, 10)

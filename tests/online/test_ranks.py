@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from qam_lightning.callbacks.checkpoint_files import read_checkpoint
-from qam_lightning.cli import Trainer, main
+from qam_lightning.checkpoints import read_checkpoint
+from qam_lightning.cli import main
+from qam_lightning.cli.trainer import Trainer
 from qam_lightning.methods.base import Method
 from tests.app.test_training import assert_same
 from tests.online import test_online as online

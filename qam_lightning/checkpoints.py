@@ -1,0 +1,274 @@
+"""Reading a run's checkpoints: which there are, what is in them, and the method they hold.
+
+A run folder holds ``checkpoints/last.ckpt``, older ones as ``last-1.ckpt`` and so on, and
+``best.ckpt``. They are Lightning checkpoints of tensors and primitives only (they load with
+``weights_only=True``) with one more entry, ``"qam_lightning"``, which says how to rebuild the
+method and where it was trained. ``last.json`` beside ``last.ckpt`` (and so on) repeats what it
+takes to choose a checkpoint and to check that it fits, so that only one file is read in full.
+"""
+
+import contextlib
+import importlib
+import json
+import math
+import pickle
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from qam_lightning.data.spaces import Spaces
+from qam_lightning.methods.base import Method
+from qam_lightning.util.errors import UserError
+
+ENTRY = "qam_lightning"
+FORMAT = 2
+"""Number of the format of checkpoints; that of version 0.1 had none."""
+
+_KEYS = frozenset(
+    ("format", "method", "model", "environment", "config", "config_hash", "versions", "run_dir")
+)
+_UNREADABLE = (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What it takes to choose a checkpoint and to check that it fits.
+
+    Attributes:
+        fingerprint: CRC-32 of the archive's directory, which lists the checksums of its parts.
+        gradient_step: gradient steps taken.
+        env_step: environment steps taken.
+        phase: ``"offline"`` or ``"online"``.
+        method: full name of the method's class.
+        shapes: name -> shape of every tensor of the method's ``state_dict``.
+        best: the best evaluated success rate up to this checkpoint, None before the first.
+        environment: ``env``, ``dataset``, ``task`` and ``sparse`` of the data.
+        config: the run's resolved configuration, YAML.
+        versions: the software that wrote it, see `util.provenance.versions`.
+    """
+
+    fingerprint: int
+    gradient_step: int
+    env_step: int
+    phase: str
+    method: str
+    shapes: dict[str, list[int]]
+    best: float | None
+    environment: dict[str, Any]
+    config: str
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, checkpoint: dict[str, Any], path: Path) -> Self:
+        """Summarise a checkpoint and the file it was read from or written to."""
+        entry = checkpoint[ENTRY]
+        best = checkpoint.get("callbacks", {}).get("Checkpoints", {}).get("best", -math.inf)
+        return cls(
+            fingerprint=fingerprint(path),
+            **checkpoint["counters"],
+            shapes={name: list(x.shape) for name, x in checkpoint["state_dict"].items()},
+            best=best if best > -math.inf else None,
+            **{key: entry[key] for key in ("method", "environment", "config", "versions")},
+        )
+
+
+def checkpoint_path(run_dir: str | Path, name: str) -> Path:
+    """Return the path of a run's checkpoint ``"last"``, ``"last-1"``, ... or ``"best"``."""
+    return Path(run_dir) / "checkpoints" / f"{name}.ckpt"
+
+
+def last_checkpoints(run_dir: str | Path) -> list[Path]:
+    """Return a run's ``last.ckpt``, ``last-1.ckpt`` and so on that exist, the newest first."""
+    paths = checkpoint_path(run_dir, "last").parent.glob("last*.ckpt")
+    ages = {path: path.stem.removeprefix("last").removeprefix("-") or "0" for path in paths}
+    return sorted((p for p, age in ages.items() if age.isdigit()), key=lambda p: int(ages[p]))
+
+
+def describe(path: str | Path) -> CheckpointInfo:
+    """Return what the JSON beside a checkpoint says, or the checkpoint itself if that is stale.
+
+    Raises:
+        UserError: the file is missing, not an archive, or see `read_checkpoint`.
+    """
+    path = Path(path)
+    with contextlib.suppress(OSError, ValueError, TypeError):  # none, or not of this format
+        info = CheckpointInfo(**json.loads(path.with_suffix(".json").read_text("utf-8")))
+        if info.fingerprint == fingerprint(path):
+            return info
+    return CheckpointInfo.of(read_checkpoint(path), path)
+
+
+def fingerprint(path: Path) -> int:
+    """Return the CRC-32 of an archive's directory: names, sizes and checksums of its parts.
+
+    Raises:
+        UserError: the file is missing, or not an archive.
+    """
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        parts = [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
+    return zlib.crc32(repr(parts).encode())
+
+
+def verify(path: Path) -> None:
+    """Compare a checkpoint's content with its checksums, which torch does not.
+
+    Raises:
+        UserError: the file is missing, damaged, or not an archive.
+    """
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        if (name := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{name} is damaged")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of this project onto the CPU, without running any code from it.
+
+    Args:
+        path: a file that `Checkpoints` wrote.
+
+    Returns:
+        The Lightning checkpoint; ``["state_dict"]`` holds the weights, ``["counters"]`` the
+        progress, ``["qam_lightning"]`` the description of method, environment and configuration.
+
+    Raises:
+        UserError: the file is missing, unreadable, damaged, from another version of this program,
+            or a checkpoint of something else.
+    """
+    path = Path(path)
+    verify(path)
+    with _reading(path):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path}: holds no training checkpoint (no 'state_dict' in it)")
+    entry = checkpoint.get(ENTRY)
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: holds no '{ENTRY}' entry; another program wrote it")
+    if entry.get("format") != FORMAT:
+        writer = entry.get("versions", {}).get("qam_lightning", "of another version")
+        raise UserError(
+            f"{path}: written by qam_lightning {writer}, whose checkpoints this version does not "
+            "read; resume it with that version, or train anew"
+        )
+    if missing := sorted(_KEYS - entry.keys()):
+        raise UserError(f"{path}: its '{ENTRY}' entry lacks {', '.join(missing)}")
+    return checkpoint
+
+
+def newest(run_dir: str | Path) -> Path:
+    """Return the newest intact ``last*.ckpt`` of a run; print a line if it is not the first.
+
+    Raises:
+        UserError: there is none, or none that is intact.
+    """
+    if not last_checkpoints(run_dir):
+        path = checkpoint_path(run_dir, "last")
+        raise UserError(f"--ckpt_path last: there is no {path}; leave it out to start anew")
+    problems = []
+    for path in dict.fromkeys([checkpoint_path(run_dir, "last"), *last_checkpoints(run_dir)]):
+        try:
+            verify(path)
+            info = describe(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            rank_zero_only(print)(
+                f"{problems[0]}: falling back to {path}, of gradient step {info.gradient_step}",
+                file=sys.stderr,
+            )
+        return path
+    raise UserError(problems[0])
+
+
+def check_newest(path: Path, run_dir: str | Path) -> None:
+    """Check that a run which resumes from ``path`` overwrites no later checkpoint of its folder.
+
+    Raises:
+        UserError: the folder holds a checkpoint of a later gradient step.
+    """
+    found = {}
+    for candidate in (path, *last_checkpoints(run_dir)):
+        with contextlib.suppress(UserError):  # an unreadable file is no loss
+            found[candidate] = describe(candidate).gradient_step
+    furthest = max(found, key=lambda p: found[p], default=path)
+    if path in found and found[path] < found[furthest]:
+        raise UserError(
+            f"{path} is of gradient step {found[path]}, but {furthest} of {found[furthest]}, which "
+            "would be overwritten; choose another --run_dir, or resume from last"
+        )
+
+
+def load_method(path: str | Path, **overrides: Any) -> tuple[Method, dict[str, Any]]:
+    """Rebuild a trained method from a checkpoint.
+
+    Args:
+        path: a checkpoint file, or a run folder, whose ``last.ckpt`` is then taken.
+        **overrides: constructor arguments to replace, e.g. ``best_of_n=4``.
+
+    Returns:
+        The method on the CPU in evaluation mode, and its metadata: the checkpoint's
+        ``"qam_lightning"`` entry with ``gradient_step``, ``env_step`` and ``phase``.
+
+    Raises:
+        UserError: see `read_checkpoint`; also when the method's class cannot be imported or built,
+            or when the weights do not fit it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = checkpoint_path(path, "last")
+    checkpoint = read_checkpoint(path)
+    entry = checkpoint[ENTRY]
+    settings = {**entry["model"], **overrides}
+    if isinstance(spaces := settings.get("spaces"), dict):
+        settings["spaces"] = Spaces(**spaces)
+    kind = _method_class(entry["method"], path)
+    try:
+        method = kind(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot build {entry['method']}: {error}") from error
+    try:
+        method.load_state_dict(checkpoint["state_dict"], strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: its weights do not fit {entry['method']}: {_first_detail(error)}"
+        ) from error
+    return method.eval(), {**entry, **checkpoint["counters"]}
+
+
+def _method_class(name: str, path: Path) -> type[Method]:
+    module, _, attribute = name.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: its method {name} cannot be imported: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise UserError(f"{path}: {name} is not a method")
+    return kind
+
+
+def _first_detail(error: RuntimeError) -> str:
+    """The first difference from torch's many-line list of state-dict differences."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[1] if len(lines) > 1 else lines[0]
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint is read into a `UserError`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except _UNREADABLE as error:
+        raise UserError(
+            f"{path}: not a readable checkpoint; it is damaged, cut short or another kind of file"
+        ) from error
