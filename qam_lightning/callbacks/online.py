@@ -217,7 +217,7 @@ class Online(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Store what belongs to the replay's rows, and restores the running episodes."""
+        """Store the replay's checksum and what restores the running episodes."""
         if self.collector is not None:
             settings = self._settings(trainer, self.collector.replay.num_envs)
             checkpoint["online"] = {"settings": settings, **self.collector.state_dict()}
@@ -252,7 +252,7 @@ class Online(Callback):
             self._check_settings(trainer, self._loaded["settings"])
 
     def _settings(self, trainer: pl.Trainer, num_envs: int) -> dict[str, Any]:
-        """What decides the replay's rows, their places, and their number before an update."""
+        """The settings on which the replay's rows, their order and their schedule depend."""
         data = _data(trainer)
         return {
             **{f"data.{name}": getattr(data, name) for name in ("env", "task", "sparse")},
@@ -290,4 +290,8 @@ def online_policy(method: Method, seed: int, learning_starts: int) -> Act:
 
 
 def _data(trainer: pl.Trainer) -> ChunkDataModule:
-    return trainer.datamodule  # type: ignore[attr-defined]
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, ChunkDataModule):
+        found = type(data).__name__
+        raise UserError(f"Online: the trainer's data module is {found}, expected ChunkDataModule")
+    return data

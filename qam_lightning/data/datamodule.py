@@ -147,7 +147,7 @@ class ChunkDataModule(L.LightningDataModule):
         if self.path is not None:
             return own(import_minari(self.path, self.directory), self.store, validation)
         if not is_ogbench(self.env):
-            problem = f"is missing, expected data of your own for {self.env}, not OGBench's"
+            problem = f"is not set, expected your own data, as OGBench has none for {self.env}"
             raise ArgumentError(type(self), "path", problem)
         return official(
             self.env, self.dataset, self.directory, self.store, self.base_url, validation

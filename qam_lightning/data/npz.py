@@ -1,4 +1,4 @@
-"""Reading npz files block by block: none is held whole, and all of it is checked on the way."""
+"""Reading npz files block by block, in little memory, and checking all values on the way."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from qam_lightning.data.layout import Column, Layout
 from qam_lightning.util.errors import UserError
 
 BLOCK_ROWS = 1 << 16
-# Actions are clipped when they are recorded; beyond this they are of another convention.
+# Recorded actions are clipped to [-1, 1]; values further out follow another convention.
 ACTION_TOLERANCE = 1e-3
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -29,7 +29,7 @@ class NpzFile:
     """An npz file open for reading; what is wrong with it becomes a `UserError` that names it."""
 
     def __init__(self, path: Path):
-        """Opens the file and reads its table of contents.
+        """Open the file and read its table of contents.
 
         Raises:
             UserError: It does not exist, or is not a whole npz file.
@@ -63,7 +63,7 @@ class NpzFile:
             return shape, dtype
 
     def blocks(self, key: str) -> Iterator[np.ndarray]:
-        """Yields an array in consecutive blocks of rows; the file's checksum ends the last one."""
+        """Yield an array in blocks of rows; the zip checksum is compared after the last one."""
         with self._reading(), self._open(key) as stream:
             shape, fortran, dtype = self._header(stream)
             if dtype.hasobject:
@@ -82,10 +82,10 @@ class NpzFile:
             stream.read(1)  # at the end the checksum is compared
 
     def check_header(self, key: str, column: Column, rows: int) -> None:
-        """Checks an array's type and shape.
+        """Check that an array has the type and width of ``column``, and ``rows`` rows.
 
         Raises:
-            UserError: It is not there, or another one than ``column`` says, of ``rows`` rows.
+            UserError: It does not, or there is no such array.
         """
         shape, dtype = self.shape(key)
         kinds, wanted = _KINDS[np.dtype(column.dtype).kind]
@@ -101,10 +101,10 @@ class NpzFile:
             raise UserError(f"{self.path}: {key} has {shape[0]} rows, but terminals has {rows}")
 
     def rows(self) -> int:
-        """How many rows there are.
+        """Return the number of rows.
 
         Raises:
-            UserError: The terminals are not a row of numbers.
+            UserError: The terminals are not one-dimensional.
         """
         shape, _ = self.shape("terminals")
         if len(shape) != 1:
@@ -112,7 +112,7 @@ class NpzFile:
         return shape[0]
 
     def ends(self) -> np.ndarray:
-        """The last row of every trajectory, (trajectories,) int64.
+        """Return the last row of every trajectory, (trajectories,) int64.
 
         Raises:
             UserError: The terminals do not divide all rows into trajectories of two or more.
@@ -141,7 +141,7 @@ class NpzFile:
         return ends.astype(np.int64)
 
     def columns(self, key: str, column: Column, ends: np.ndarray) -> Iterator[np.ndarray]:
-        """Yields the rows to keep of an array, block by block, checked and converted.
+        """Yield the rows that a store keeps of an array, block by block, checked and converted.
 
         Raises:
             UserError: An impossible value.
@@ -203,7 +203,7 @@ class NpzFile:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        # A RuntimeError is the answer to flags of encryption and compression that nobody set.
+        # zipfile raises RuntimeError where damaged flags look like encryption.
         except (OSError, ValueError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(
@@ -213,7 +213,7 @@ class NpzFile:
 
 
 def check_npz(path: Path, layout: Layout) -> None:
-    """Reads all of a file and checks it, keeping nothing.
+    """Read and check a whole file, keeping nothing.
 
     Raises:
         UserError: The file is damaged, of another environment, or holds impossible values.

@@ -39,7 +39,7 @@ class Sampler(Protocol):
         ...
 
     def may_prefetch(self, step: int) -> bool:
-        """Whether a step's batch is known before the steps ahead of it have been made."""
+        """Whether a step's batch can be made before the earlier steps are done."""
         ...
 
 

@@ -103,7 +103,8 @@ class EnvActor:
     def _begin(self, act: Act, step: int) -> Worker:
         worker = self._worker or self._reset()
         if self._chunk is None:
-            self._chunk, self._executed = act(self._observation(worker), step), 0
+            actions = act(self._observation(worker), step)
+            self._chunk, self._executed = np.asarray(actions, np.float32), 0
             self._run_ahead(worker, self._chunk)
         return worker
 
@@ -119,7 +120,7 @@ class EnvActor:
             success=result.success,
             first=self.length == 0,
             ending=_ending(result),
-            discarded=self._discarded if self.length == 0 else 0,
+            discarded=self._discarded,
         )
         self._latest, self._discarded = taken.next_observation, 0
         self.length, self._executed = self.length + 1, self._executed + 1

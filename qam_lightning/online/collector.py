@@ -70,6 +70,7 @@ class Collector:
 
     def wait(self, count: int) -> None:
         """Return when the replay holds ``count`` rows, at most `steps`."""
+        assert count <= self.steps, f"environment step {count} was not begun"
         while self.replay.count < count:
             self.receive()
 

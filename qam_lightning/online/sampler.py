@@ -40,7 +40,7 @@ class MixedSampler:
         self.half, self.wait = half, wait
 
     def may_prefetch(self, step: int) -> bool:
-        """Whether a step is offline: the rows that an online batch may see are not there early."""
+        """Whether a step is offline: an online batch may hold rows that do not exist earlier."""
         return step < self.schedule.offline
 
     def indices(self, step: int) -> np.ndarray:

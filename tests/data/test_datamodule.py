@@ -449,7 +449,10 @@ def test_data_from_other_physics_warn(scene):
         ({"env": "Nothing-v1"}, "env is 'Nothing-v1', which gymnasium cannot make"),
         ({"env": "Pendulum-v1", "task": 2}, "task is 2, but Pendulum-v1 has one task only"),
         ({"env": "CartPole-v1"}, "whose actions are Discrete.*, expected vectors"),
-        ({"env": "Pendulum-v1"}, "path is missing, expected data of your own for Pendulum-v1"),
+        (
+            {"env": "Pendulum-v1"},
+            "path is not set, expected your own data, as OGBench has none for Pendulum",
+        ),
         ({"path": "nowhere.npz"}, "path is nowhere.npz, which does not exist"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"discount": 1.5}, "discount is 1.5, expected a number from 0 to 1"),

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from qam_lightning.callbacks import metrics
 from qam_lightning.callbacks.online import FILE, Online, online_policy
 from qam_lightning.checkpoints import read_checkpoint
 from qam_lightning.cli import main
@@ -342,7 +342,7 @@ def test_the_first_steps_are_not_taken_for_slow_updates(arguments, tmp_path, mon
 
     monkeypatch.setattr(Tiny, "step", stepping)
     monkeypatch.setattr(Method, "training_step", updating)
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     assert main(arguments()) == 0
     speeds = [float(r["steps_per_second"]) for r in read_csv(tmp_path / "run/metrics/train.csv")]
     assert speeds[:OFFLINE] == [1.0] * OFFLINE
