@@ -47,7 +47,7 @@ quickstart: $(DATA)/cube-single-play-v0.npz  ## collect data, train QAM, score i
 online: $(DATA)/cube-single-play-v0.npz  ## a quarter of the data, then online fine-tuning
 	$(RUN) train.py fit --config quickstart.yaml --run_dir $(QUICK)-online --data.fraction 0.25 \
 		--trainer.max_steps 4000 --model.lr_decay_steps 12000 \
-		--online.start 1000 --online.steps 9000 --evaluation.episodes 50 \
+		--online.learning_starts 1000 --online.steps 9000 --evaluation.episodes 50 \
 		$$(test -e $(QUICK)-online/checkpoints/last.ckpt && echo --ckpt_path last)
 	$(RUN) eval.py $(QUICK)-online --picture
 

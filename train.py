@@ -1,4 +1,4 @@
-"""Trains a method, or collects a dataset: ``python train.py --help``."""
+"""Train a method, collect a dataset or look at one: ``python train.py --help``."""
 
 from qam_lightning.cli import main
 

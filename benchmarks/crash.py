@@ -37,11 +37,12 @@ import torch
 
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.callbacks.online import FILE, Online, Stream
+from qam_lightning.callbacks.online import FILE, Online
 from qam_lightning.checkpoints import describe, last_checkpoints, read_checkpoint
 from qam_lightning.cli import main as train
 from qam_lightning.envs.make import make_env
 from qam_lightning.methods.base import Method
+from qam_lightning.online.actor import EnvActor
 from qam_lightning.util.provenance import versions
 
 ENV = "InvertedPendulum-v5"
@@ -60,7 +61,7 @@ SETTINGS: dict[str, object] = {
     "trainer.max_steps": OFFLINE,
     "trainer.accelerator": "cpu",
     "online.steps": STEPS,
-    "online.start": START,
+    "online.learning_starts": START,
     "evaluation.every_n_steps": 30,
     "evaluation.episodes": 2,
     "evaluation.workers": 0,
@@ -101,7 +102,7 @@ DOING, GRADIENT_STEP, ENV_STEP, BEGUN, NANOSECONDS = 0, 1, 2, 8, 16
 def observe(page: Page) -> None:
     """Have the classes of this process note on the page what they do."""
 
-    def note(owner: type, name: str, activity: int, count: Callable[[Any], Method | None]) -> None:
+    def note(owner: type, name: str, activity: int, count: Callable[..., Method | None]) -> None:
         inner = getattr(owner, name)
 
         def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -113,18 +114,18 @@ def observe(page: Page) -> None:
             finally:
                 page[NANOSECONDS + activity] += time.perf_counter_ns() - start
                 page[DOING] = BETWEEN if before == START_UP else before
-                method = count(self)
+                method = count(self, *args)
                 if method is not None:
                     page[GRADIENT_STEP], page[ENV_STEP] = method.gradient_step, method.env_step
 
         setattr(owner, name, noting)
 
-    note(Method, "training_step", UPDATE, lambda method: method)
-    note(Stream, "take", COLLECTION, lambda stream: None)
-    note(Stream, "begin", COLLECTION, lambda stream: None)
-    note(Online, "_receive", COLLECTION, lambda online: getattr(online, "_method", None))
-    note(Evaluate, "_roll_out", EVALUATION, lambda evaluate: None)
-    note(Checkpoints, "_write", CHECKPOINT, lambda checkpoints: None)
+    note(Method, "training_step", UPDATE, lambda method, *args: method)
+    note(EnvActor, "take", COLLECTION, lambda *args: None)
+    note(EnvActor, "begin", COLLECTION, lambda *args: None)
+    note(Online, "_show", COLLECTION, lambda online, method: method)
+    note(Evaluate, "_roll_out", EVALUATION, lambda *args: None)
+    note(Checkpoints, "_write", CHECKPOINT, lambda *args: None)
 
 
 def fork(work: Callable[[], int], log: Path) -> int:
@@ -281,8 +282,10 @@ class Killer:
         self.whole, self.done, self.page = folder / "whole", [], Page()
         self.done: list[Kill] = []
         start = time.monotonic()
-        process = live(folder, self.whole, self.page, "--checkpoints.keep_last=100000")
-        finish(process, folder / "whole.log")
+        finish(
+            live(folder, self.whole, self.page, "--checkpoints.keep_last=100000"),
+            folder / "whole.log",
+        )
         self.seconds = time.monotonic() - start
         self.lengths = {
             activity: self.page[NANOSECONDS + activity] / 1e9 / max(1, self.page[BEGUN + activity])

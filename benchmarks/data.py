@@ -5,16 +5,16 @@ python benchmarks/data.py --transitions 300000 --repeats 200
 python benchmarks/data.py --directory /fast/disk
 
 Batches of 256 chunks of 5 steps at the dimensions of cube-quadruple (O = 55, A = 5), indices drawn
-anew. The machine may be busy with something else, so all candidates take turns, one batch each, and
-the ratio is the median of the ratios to the plain gather in the same round.
+anew. All candidates take turns, one batch each, and the ratio is the median of the ratios to the
+plain gather in the same round, so a busy machine slows all of them alike.
 
-Resident: synthetic sparse files of the full length, of which every array is zeros. Each of 200
-batches was made once before, so its pages are in memory, and look-ups and page tables are those of
-the real size. The plain gather is what in-memory implementations do: fancy indexing into numpy
-arrays of single transitions, next observations stored apart.
+Resident: sparse files of the full length, every array zeros. Each of 200 batches was made once
+before, so its pages are in memory, and look-ups and page tables are those of the real size. The
+plain gather is what in-memory implementations do: fancy indexing into numpy arrays of single
+transitions, next observations stored apart.
 
-Cold: a file of random numbers, written in full, that the system was asked to forget; every batch
-waits for the disk. Once read as a dataset that fits into memory, once as one that does not.
+Cold: a file of random numbers, written in full, then dropped from the page cache; every batch waits
+for the disk. It is read once as a dataset that fits into memory, once as one that does not.
 """
 
 import argparse
@@ -30,7 +30,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from qam_lightning.data.chunks import ChunkStorage, sample_indices
+from qam_lightning.data.chunks import ChunkStorage
+from qam_lightning.data.sampler import sample_indices
 from qam_lightning.data.store import PHYSICAL_MEMORY, read_singly
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, EPISODE, DISTINCT = 55, 5, 5, 256, 1001, 200
@@ -121,11 +122,11 @@ def resident(folder: Path, sizes: list[int], repeats: int) -> Table:
             batch(step)
         made[f"{name} {size}"] = (size, batch, anonymous_memory() - before)
 
-    store_gather(make_arrays(folder, 10_000))(0)  # what every process needs once
+    store_gather(make_arrays(folder, 10_000))(0)  # loads what every process needs once
     add("plain gather", sizes[0], plain_gather)
-    add("keep: memory", sizes[0], lambda arrays: store_gather(arrays, memory=True))
+    add("storage: memory", sizes[0], lambda arrays: store_gather(arrays, memory=True))
     for size in sizes:
-        add("keep: disk", size, store_gather)
+        add("storage: disk", size, store_gather)
 
     times = np.zeros((repeats, len(made)))
     for round_, (i, (_, batch, _)) in itertools.product(range(repeats), enumerate(made.values())):
@@ -165,7 +166,7 @@ def cold(folder: Path, size: int, batches: int) -> Table:
         name = "exceeds memory" if single else "fits memory"
         read = (bytes_read() - before) / batches / 1e6
         table.add_row(name, f"{size:,}", f"{threads}", f"{ms:.1f}", f"{read:.1f}")
-        del arrays, batch  # what is mapped is not forgotten
+        del arrays, batch  # the system drops no pages that are mapped
     return table
 
 

@@ -78,7 +78,10 @@ def train(run: Path, config: str, method: str, seed: int, steps: int, overrides:
     if (run / "checkpoints" / "last.ckpt").exists():
         flags.append("--ckpt_path=last")
     if method == "rlpd":  # learns online only: as many updates, after the random actions
-        flags += [f"--online.start={RANDOM_STEPS}", f"--online.steps={RANDOM_STEPS + steps}"]
+        flags += [
+            f"--online.learning_starts={RANDOM_STEPS}",
+            f"--online.steps={RANDOM_STEPS + steps}",
+        ]
     options = ["--config", config, "--method", method, "--seed", seed]
     call("train.py", "fit", *options, *flags, *overrides)
 

@@ -3,12 +3,14 @@
 python benchmarks/online.py                                   QAM at the quickstart's size, scene
 python benchmarks/online.py --domain cube_single --size paper --steps 400
 
-Trains for some steps on a small dataset collected for the purpose, then online, by turns with an
+Training: some steps on a small dataset collected for the purpose, then online, alternately with an
 environment that runs ahead in a process of its own (A) and with one stepped by this process (B).
-Rolls the policy out, by turns as evaluations do, all environments at once and one policy call per
-chunk for all of them (A), and in one environment with a policy call at every step (B). What is
-compared was measured side by side (A, B, A, B, ...), and ratios are those of neighbours: so a
-machine that is busy for a while touches both sides.
+
+Rollouts: alternately as evaluations do, all environments at once and one policy call per chunk for
+all of them (A), and one environment with a policy call at every step (B).
+
+A and B alternate (A, B, A, B, ...) and ratios are those of neighbours, so both sides suffer alike
+where the machine is busy for a while.
 """
 
 import argparse
@@ -23,10 +25,10 @@ import numpy as np
 import torch
 
 from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.cli import FitCLI
+from qam_lightning.cli.training import FitCLI
 from qam_lightning.data.generate import generate
-from qam_lightning.envs.make import make_env
-from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool, available_cores
+from qam_lightning.envs.chunked import ChunkedEnv, EnvSettings
+from qam_lightning.envs.rollout import RolloutPool, available_cores
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.methods.base import Method
 
@@ -58,7 +60,7 @@ class Stopwatch(pl.Callback):
         return 1e3 * float(np.diff(self.marks[phase][WARM_UP:]).mean())
 
 
-def train(options: argparse.Namespace, data: str, ahead: bool) -> tuple[FitCLI, Stopwatch]:
+def train(options: argparse.Namespace, data: str, async_env: bool) -> tuple[FitCLI, Stopwatch]:
     """Run both phases."""
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
@@ -69,8 +71,8 @@ def train(options: argparse.Namespace, data: str, ahead: bool) -> tuple[FitCLI, 
             "data.directory": data,
             "trainer.max_steps": options.steps,
             "online.steps": options.steps + 50,
-            "online.start": 50,
-            "online.ahead": str(ahead).lower(),
+            "online.learning_starts": 50,
+            "online.async_env": str(async_env).lower(),
             "evaluation.every_n_steps": 10**9,
             "evaluation.episodes": 1,
             "evaluation.workers": 0,
@@ -128,12 +130,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         env = options.domain.replace("_", "-")
         generate(env, "play", folder, episodes=2, workers=1, episode_steps=60)
-        for ahead in (True, False) * options.rounds:
-            cli, watch = train(options, folder, ahead)
-            watches[ahead].append(watch)
+        for async_env in (True, False) * options.rounds:
+            cli, watch = train(options, folder, async_env)
+            watches[async_env].append(watch)
     rates: tuple[list[float], list[float]] = ([], [])
     data = cli.datamodule
-    single = ChunkedEnv(make_env(data.env, data.task, data.sparse))
+    single = EnvSettings(data.env, data.task, data.sparse).make()
     with RolloutPool(data.env, data.task, data.sparse) as pool:
         for turn in range(options.rounds + 1):
             pair = together(cli, pool, options.episodes), alone(cli, single)
@@ -145,9 +147,9 @@ def main() -> None:
     print(f"{options.method}, {options.size} size, {env}, {available_cores()} cores,", end=" ")
     print(f"{torch.get_num_threads()} threads, {options.rounds} rounds of {options.steps} updates")
     print("\n| A against B | A | B | A / B (range over pairs) |\n|---|---|---|---|")
-    print(row("ms per online step, environment ahead, against an offline one", online, offline))
-    print(row("ms per online step, environment in this process, likewise", here, base))
-    print(row("ms per online step, environment ahead, against in this process", online, here))
+    print(row("ms per online step, `async_env` true, against an offline one", online, offline))
+    print(row("ms per online step, `async_env` false, likewise", here, base))
+    print(row("ms per online step, `async_env` true, against false", online, here))
     what = "episodes a minute, all at once, a call per chunk, against one, a call per step"
     print(row(what, *rates))
 

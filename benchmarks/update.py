@@ -29,10 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.metrics import MetricsLogger
-from qam_lightning.cli import CONFIGS, METHODS, Trainer
+from qam_lightning.cli.trainer import Trainer
 from qam_lightning.data.batch import Batch
-from qam_lightning.data.chunks import ChunkStorage, sample_indices
+from qam_lightning.data.chunks import ChunkStorage
+from qam_lightning.data.sampler import sample_indices
 from qam_lightning.methods.base import Method
+from qam_lightning.util.configs import CONFIGS, METHODS
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, TRANSITIONS = 46, 5, 5, 256, 300_000
 SIZES: dict[str, dict[str, int]] = {

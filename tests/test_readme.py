@@ -1,4 +1,4 @@
-"""Every command the README shows is one that works."""
+"""Every command the README shows works, as far as it gets without data and hours."""
 
 import re
 import shlex
@@ -17,24 +17,34 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.D
 COMMANDS = [
     shlex.split(line, comments=True)
     for block in BLOCKS
-    for line in block.splitlines()
-    if line.strip()
+    for line in block.replace("\\\n", " ").splitlines()
+    if shlex.split(line, comments=True)
 ]
+PROGRAMS = (["python", "train.py"], ["qam"], ["python", "-m", "qam_lightning"])
+OTHERS = ("make", "pip", "git", "cd")
 
 
-def commands(*start: str) -> list[list[str]]:
-    found = [c[len(start) :] for c in COMMANDS if c[: len(start)] == list(start)]
-    assert found, f"the README shows no {' '.join(start)}"
-    return found
+def command(words: list[str]) -> list[str]:
+    """Return a command without the way it is called: ``fit --domain scene``."""
+    if words[:2] == ["python", "eval.py"]:
+        return ["eval", *words[2:]]
+    for program in PROGRAMS:
+        if words[: len(program)] == program:
+            return words[len(program) :]
+    return words
+
+
+def commands(name: str) -> list[list[str]]:
+    return [rest for first, *rest in map(command, COMMANDS) if first == name]
 
 
 def test_every_command_is_of_a_tested_kind() -> None:
-    kinds = {" ".join(c[:2]) for c in COMMANDS}
-    makes = {k for k in kinds if k.startswith("make ")}
-    assert kinds - makes == {"python train.py", "python eval.py", "pip install"}
+    kinds = {command(words)[0] for words in COMMANDS}
+    assert kinds - set(OTHERS) <= {"fit", "eval", "generate", "data"}
+    assert {"fit", "eval", "make"} <= kinds
 
 
-@pytest.mark.parametrize("arguments", commands("python", "train.py", "fit"), ids=" ".join)
+@pytest.mark.parametrize("arguments", commands("fit"), ids=" ".join)
 def test_fit_commands_resolve(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     show = [] if "--print_config" in arguments else ["--print_config"]
     with pytest.raises(SystemExit) as exit_:
@@ -43,14 +53,14 @@ def test_fit_commands_resolve(arguments: list[str], capsys: pytest.CaptureFixtur
     assert "class_path: qam_lightning.methods" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", commands("python", "train.py", "generate"), ids=" ".join)
+@pytest.mark.parametrize("arguments", commands("generate"), ids=" ".join)
 def test_generate_commands_parse(arguments: list[str]) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(generate)
     assert parser.parse_args(arguments).env
 
 
-@pytest.mark.parametrize("arguments", commands("python", "train.py", "data"), ids=" ".join)
+@pytest.mark.parametrize("arguments", commands("data"), ids=" ".join)
 def test_data_commands_get_as_far_as_the_missing_files(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +70,7 @@ def test_data_commands_get_as_far_as_the_missing_files(
     assert len(message.splitlines()) == 1 and "127.0.0.1" in message
 
 
-@pytest.mark.parametrize("arguments", commands("python", "eval.py"), ids=" ".join)
+@pytest.mark.parametrize("arguments", commands("eval"), ids=" ".join)
 def test_eval_commands_get_as_far_as_the_missing_run(arguments: list[str], tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, ROOT / "eval.py", *arguments],

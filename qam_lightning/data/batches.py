@@ -1,62 +1,58 @@
-"""The endless stream of training batches, made ahead of time by other threads."""
+"""The endless stream of training batches, which threads make ahead of time."""
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from qam_lightning.data.batch import Batch
 
 
 class Batches:
-    """Batches from the model's gradient step onwards, without end.
+    """The batches of consecutive gradient steps, without end.
 
-    Up to the first online step they are made early; from there on each is made when it is asked
-    for, as the environment steps it may see have not been taken before.
-
-    Not a ``DataLoader``: a batch is a handful of look-ups, so worker processes would cost more than
-    they save, and without a sampler there is nothing for Lightning to replace. As a batch is a
-    function of its step, making some early changes nothing, and a resumed run needs no state.
+    This is no ``DataLoader``: a batch is a handful of look-ups, so worker processes would cost more
+    than they save, and without a sampler there is nothing for Lightning to replace. A batch is a
+    function of its step, so making it early changes nothing, and a resumed run needs no state.
     """
 
     def __init__(
         self,
-        make: Callable[[int, int, int], Batch],
-        trainer: Any,
-        ahead: int,
-        pin: bool,
-        until: float = math.inf,
+        make: Callable[[int], Batch],
+        first_step: Callable[[], int],
+        prefetch: int = 0,
+        may_prefetch: Callable[[int], bool] = lambda step: True,
+        pin: bool = False,
     ):
-        """Makes nothing yet.
+        """Describe the stream.
 
         Args:
-            make: ``make(step, rank, world_size)`` gives a batch; called from several threads.
-            trainer: Lightning's trainer; knows the first step and the ranks.
-            ahead: Batches to make ahead of the learner; 0 makes each when it is asked for.
-            pin: Put them into page-locked memory, from which a GPU copies without waiting.
-            until: The first step whose batch cannot be made ahead.
+            make: ``make(step)`` gives a batch; called from several threads.
+            first_step: Gives the gradient step at which an iteration starts.
+            prefetch: Batches to make ahead of the learner; 0 makes each when it is asked for.
+            may_prefetch: Whether a step's batch may be made early. From the first step whose batch
+                may not, each is made when it is asked for.
+            pin: Put batches into page-locked memory, from which a GPU copies without waiting.
         """
-        self._make, self._trainer, self._ahead, self._pin = make, trainer, ahead, pin
-        self._until = until
+        self._make, self._first_step, self._pin = make, first_step, pin
+        self._prefetch, self._may_prefetch = prefetch, may_prefetch
 
     def __len__(self) -> int:
-        """More than any run takes; of an iterable without length, Lightning takes one too many."""
+        """A number beyond any run; without a length, Lightning would fetch one batch too many."""
         return 1 << 40
 
     def _batch(self, step: int) -> Batch:
-        batch = self._make(step, self._trainer.global_rank, self._trainer.world_size)
+        batch = self._make(step)
         return Batch(*(field.pin_memory() for field in batch)) if self._pin else batch
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batch of each gradient step in turn."""
-        step = self._trainer.lightning_module.gradient_step
-        if self._ahead:
-            early = itertools.takewhile(lambda s: s < self._until, itertools.count(step))
-            with ThreadPoolExecutor(self._ahead, "batches") as pool:
+        """Yield the batch of each gradient step in turn."""
+        step = self._first_step()
+        if self._prefetch:
+            early = itertools.takewhile(self._may_prefetch, itertools.count(step))
+            with ThreadPoolExecutor(self._prefetch, "batches") as pool:
                 coming = deque(
-                    pool.submit(self._batch, s) for s in itertools.islice(early, self._ahead)
+                    pool.submit(self._batch, s) for s in itertools.islice(early, self._prefetch)
                 )
                 while coming:
                     batch = coming.popleft().result()

@@ -1,4 +1,4 @@
-"""Chunk arithmetic: action chunks of H steps out of stored trajectories, and which ones to draw.
+"""Chunk arithmetic: action chunks of H steps out of stored trajectories.
 
 A trajectory of n rows holds n - 1 transitions: its last row only supplies the next observation of
 the row before it, so next observations need no storage of their own. Transitions are numbered
@@ -15,34 +15,14 @@ import torch
 from torch import Tensor
 
 from qam_lightning.data.batch import Batch
+from qam_lightning.util.errors import ArgumentError, require
 
 # Keeps arctanh and tanh-Gaussian log-probabilities of dataset actions finite.
 ACTION_LIMIT = 1.0 - 1e-5
 
 
-def sample_indices(seed: int, step: int, batch_size: int, num: int, stream: int = 0) -> np.ndarray:
-    """Draws the chunk indices of one training step, uniformly and with replacement.
-
-    A pure function: the generator is counter-based, keyed on ``seed`` with ``step`` in its counter,
-    so a resumed run draws what it would have drawn, and no state needs saving.
-
-    Args:
-        seed: The run's seed, at least 0.
-        step: The gradient step, at least 0.
-        batch_size: How many to draw, B: all ranks' share together.
-        num: Number of indices to draw from.
-        stream: Tells several draws of the same step apart.
-
-    Returns:
-        (B,) int64 in [0, num).
-    """
-    # The lowest counter word counts blocks within a step, so steps can never overlap.
-    bits = np.random.Philox(key=[seed, stream], counter=[0, step, 0, 0])
-    return np.random.Generator(bits).integers(0, num, size=batch_size)
-
-
 class Folded(NamedTuple):
-    """What becomes of the steps of chunks: sum of rewards, mask and validity, (B,) float32 each."""
+    """Per-chunk return, mask and validity, (B,) float32 each; see `Batch`."""
 
     rewards: Tensor
     masks: Tensor
@@ -50,11 +30,11 @@ class Folded(NamedTuple):
 
 
 def fold(alive: Tensor, rewards: Tensor, goals: Tensor) -> Folded:
-    """Folds the steps of chunks together.
+    """Reduce the steps of B chunks to their returns, masks and validity.
 
     Args:
         alive: (H, B) bool, whether a step belongs to the trajectory in which its chunk starts.
-        rewards: (H, B), discounted, in double precision.
+        rewards: (H, B) double, each discounted by γ^i.
         goals: (H, B) bool, whether a step reached the goal.
     """
     # In double precision, and in order, so that the sum does not depend on where it is made.
@@ -65,9 +45,9 @@ def fold(alive: Tensor, rewards: Tensor, goals: Tensor) -> Folded:
 
 
 class ChunkStorage:
-    """Trajectories, in memory or mapped from disk, cut into chunks as they are asked for.
+    """Trajectories, in memory or mapped from disk, from which chunks are gathered on demand.
 
-    Nothing is worked out beforehand, so the memory taken does not grow with the dataset.
+    Nothing is computed beforehand, so the memory taken does not grow with the dataset.
     """
 
     def __init__(
@@ -82,7 +62,7 @@ class ChunkStorage:
         sparse: bool = False,
         device: str | torch.device | None = None,
     ):
-        """Takes the arrays without copying them, unless they shall live on a device.
+        """Wrap the arrays; they are copied only if a device is given.
 
         Args:
             observations: (T, O) float32, all rows.
@@ -93,19 +73,18 @@ class ChunkStorage:
             horizon: Steps per chunk, H.
             discount: γ.
             sparse: Map every reward but 0 to -1.
-            device: Where the arrays are copied to and batches made; None leaves all where it is.
+            device: The device to copy the arrays to and make batches on; None copies nothing.
 
         Raises:
-            ValueError: Fewer than H transitions, or arrays whose lengths do not fit.
+            ArgumentError: Fewer than H transitions, or arrays whose lengths do not fit.
         """
-        count = len(actions)
-        if not len(observations) - len(ends) == count == len(rewards) == len(masks):
-            raise ValueError(
-                f"{len(observations) - len(ends)} transitions, {count} actions, {len(rewards)} "
-                f"rewards and {len(masks)} masks"
-            )
-        if not 1 <= horizon <= count:
-            raise ValueError(f"horizon of {horizon} steps from {count} transitions")
+        count = len(observations) - len(ends)
+        for name, array in (("actions", actions), ("rewards", rewards), ("masks", masks)):
+            if len(array) != count:
+                problem = f"has {len(array)} rows, expected one for each of {count} transitions"
+                raise ArgumentError(ChunkStorage, name, problem)
+        expected = f"1 to the number of transitions, {count}"
+        require(1 <= horizon <= count, ChunkStorage, "horizon", horizon, expected)
         self.num_transitions, self.horizon, self.discount = count, horizon, discount
         self.sparse = sparse
         self._observations = _tensor(observations, device)
@@ -121,27 +100,27 @@ class ChunkStorage:
 
     @property
     def num_chunks(self) -> int:
-        """How many chunks there are to draw from."""
+        """Number of chunks to draw from."""
         return self.num_transitions - self.horizon + 1
 
     @property
     def num_whole_chunks(self) -> int:
-        """How many of them lie within one trajectory."""
+        """Number of chunks that lie within one trajectory."""
         lengths = torch.diff(self._stops, prepend=self._stops.new_zeros(1))
         return int((lengths - self.horizon + 1).clamp(min=0).sum())
 
     def observation_statistics(self, rows: int = 100_000) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (O,) of the observations, from evenly spaced rows.
+        """Return mean and standard deviation (O,) of the observations, from evenly spaced rows.
 
         Args:
-            rows: About how many rows to look at; all, if there are fewer.
+            rows: About how many rows to read; all, if there are fewer.
         """
         every = max(1, len(self._observations) // rows)
         std, mean = torch.std_mean(self._observations[::every].double(), dim=0, correction=0)
         return mean.float(), std.float()
 
     def gather(self, indices: np.ndarray | Tensor) -> Batch:
-        """Collects chunks.
+        """Collect chunks.
 
         Args:
             indices: (B,) int64 in [0, num_chunks).
@@ -167,7 +146,7 @@ class ChunkStorage:
         )
 
     def _trajectory(self, start: Tensor) -> Tensor:
-        """Number of the trajectory that each transition is in."""
+        """Return the number of each transition's trajectory."""
         if start.device.type != "cpu":
             return torch.searchsorted(self._stops, start, right=True)
         # Torch would hand even these few numbers to all threads, at many times the cost.

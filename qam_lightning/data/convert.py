@@ -1,11 +1,12 @@
-"""Making a store from npz files: once, in bounded memory, safe against crashes and each other.
+"""Making a store from npz files: once, in bounded memory, whatever crashes or runs beside it.
 
 Everything is written into ``<name>.store.tmp``. After each source file the data are forced to disk
-and ``progress.json`` tells how far they are good, so that an interrupted conversion goes on with
-the file it was at. Only a complete store is renamed to its final name.
+and ``progress.json`` records how many bytes are good, so an interrupted conversion continues with
+the file it was at. Only a complete store gets its final name.
 """
 
 import json
+import math
 import os
 import shutil
 import zlib
@@ -24,18 +25,19 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from qam_lightning.data.npz import Layout, NpzFile
-from qam_lightning.data.store import FORMAT, MANIFEST, Store
+from qam_lightning.data.layout import Layout
+from qam_lightning.data.npz import NpzFile
+from qam_lightning.data.store import FORMAT, MANIFEST, OutdatedStore, Store, npy_header
 from qam_lightning.util.errors import UserError, cannot_write
 from qam_lightning.util.files import locked, save_json, sync
 from qam_lightning.util.provenance import versions
 
 
 def ensure_store(files: list[Path], folder: Path, layout: Layout) -> Store:
-    """Opens a store, making it first where there is none or where its source has changed.
+    """Open a store; make it if there is none, or if its source or format has changed.
 
     Args:
-        files: Source files in order; they may be gone once there is a store.
+        files: Source files in order; once there is a store, they may be missing.
         folder: The store's folder.
         layout: Arrays that the environment needs.
 
@@ -58,43 +60,55 @@ def ensure_store(files: list[Path], folder: Path, layout: Layout) -> Store:
 
 
 def _current(files: list[Path], folder: Path) -> Store | None:
+    """The store; None where it must be made, or made again."""
     if not folder.exists():
         return None
-    store = Store(folder)
+    try:
+        store = Store(folder)
+    except OutdatedStore:
+        if files and all(path.exists() for path in files):
+            return None
+        raise
     return None if store.changes(files) else store
 
 
 def _convert(files: list[Path], folder: Path, layout: Layout) -> None:
-    """Converts into a temporary folder, then puts it in place of what was there."""
+    """Convert into a temporary folder, then put it in place of the old one."""
     temporary = folder.with_name(f"{folder.name}.tmp")
-    prints, total = _survey(files, layout)
-    progress = _resumed(temporary, layout, prints)
+    source, ends = _survey(files, layout)
+    shapes = _shapes(source, layout)
+    progress = _resumed(temporary, {"layout": layout, "source": source}, shapes)
+    total = sum(len(npy_header(*kind)) + _data_bytes(*kind) for kind in shapes.values())
     _check_space(temporary, total - sum(progress["bytes"].values()))
     with ExitStack() as stack:
         bar = stack.enter_context(_progress_bar())
         task = bar.add_task(f"converting {folder.stem}", total=total)
         outputs = {
-            key: stack.enter_context(_output(path, progress["bytes"][key]))
-            for key, path in _outputs(temporary, layout).items()
+            key: stack.enter_context(_output(temporary / f"{key}.npy", progress["bytes"][key]))
+            for key in shapes
         }
-        for path in files[len(progress["source"]) :]:
-            for done in _append(path, layout, outputs, progress):
-                bar.update(task, completed=done)
+        for number in range(progress["done"], len(files)):
+            row = sum(shard["rows"] for shard in source[:number])
+            for written in _append(files[number], ends[number], row, layout, outputs, progress):
+                bar.update(task, completed=written)
             for output in outputs.values():
                 output.flush()
                 os.fsync(output.fileno())
+            progress["done"] += 1
             save_json(temporary / "progress.json", progress)
-    _finish(temporary, folder, layout, progress)
+    manifest = {"format": FORMAT, "layout": layout, "crc32": progress["crc32"]}
+    save_json(temporary / MANIFEST, manifest | {"versions": versions(), "source": source})
+    _put_in_place(temporary, folder)
 
 
-def _survey(files: list[Path], layout: Layout) -> tuple[list[str], int]:
-    """Looks into every file before the long work: fingerprints, and the bytes the store takes."""
-    prints, total = [], 0
-    first: dict[str, Any] = {}
+def _survey(files: list[Path], layout: Layout) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """Read from every file, before the long work, what it is and where its trajectories end."""
+    source, all_ends = [], []
+    first: dict[str, str] = {}
     for path in files:
         with NpzFile(path) as file:
-            prints.append(file.fingerprint())
-            rows = file.rows()
+            ends = file.ends()
+            rows = int(ends[-1]) + 1
             for key, column in layout.items():
                 file.check_header(key, column, rows)
                 dtype = str(file.shape(key)[1])
@@ -103,30 +117,54 @@ def _survey(files: list[Path], layout: Layout) -> tuple[list[str], int]:
                         f"{path}: {key} holds {dtype}, but {files[0].name} holds {first[key]}; "
                         "are these files of one dataset?"
                     )
-                total += rows * max(1, column.columns) * np.dtype(column.dtype).itemsize
-    return prints, total
+            shard = {"name": path.name, "fingerprint": file.fingerprint()}
+            source.append(shard | {"rows": rows, "trajectories": len(ends)})
+            all_ends.append(ends)
+    return source, all_ends
 
 
-def _resumed(temporary: Path, layout: Layout, prints: list[str]) -> dict[str, Any]:
-    """How far an interrupted conversion of the same files got; else a fresh start."""
-    start = {key: 0 for key in [*layout, "ends"]}
-    fresh = {"layout": layout, "source": [], "bytes": start, "crc32": dict(start)}
+def _shapes(source: list[dict[str, Any]], layout: Layout) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The shape and type of every array of the store."""
+    rows, trajectories = (sum(s[key] for s in source) for key in ("rows", "trajectories"))
+    shapes = {
+        key: (column.shape(rows if column.last_rows else rows - trajectories), column.dtype)
+        for key, column in layout.items()
+    }
+    return shapes | {"ends": ((trajectories,), "int64")}
+
+
+def _data_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _resumed(
+    temporary: Path, subject: dict[str, Any], shapes: dict[str, tuple[tuple[int, ...], str]]
+) -> dict[str, Any]:
+    """Return how far an interrupted conversion of the same files got, or start afresh.
+
+    Args:
+        temporary: Folder of the conversion.
+        subject: Layout and source files.
+        shapes: See `_shapes`.
+    """
     try:
         found = json.loads((temporary / "progress.json").read_text())
-        done = [shard["fingerprint"] for shard in found["source"]]
-        same = found["layout"] == json.loads(json.dumps(layout)) and done == prints[: len(done)]
-        # What was cut meanwhile must not be made long enough again with zeros.
-        same = same and all(
-            path.stat().st_size >= found["bytes"][key]
-            for key, path in _outputs(temporary, layout).items()
-        )
+        same = {key: found[key] for key in subject} == json.loads(json.dumps(subject))
+        # A file that was cut meanwhile must not be lengthened again with zeros.
+        if same and all(
+            (temporary / f"{key}.npy").stat().st_size >= found["bytes"][key] for key in shapes
+        ):
+            return found
     except (OSError, ValueError, TypeError, LookupError):
-        same = False
-    if same:
-        return found
+        pass
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    return fresh
+    headers = {key: npy_header(*kind) for key, kind in shapes.items()}
+    for key, header in headers.items():
+        (temporary / f"{key}.npy").write_bytes(header)
+    written = {key: len(header) for key, header in headers.items()}
+    sums = {key: zlib.crc32(header) for key, header in headers.items()}
+    return {**subject, "done": 0, "bytes": written, "crc32": sums}
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -134,29 +172,27 @@ def _check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise UserError(
             f"converting into {folder.parent} takes {needed / 1e9:.3g} GB, but only "
-            f"{free / 1e9:.3g} GB are free there; free some, or choose another folder with "
-            "--data.store"
+            f"{free / 1e9:.3g} GB are free there; free some, or choose another store"
         )
-
-
-def _outputs(folder: Path, layout: Layout) -> dict[str, Path]:
-    """The file of every array."""
-    dtypes = {key: column.dtype for key, column in layout.items()} | {"ends": "int64"}
-    return {key: folder / f"{key}.{dtype}" for key, dtype in dtypes.items()}
 
 
 @contextmanager
 def _output(path: Path, good: int) -> Iterator[IO[bytes]]:
-    """Opens an array's file at the end of what is known to be good."""
+    """Open an array's file behind its ``good`` first bytes."""
     with path.open("ab") as file:
         file.truncate(good)
         yield file
 
 
 def _append(
-    path: Path, layout: Layout, outputs: dict[str, IO[bytes]], progress: dict[str, Any]
+    path: Path,
+    ends: np.ndarray,
+    row: int,
+    layout: Layout,
+    outputs: dict[str, IO[bytes]],
+    progress: dict[str, Any],
 ) -> Iterator[int]:
-    """Appends one file to every array; yields the bytes written in all."""
+    """Append one file, whose first row becomes ``row``; yield the bytes written in all."""
 
     def write(key: str, block: np.ndarray) -> int:
         data = np.ascontiguousarray(block).tobytes()
@@ -165,38 +201,23 @@ def _append(
         progress["bytes"][key] += len(data)
         return sum(progress["bytes"].values())
 
-    before = sum(shard["rows"] for shard in progress["source"])
     with NpzFile(path) as file:
-        ends = file.ends()
         for key, column in layout.items():
             for block in file.columns(key, column, ends):
                 yield write(key, block)
-        write("ends", ends + before)
-        shard = {"name": path.name, "fingerprint": file.fingerprint()}
-    progress["source"].append(shard | {"rows": int(ends[-1]) + 1, "trajectories": len(ends)})
+    write("ends", ends + row)
 
 
-def _finish(temporary: Path, folder: Path, layout: Layout, progress: dict[str, Any]) -> None:
-    arrays = {}
-    for key, column in layout.items():
-        width = max(1, column.columns) * np.dtype(column.dtype).itemsize
-        rows = progress["bytes"][key] // width
-        shape = [rows, column.columns] if column.columns else [rows]
-        arrays[key] = {"dtype": column.dtype, "shape": shape, "crc32": progress["crc32"][key]}
-    ends = {"dtype": "int64", "shape": [progress["bytes"]["ends"] // 8]}
-    arrays["ends"] = ends | {"crc32": progress["crc32"]["ends"]}
-    manifest = {"format": FORMAT, "layout": layout, "arrays": arrays, "versions": versions()}
-    save_json(temporary / MANIFEST, manifest | {"source": progress["source"]})
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Give a complete store its name; an old one goes when the new one is there."""
     (temporary / "progress.json").unlink()
     sync(temporary)
-    if folder.exists():  # made from what the source was before
-        outdated = folder.with_name(f"{folder.name}.old")
+    outdated = folder.with_name(f"{folder.name}.old")
+    if folder.exists():
         shutil.rmtree(outdated, ignore_errors=True)
         folder.rename(outdated)
-        temporary.rename(folder)
-        shutil.rmtree(outdated)
-    else:
-        temporary.rename(folder)
+    temporary.rename(folder)
+    shutil.rmtree(outdated, ignore_errors=True)
     sync(folder.parent)
 
 

@@ -2,9 +2,8 @@
 
 import functools
 import json
-import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium
 import lightning as L
@@ -16,22 +15,27 @@ from torch import Tensor
 
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.batches import Batches
-from qam_lightning.data.chunks import ChunkStorage, sample_indices
+from qam_lightning.data.chunks import ChunkStorage
 from qam_lightning.data.convert import ensure_store
 from qam_lightning.data.download import fetch
-from qam_lightning.data.environment import file_layout, is_ogbench, make_task_env
 from qam_lightning.data.labels import task_labels
+from qam_lightning.data.layout import file_layout
 from qam_lightning.data.minari import import_minari
-from qam_lightning.data.replay import Mixture
+from qam_lightning.data.sampler import OfflineSampler, Sampler
 from qam_lightning.data.source import Source, official, own
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.data.store import PHYSICAL_MEMORY, Store, read_singly
-from qam_lightning.util.errors import UserError
+from qam_lightning.envs.make import is_ogbench, make_env
+from qam_lightning.util.errors import ArgumentError, require
 from qam_lightning.util.provenance import mismatches
 
 
-class OGBenchData(L.LightningDataModule):
-    """Batches of action chunks from a dataset of OGBench's or in its format."""
+class ChunkDataModule(L.LightningDataModule):
+    """Batches of action chunks from a dataset of OGBench's or in its format.
+
+    ``trainer.fit(method, data)`` trains on the dataset alone. `use_sampler` replaces the source of
+    batches, which is how `Online` adds the replay.
+    """
 
     def __init__(
         self,
@@ -47,11 +51,11 @@ class OGBenchData(L.LightningDataModule):
         base_url: str | None = None,
         path: str | None = None,
         store: str | None = None,
-        keep: Literal["disk", "memory", "device"] = "disk",
+        storage: Literal["disk", "memory", "device"] = "disk",
         prefetch: int = 4,
         seed: int = 0,
     ):
-        """Only notes the settings; nothing is read before ``prepare_data`` and ``setup``.
+        """Note the settings; nothing is read before ``prepare_data`` and ``setup``.
 
         Args:
             env: OGBench environment, such as ``cube-triple``, ``scene`` or ``antmaze-large``; or a
@@ -64,19 +68,19 @@ class OGBenchData(L.LightningDataModule):
             sparse: Map every reward but 0 to -1.
             batch_size: Chunks per gradient step, over all processes together.
             fraction: Share of the dataset to use, in whole trajectories from its beginning.
-            directory: Where the dataset files are, or are downloaded to.
+            directory: Folder of the dataset files; missing ones are downloaded to it.
             base_url: Where to download missing files from; the environment variable QAM_DATA_URL,
                 or OGBench's own host, if not given.
             path: Your own npz file or folder of them, instead of one of OGBench's datasets; or
                 ``minari:ID``, a Minari dataset.
             store: Folder for the memory-mapped copies; beside the files if not given.
-            keep: Where the dataset is kept while training: on disk, mapped into memory; copied into
-                memory; or copied to the device that trains.
+            storage: Where the dataset is kept while training: on disk, mapped into memory; copied
+                into memory; or copied to the device that trains.
             prefetch: Batches made ahead of the learner.
             seed: Determines, with the gradient step, which chunks are drawn.
 
         Raises:
-            UserError: A number out of range.
+            ArgumentError: A number out of range.
         """
         super().__init__()
         self.save_hyperparameters()
@@ -84,53 +88,58 @@ class OGBenchData(L.LightningDataModule):
         self.horizon, self.discount, self.sparse = horizon, discount, sparse
         self.batch_size, self.fraction, self.seed = batch_size, fraction, seed
         self.directory, self.base_url = directory, base_url
-        self.path, self.store, self.keep, self.prefetch = path, store, keep, prefetch
+        self.path, self.store, self.storage, self.prefetch = path, store, storage, prefetch
         self.train: ChunkStorage | None = None
-        self.online: Mixture | None = None  # set by whoever acts
+        self._sampler: Sampler | None = None
+        own = type(self)
         lowest = {"task": 1, "horizon": 1, "batch_size": 1, "seed": 0, "prefetch": 0}
-        for key, least in lowest.items():
-            if getattr(self, key) < least:
-                raise UserError(f"data.{key} is {getattr(self, key)}, expected at least {least}")
-        if not 0.0 <= discount <= 1.0:
-            raise UserError(f"data.discount is {discount}, expected a number from 0 to 1")
-        if not 0.0 < fraction <= 1.0:
-            raise UserError(f"data.fraction is {fraction}, expected a number above 0, at most 1")
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            require(value >= least, own, name, value, f"at least {least}")
+        require(0.0 <= discount <= 1.0, own, "discount", discount, "a number from 0 to 1")
+        expected = "a number above 0, at most 1"
+        require(0.0 < fraction <= 1.0, own, "fraction", fraction, expected)
 
     @functools.cached_property
     def _task_env(self) -> gymnasium.Env:
-        return make_task_env(self.env, self.task)
-
-    @property
-    def obs_dim(self) -> int:
-        """Size of an observation, O."""
-        return self._task_env.observation_space.shape[0]  # type: ignore[index]
-
-    @property
-    def action_dim(self) -> int:
-        """Size of one environment step's action, A."""
-        return self._task_env.action_space.shape[0]  # type: ignore[index]
+        return make_env(self.env, self.task)
 
     @property
     def spaces(self) -> Spaces:
-        """The sizes of observations, actions and chunks."""
-        return Spaces(self.obs_dim, self.action_dim, self.horizon)
+        """The sizes that a method takes from the environment and the horizon."""
+        (o,), (a,) = self._task_env.observation_space.shape, self._task_env.action_space.shape  # type: ignore[misc]
+        return Spaces(o, a, self.horizon)
 
     @property
     def num_transitions(self) -> int:
         """Training transitions; available after ``setup``."""
-        return self._storage.num_transitions
+        return self._chunks.num_transitions
 
     @property
-    def _storage(self) -> ChunkStorage:
+    def _chunks(self) -> ChunkStorage:
         if self.train is None:
             raise RuntimeError("the dataset is not loaded yet: call setup('fit') first")
         return self.train
 
+    @property
+    def offline_sampler(self) -> OfflineSampler:
+        """Draws from the dataset alone; available after ``setup``."""
+        return OfflineSampler(self._chunks, self.batch_size, self.seed)
+
+    @property
+    def sampler(self) -> Sampler:
+        """Draws the batches; available after ``setup``."""
+        return self._sampler or self.offline_sampler
+
+    def use_sampler(self, sampler: Sampler | None) -> None:
+        """Draw the batches from another sampler; None returns to the dataset alone."""
+        self._sampler = sampler
+
     def source(self, validation: bool = False) -> Source | None:
-        """Where the files and the store are; None where there is no such part.
+        """Name the files and the store; None where there is no such part.
 
         Args:
-            validation: The validation part instead of the training part.
+            validation: Name the validation part instead of the training part.
 
         Raises:
             UserError: There is nothing at ``path``, or no OGBench data of this environment.
@@ -138,24 +147,21 @@ class OGBenchData(L.LightningDataModule):
         if self.path is not None:
             return own(import_minari(self.path, self.directory), self.store, validation)
         if not is_ogbench(self.env):
-            raise UserError(f"data.env {self.env} is not OGBench's: give your data as data.path")
+            problem = f"is missing, expected data of your own for {self.env}, not OGBench's"
+            raise ArgumentError(type(self), "path", problem)
         return official(
             self.env, self.dataset, self.directory, self.store, self.base_url, validation
         )
 
-    def open_store(self, validation: bool = False) -> Store | None:
-        """Opens the dataset's store, fetching and converting the files if need be.
-
-        Args:
-            validation: The validation part instead of the training part.
+    def open_store(self) -> Store:
+        """Open the store of the training data, fetching and converting the files if need be.
 
         Raises:
             UserError: Files can be neither found nor fetched, or are damaged or another's.
         """
         layout = file_layout(self._task_env)
-        source = self.source(validation)
-        if source is None:
-            return None
+        source = self.source()
+        assert source is not None  # only validation parts may be missing
         if source.url is not None:
             fetch(source, layout, self.env, self.dataset)
         for path in source.files[:1]:
@@ -164,23 +170,21 @@ class OGBenchData(L.LightningDataModule):
         return ensure_store(source.files, source.store, layout)
 
     def labels(self, store: Store) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards and masks (N,) of the task: from the states, or as the files give them."""
+        """Return rewards and masks (N,) of the task: from the states, or as the files give them."""
         if is_ogbench(self.env):
             return task_labels(store, self.env, self.task, self._task_env)
-        return store.array("rewards"), store.array("masks")
+        return store.arrays["rewards"], store.arrays["masks"]
 
     def prepare_data(self) -> None:
-        """Fetches, converts and labels the training data, in one process only.
+        """Fetch, convert and label the training data, in one process only.
 
         Raises:
             UserError: See `open_store`.
         """
-        store = self.open_store()
-        if store is not None:
-            self.labels(store)
+        self.labels(self.open_store())
 
     def setup(self, stage: str) -> None:
-        """Maps the training data.
+        """Map the training data.
 
         Args:
             stage: Only ``"fit"`` needs data.
@@ -191,28 +195,19 @@ class OGBenchData(L.LightningDataModule):
         if stage == "fit" and self.train is None:
             self.train = self._load()
 
-    @functools.cached_property
-    def validation(self) -> ChunkStorage | None:
-        """The validation part, read when first asked for; None if there is none."""
-        return self._load(validation=True)
-
-    def _load(self, validation: bool = False) -> ChunkStorage | None:
-        store = self.open_store(validation)
-        if store is None:
-            return None
+    def _load(self) -> ChunkStorage:
+        store = self.open_store()
         ends = store.ends[: max(1, round(self.fraction * len(store.ends)))]
         rows = int(ends[-1]) + 1
         transitions = rows - len(ends)
         if self.horizon > transitions:
-            raise UserError(
-                f"{store.folder} holds {transitions} transitions, too few for data.horizon "
-                f"{self.horizon}"
-            )
-        arrays = (store.array("actions"), *self.labels(store))
+            problem = f"is {self.horizon}, but {store.folder} holds {transitions} transitions"
+            raise ArgumentError(type(self), "horizon", problem)
+        arrays = (store.arrays["actions"], *self.labels(store))
         actions, rewards, masks = (array[:transitions] for array in arrays)
-        observations = store.array("observations")[:rows]
+        observations = store.arrays["observations"][:rows]
         size = sum(array.nbytes for array in (observations, *arrays))
-        if self.keep == "disk" and size > PHYSICAL_MEMORY / 2:
+        if self.storage == "disk" and size > PHYSICAL_MEMORY / 2:
             read_singly((observations, *arrays))
         made = ChunkStorage(
             observations,
@@ -226,29 +221,30 @@ class OGBenchData(L.LightningDataModule):
             device=self._device(size),
         )
         if not made.num_whole_chunks:
-            raise UserError(
-                f"{store.folder}: no trajectory is as long as data.horizon {self.horizon}; choose less"
-            )
+            problem = f"is {self.horizon}, but no trajectory of {store.folder} is as long"
+            raise ArgumentError(type(self), "horizon", problem)
         return made
 
     def _device(self, size: int) -> torch.device | None:
-        """Where the arrays are copied to: nowhere, unless ``keep`` says so and they fit."""
-        if self.keep == "disk":
+        """The device to copy the arrays to; None leaves them mapped."""
+        if self.storage == "disk":
             return None
         device = torch.device("cpu")
-        if self.trainer is not None and self.keep == "device":
+        if self.trainer is not None and self.storage == "device":
             device = self.trainer.strategy.root_device
         if device.type not in ("cpu", "cuda"):
-            raise UserError(f"data.keep device needs a CUDA accelerator, not {device.type}")
+            problem = f"is device, expected disk or memory with a {device.type} accelerator"
+            raise ArgumentError(type(self), "storage", problem)
         if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
-            raise UserError(
-                f"data.keep device: the dataset takes {size / 1e9:.3g} GB, but {free / 1e9:.3g} GB "
-                "are free on the device; use disk"
+            problem = (
+                f"is device, but the dataset takes {size / 1e9:.3g} GB and {free / 1e9:.3g} GB are "
+                "free there; use disk"
             )
+            raise ArgumentError(type(self), "storage", problem)
         return device
 
     def batch_at(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """Returns the batch of a gradient step: always the same for the same arguments.
+        """Return the batch of a gradient step: always the same for the same arguments.
 
         Args:
             step: Gradient step, at least 0.
@@ -259,40 +255,40 @@ class OGBenchData(L.LightningDataModule):
             ``batch_size / world_size`` chunks.
 
         Raises:
-            UserError: The batch cannot be shared evenly.
+            ArgumentError: The batch cannot be shared evenly.
         """
         if self.batch_size % world_size:
-            raise UserError(
-                f"data.batch_size {self.batch_size} cannot be shared evenly by {world_size} "
-                "processes; choose a multiple"
-            )
+            problem = f"is {self.batch_size}, expected a multiple of the {world_size} processes"
+            raise ArgumentError(type(self), "batch_size", problem)
         share = self.batch_size // world_size
         # Every rank draws the whole batch and keeps its share, so that any number of ranks trains
         # on the same chunks.
-        mine = slice(rank * share, (rank + 1) * share)
-        storage, known = self._storage, self._storage.num_chunks
-        if self.online is None or step < self.online.schedule.offline:
-            return storage.gather(sample_indices(self.seed, step, self.batch_size, known)[mine])
-        whole = self.online.draw(self.seed, step, self.batch_size, known)
-        self.online.wait(whole, known)
-        return self.online.gather(storage, whole[mine])
+        sampler = self.sampler
+        whole = sampler.indices(step)
+        return sampler.gather(whole[rank * share : (rank + 1) * share])
 
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (O,) of the training observations."""
-        return self._storage.observation_statistics()
+        """Return mean and standard deviation (O,) of the training observations."""
+        return self._chunks.observation_statistics()
 
     def train_dataloader(self) -> Batches:
-        """An endless iterable of batches that starts at the model's gradient step."""
+        """Return an endless iterable of batches that starts at the method's gradient step."""
         assert self.trainer is not None
-        resident = self.keep == "device"
-        cuda = self.trainer.strategy.root_device.type == "cuda"
-        ahead = 0 if resident else self.prefetch
-        until = self.online.schedule.offline if self.online else math.inf
-        return Batches(self.batch_at, self.trainer, ahead, cuda and not resident, until)
+        trainer = self.trainer
+        method: Any = trainer.lightning_module  # a Method, which counts its gradient steps
+        ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        on_device = self.storage == "device"
+        return Batches(
+            functools.partial(self.batch_at, **ranks),
+            first_step=lambda: method.gradient_step,
+            prefetch=0 if on_device else self.prefetch,
+            may_prefetch=self.sampler.may_prefetch,
+            pin=trainer.strategy.root_device.type == "cuda" and not on_device,
+        )
 
 
 def _recorded_versions(record: Path) -> dict[str, str]:
-    """What `generate` wrote beside its data; nothing if this is no such file."""
+    """The versions that `generate` wrote beside its data; none if this is no such file."""
     try:
         return dict(json.loads(record.read_text())["versions"])
     except (OSError, ValueError, TypeError, LookupError):

@@ -4,23 +4,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qam_lightning.data.datamodule import OGBenchData
-from qam_lightning.data.environment import is_ogbench, make_task_env
+from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.data.labels import task_labels
 from qam_lightning.data.store import Store
-from qam_lightning.util.errors import UserError
+from qam_lightning.envs.make import TASKS, is_ogbench, make_env
 
-TASKS = range(1, 6)
 BLOCK = 1 << 20
-# Rows of which positions are shown.
-SHOWN = 50_000
+SHOWN = 50_000  # rows whose positions are drawn
 # OGBench's manipulation observations hold the hand's position from here on, shifted and scaled.
 HAND, HAND_CENTRE, HAND_SCALE = 12, (0.425, 0.0), 10.0
 CUBES, CUBE = 14, 7  # where cubes begin in qpos, and numbers per cube
 
 
 class TaskFacts(NamedTuple):
-    """How a dataset fares at one task.
+    """Statistics of a dataset for one task.
 
     Attributes:
         task: Its number.
@@ -46,7 +43,7 @@ class Description(NamedTuple):
         action_high: Largest value of every action dimension.
         bytes: Size of the store, labels included.
         tasks: One entry per task.
-        positions: What is seen from above, by name: (points, 2).
+        positions: Positions seen from above, by the name of what is there: (points, 2).
         walls: (rows, columns) bool of a maze with its unit and offset; None elsewhere.
     """
 
@@ -83,27 +80,25 @@ def _task_line(facts: TaskFacts) -> str:
     )
 
 
-def describe(data: OGBenchData) -> Description:
-    """Describes the training part of a dataset, fetching and converting it if need be.
+def describe(data: ChunkDataModule) -> Description:
+    """Describe the training part of a dataset, fetching and converting it if need be.
 
     Args:
-        data: The settings that name it.
+        data: The dataset.
 
     Raises:
-        UserError: See `OGBenchData.open_store`.
+        UserError: See `ChunkDataModule.open_store`.
     """
     store = data.open_store()
-    if store is None:
-        raise UserError("there is no such dataset")
     stops = np.asarray(store.ends) - np.arange(len(store.ends))
     starts = np.concatenate([[0], stops[:-1]])
-    low, high = _ranges(store.array("actions"))
+    low, high = _ranges(store.arrays["actions"])
     rows = np.unique(np.linspace(0, store.transitions - 1, SHOWN, dtype=np.int64))
     positions, walls = _seen_from_above(data, store, rows)
     return Description(
         name=store.folder.stem,
         lengths=stops - starts,
-        obs_dim=store.array("observations").shape[1],
+        obs_dim=store.arrays["observations"].shape[1],
         action_low=low,
         action_high=high,
         tasks=_tasks(data, store, starts),
@@ -118,11 +113,11 @@ def _ranges(actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.min([b.min(0) for b in blocks], 0), np.max([b.max(0) for b in blocks], 0)
 
 
-def _tasks(data: OGBenchData, store: Store, starts: np.ndarray) -> list[TaskFacts]:
+def _tasks(data: ChunkDataModule, store: Store, starts: np.ndarray) -> list[TaskFacts]:
     facts = []
     for task in TASKS if is_ogbench(data.env) else [data.task]:
         if is_ogbench(data.env):
-            labels = task_labels(store, data.env, task, make_task_env(data.env, task))
+            labels = task_labels(store, data.env, task, make_env(data.env, task))
         else:
             labels = data.labels(store)
         rewards, masks = labels
@@ -138,17 +133,17 @@ def _tasks(data: OGBenchData, store: Store, starts: np.ndarray) -> list[TaskFact
 
 
 def _seen_from_above(
-    data: OGBenchData, store: Store, rows: np.ndarray
+    data: ChunkDataModule, store: Store, rows: np.ndarray
 ) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, float, float] | None]:
-    inner = make_task_env(data.env, data.task).unwrapped
+    inner = make_env(data.env, data.task).unwrapped
     if hasattr(inner, "maze_map"):
         walls = inner.maze_map == 1, inner._maze_unit, inner._offset_x  # type: ignore[attr-defined]
-        return {"agent": np.array(store.array("qpos")[rows, :2])}, walls
+        return {"agent": np.array(store.arrays["qpos"][rows, :2])}, walls
     if cubes := getattr(inner, "_num_cubes", 0):
-        qpos = store.array("qpos")[rows]
+        qpos = store.arrays["qpos"][rows]
         first = [CUBES + CUBE * i for i in range(cubes)]
         return {f"cube {i + 1}": qpos[:, at : at + 2] for i, at in enumerate(first)}, None
-    observations = store.array("observations")
+    observations = store.arrays["observations"]
     row_of = rows + np.searchsorted(
         np.asarray(store.ends) - np.arange(len(store.ends)), rows, "right"
     )

@@ -27,7 +27,7 @@ from qam_lightning.util.files import locked
 # Seconds without a byte after which a transfer counts as broken.
 TIMEOUT = 30.0
 BLOCK = 1 << 20
-# What only the disk says: those of the network come as errors of other kinds or numbers.
+# Errors that mean the disk, not the network.
 DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -42,13 +42,13 @@ DISK_ERRORS = {
 
 
 def fetch(source: Source, layout: Layout, env: str, dataset: str) -> None:
-    """Downloads what is missing of a dataset.
+    """Download the missing files of a dataset.
 
     Args:
-        source: Its files and where they come from.
-        layout: Arrays to expect in them.
+        source: The files and the URL of their folder.
+        layout: The arrays that each must hold.
         env: Environment, for the advice in error messages.
-        dataset: Kind of dataset, likewise.
+        dataset: Kind of dataset, for the same.
 
     Raises:
         UserError: A download failed or is not the dataset.
@@ -58,19 +58,19 @@ def fetch(source: Source, layout: Layout, env: str, dataset: str) -> None:
 
 
 def _remedy(env: str, dataset: str, folder: Path) -> str:
-    other = "give another --data.base_url"
+    other = "choose another base_url"
     if dataset in COLLECTABLE.get(env, ()):
-        return f"{other} or run `python train.py generate --env {env} --dataset {dataset}`"
-    return f"{other} or put the file into {folder}"
+        return f"{other}, or collect it: `qam generate --env {env} --dataset {dataset}`"
+    return f"{other}, or put the file into {folder}"
 
 
 def _download(url: str, path: Path, layout: Layout, remedy: str) -> None:
-    """Downloads under a temporary name, resuming what is there, checks it, then renames it."""
+    """Download under a temporary name, resuming a partial file; check it, then rename it."""
     partial = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(partial) as file:
-            if not path.exists():  # no other process was faster
+            if not path.exists():  # unless another process was faster
                 _transfer(url, file, path.name)
                 _verify(url, partial, layout, remedy)
                 partial.replace(path)
@@ -87,12 +87,12 @@ def _verify(url: str, partial: Path, layout: Layout, remedy: str) -> None:
     try:
         check_npz(partial, layout)
     except UserError as error:
-        partial.unlink()  # it is complete: resuming could never mend it
+        partial.unlink()  # resuming could never mend a complete file
         raise UserError(f"{url} is not usable: {error}; {remedy}") from None
 
 
 def _transfer(url: str, file: IO[bytes], name: str) -> None:
-    """Appends the rest of the file, reconnecting as long as something arrives."""
+    """Append the rest of the file, reconnecting as long as something arrives."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns) as progress:
         task = progress.add_task(name, total=None)
@@ -115,7 +115,7 @@ def _transfer(url: str, file: IO[bytes], name: str) -> None:
 
 
 def _receive(url: str, file: IO[bytes], report: Callable[[int, int | None], None]) -> bool:
-    """Makes one request for what is missing. Returns whether the file is complete now."""
+    """Request the rest of the file; return whether it is complete now."""
     have = file.seek(0, os.SEEK_END)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -125,7 +125,7 @@ def _receive(url: str, file: IO[bytes], report: Callable[[int, int | None], None
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return True  # nothing was missing
-        file.truncate(0)  # what we have is of some other file
+        file.truncate(0)  # the partial file is not of this one
         return _receive(url, file, report)
     with response:
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
@@ -143,6 +143,6 @@ def _receive(url: str, file: IO[bytes], report: Callable[[int, int | None], None
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """The error in one line."""
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
     return " ".join(str(reason).split()) or type(error).__name__

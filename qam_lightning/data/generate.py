@@ -1,7 +1,7 @@
 """Collecting datasets in OGBench's format with OGBench's scripted oracles.
 
-Every episode is a function of ``(seed, episode)`` and the installed versions alone: neither the
-number of worker processes nor an interruption changes a bit of it.
+An episode is a function of its number, the seed and the installed versions. Neither the number of
+worker processes nor an interruption changes a bit of it.
 """
 
 import json
@@ -18,13 +18,12 @@ from qam_lightning.data.manipulation import Arrays, ManipulationCollector
 from qam_lightning.data.mazes import MazeCollector
 from qam_lightning.data.source import COLLECTABLE, POINT_MAZES, dataset_name, default_url
 from qam_lightning.data.workers import abandon, steps_bar, worker_pool
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import ArgumentError, UserError, cannot_write, require
 from qam_lightning.util.files import replacing, save_json
 from qam_lightning.util.provenance import versions
 
-# Training episodes and steps of the official data: 1000 of 1001 steps unless named here. One more
-# row than transitions: the last row of an episode only supplies the observation after the one
-# before it.
+# Training episodes and steps of the official data: 1000 of 1001 steps unless named here. An episode
+# has one row more than transitions: its last row only supplies the next observation.
 EPISODES, EPISODE_STEPS = 1000, 1001
 OFFICIAL = {
     **{
@@ -45,7 +44,7 @@ Collector = ManipulationCollector | MazeCollector
 
 
 def make_collector(env: str, dataset: str, episode_steps: int) -> Collector:
-    """Makes what collects single episodes of an environment."""
+    """Make the collector of an environment's episodes."""
     kind = MazeCollector if env in POINT_MAZES else ManipulationCollector
     return kind(env, dataset, episode_steps)
 
@@ -59,11 +58,12 @@ def generate(
     workers: int | None = None,
     episode_steps: int | None = None,
 ) -> tuple[Path, Path]:
-    """Collects a dataset in OGBench's format with OGBench's scripted oracles.
+    """Collect a dataset in OGBench's format with OGBench's scripted oracles.
 
     Writes ``<env>-<dataset>-v0.npz`` with ``episodes`` episodes, ``…-val.npz`` with a tenth as many
-    further ones (at least one), and ``<env>-<dataset>-v0.json`` with what made them. Finished
-    episodes wait in ``<env>-<dataset>-v0.parts``: after an interruption the same command goes on.
+    further ones (at least one), and ``<env>-<dataset>-v0.json`` with settings and versions.
+    Finished episodes wait in ``<env>-<dataset>-v0.parts``; after an interruption the same call
+    continues with them.
 
     Args:
         env: A manipulation environment, such as ``cube-triple``, ``scene`` or ``puzzle-4x4``, or a
@@ -117,29 +117,28 @@ def _check(
     env: str, dataset: str, episodes: int, seed: int, workers: int | None, episode_steps: int
 ) -> None:
     if env not in COLLECTABLE:
-        raise UserError(
-            f"cannot collect for environment {env!r}: there are scripted oracles for "
-            f"{', '.join(COLLECTABLE)}; data of ants and humanoids need trained experts: have "
-            f"`train.py fit` download the official files from {default_url()}, or put them into "
-            "data.directory"
+        raise ArgumentError(
+            "generate",
+            "env",
+            f"is {env!r}, which has no scripted oracle, expected one of {', '.join(COLLECTABLE)}; "
+            "data of ants and humanoids need trained experts: training downloads the official "
+            f"files from {default_url()}, or takes them from its directory",
         )
-    if dataset not in COLLECTABLE[env]:
-        raise UserError(
-            f"cannot collect dataset {dataset!r} for {env}: expected "
-            f"{' or '.join(COLLECTABLE[env])}"
-        )
-    lowest = {"episodes": (episodes, 1), "seed": (seed, 0), "episode_steps": (episode_steps, 2)}
-    if workers is not None:
-        lowest["workers"] = (workers, 1)
-    for key, (value, least) in lowest.items():
-        if value < least:
-            raise UserError(f"{key} is {value}, expected at least {least}")
+    expected = " or ".join(COLLECTABLE[env])
+    require(dataset in COLLECTABLE[env], "generate", "dataset", repr(dataset), expected)
+    for name, value, least in (
+        ("episodes", episodes, 1),
+        ("seed", seed, 0),
+        ("episode_steps", episode_steps, 2),
+        ("workers", 1 if workers is None else workers, 1),
+    ):
+        require(value >= least, "generate", name, value, f"at least {least}")
 
 
 def _claim(parts: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder of parts, or checks that the one found belongs to this collection."""
-    # Episodes from other physics must not be mixed in after an upgrade.
-    engines = {key: versions()[key] for key in ("mujoco", "ogbench")}
+    """Make the folder of parts, or check that the one found belongs to this collection."""
+    # Episodes from other physics or random streams must not be mixed in after an upgrade.
+    engines = {key: versions()[key] for key in ("mujoco", "ogbench", "qam_lightning")}
     expected = settings | engines
     record = parts / "settings.json"
     try:
@@ -148,8 +147,7 @@ def _claim(parts: Path, settings: dict[str, Any]) -> None:
             save_json(record, expected)
         found = json.loads(record.read_text())
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write to {parts}: {reason}; choose another --directory") from None
+        raise cannot_write(parts, error, "directory") from None
     except ValueError:
         raise UserError(f"{record} is not valid JSON; delete {parts} to start afresh") from None
     for key, value in expected.items():
@@ -161,7 +159,7 @@ def _claim(parts: Path, settings: dict[str, Any]) -> None:
 
 
 def _collect(parts: Path, wanted: list[Path], settings: dict[str, Any], workers: int) -> None:
-    """Collects the episodes that are still missing, in parallel."""
+    """Collect the missing episodes, in parallel."""
     steps = settings["episode_steps"]
     missing = [index for index, path in enumerate(wanted) if not path.exists()]
     if not missing:
@@ -224,6 +222,6 @@ def _concatenate(paths: list[Path]) -> Arrays:
 
 
 def _save_npz(path: Path, arrays: Arrays) -> None:
-    """Writes under a temporary name, then renames: a file is either whole or absent."""
+    """Write a file that is either whole or absent."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -8,19 +8,18 @@ import gymnasium
 import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 
-from qam_lightning.data.store import Store
+from qam_lightning.data.store import Store, npy_header
 from qam_lightning.util.errors import cannot_write
 from qam_lightning.util.files import checksum, locked, save_json, sync
 from qam_lightning.util.provenance import versions
 
-# Transitions whose states are in memory at a time.
-BLOCK = 1 << 18
-REWARDS, MASKS, RECORD = "rewards.float32", "masks.uint8", "record.json"
+BLOCK = 1 << 18  # transitions whose states are in memory at a time
+REWARDS, MASKS, RECORD = "rewards.npy", "masks.npy", "record.json"
 Labels = tuple[np.ndarray, np.ndarray]
 
 
 def task_labels(store: Store, env: str, task: int, task_env: gymnasium.Env) -> Labels:
-    """Rewards (N,) float32 and masks (N,) uint8 of every transition, mapped read-only.
+    """Return rewards (N,) float32 and masks (N,) uint8 of every transition, mapped read-only.
 
     Args:
         store: The dataset.
@@ -32,14 +31,18 @@ def task_labels(store: Store, env: str, task: int, task_env: gymnasium.Env) -> L
         UserError: They cannot be written.
     """
     folder = store.folder / f"task{task}"
-    if not _valid(folder, store.transitions):
+    labels = _load(folder, store.transitions)
+    if labels is None:
         try:
             with locked(folder.with_name(f"{folder.name}.lock")):
-                if not _valid(folder, store.transitions):  # unless another process was faster
+                labels = _load(folder, store.transitions)  # unless another process was faster
+                if labels is None:
                     _make(store, folder, f"{env}-singletask-task{task}-v0", task_env)
+                    labels = _load(folder, store.transitions)
         except OSError as error:
             raise cannot_write(folder, error, "store") from None
-    return np.memmap(folder / REWARDS, np.float32, "r"), np.memmap(folder / MASKS, np.uint8, "r")
+    assert labels is not None
+    return labels
 
 
 def damaged_labels(store: Store) -> list[str]:
@@ -47,7 +50,7 @@ def damaged_labels(store: Store) -> list[str]:
     wrong = []
     for record in sorted(store.folder.glob(f"task*/{RECORD}")):
         folder = record.parent
-        if not _valid(folder, store.transitions):
+        if _load(folder, store.transitions) is None:
             continue  # made again when next needed
         for name, expected in json.loads(record.read_text())["crc32"].items():
             if checksum(folder / name) != expected:
@@ -56,15 +59,16 @@ def damaged_labels(store: Store) -> list[str]:
     return wrong
 
 
-def _valid(folder: Path, transitions: int) -> bool:
-    """Whether a task's labels are there in full, from the installed version of OGBench."""
+def _load(folder: Path, transitions: int) -> Labels | None:
+    """A task's labels; None unless complete and from the installed version of OGBench."""
     try:
         record = json.loads((folder / RECORD).read_text())
-        current = record["ogbench"] == versions()["ogbench"] and len(record["crc32"]) == 2
-        sizes = [(folder / name).stat().st_size for name in (REWARDS, MASKS)]
-    except (OSError, ValueError, TypeError, LookupError):
-        return False
-    return current and sizes == [4 * transitions, transitions]
+        if record["ogbench"] != versions()["ogbench"] or len(record["crc32"]) != 2:
+            return None
+        rewards, masks = (np.load(folder / name, mmap_mode="r") for name in (REWARDS, MASKS))
+    except (OSError, EOFError, ValueError, TypeError, LookupError):
+        return None
+    return (rewards, masks) if len(rewards) == len(masks) == transitions else None
 
 
 def _make(store: Store, folder: Path, name: str, task_env: gymnasium.Env) -> None:
@@ -80,9 +84,10 @@ def _make(store: Store, folder: Path, name: str, task_env: gymnasium.Env) -> Non
 
 def _compute(store: Store, folder: Path, name: str, task_env: gymnasium.Env) -> None:
     folder.mkdir()
-    keys = store.manifest["arrays"].keys() & {"qpos", "button_states"}
-    states = {key: store.array(key) for key in keys}
+    states = {key: store.arrays[key] for key in store.arrays.keys() & {"qpos", "button_states"}}
     with (folder / REWARDS).open("wb") as rewards, (folder / MASKS).open("wb") as masks:
+        rewards.write(npy_header((store.transitions,), "float32"))
+        masks.write(npy_header((store.transitions,), "uint8"))
         for start in range(0, store.transitions, BLOCK):
             part = {key: np.array(array[start : start + BLOCK]) for key, array in states.items()}
             relabel_dataset(name, task_env, part)

@@ -2,8 +2,7 @@
 
 The official ``play`` data follow noisy plans; the ``noisy`` data come from state-feedback (Markov)
 oracles with Gaussian action noise and a share of random actions. An oracle serves one target at a
-time; when it is done, the environment draws the next one, so an episode is a stream of unrelated
-little tasks.
+time; then the environment draws the next one, so an episode is a stream of unrelated little tasks.
 """
 
 from typing import Any
@@ -12,6 +11,7 @@ import gymnasium
 import numpy as np
 
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.rng import Stream, numpy_generator
 
 # Chance that a cube's new target is on top of another cube, drawn per episode from these bounds.
 STACKING = {
@@ -32,7 +32,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def make_oracles(env: gymnasium.Env, name: str, dataset: str) -> dict[str, Any]:
-    """Builds the oracle of every target kind that the environment sets.
+    """Build an oracle for every kind of target that the environment sets.
 
     Args:
         env: The environment in data-collection mode.
@@ -42,8 +42,7 @@ def make_oracles(env: gymnasium.Env, name: str, dataset: str) -> dict[str, Any]:
     Returns:
         Oracles by the value of ``info["privileged/target_task"]``.
     """
-    # Imported here because importing the oracles imports mujoco, which other users of this module
-    # (the command line's --help) should not pay for.
+    # Imported lazily: importing the oracles imports MuJoCo.
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
     from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
     from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
@@ -97,7 +96,7 @@ class ManipulationCollector:
     """One environment with its oracles, collecting episodes in any order."""
 
     def __init__(self, name: str, dataset: str, episode_steps: int):
-        """Makes the environment.
+        """Make the environment.
 
         Args:
             name: A manipulation environment, such as ``scene``.
@@ -116,7 +115,7 @@ class ManipulationCollector:
         self.oracles = make_oracles(self.env, name, dataset)
 
     def episode(self, seed: int, index: int) -> Arrays:
-        """Collects episode ``index``, retrying with a new seed while the simulation misbehaves.
+        """Collect episode ``index``, retrying with a new seed while the simulation misbehaves.
 
         Returns:
             Arrays with the episode's steps in their first dimension, under their file's keys.
@@ -125,7 +124,7 @@ class ManipulationCollector:
             UserError: Every attempt ended in an impossible state of the simulation.
         """
         for attempt in range(MAX_ATTEMPTS):
-            arrays = self._attempt(np.random.SeedSequence([seed, index, attempt]))
+            arrays = self._attempt(numpy_generator(seed, Stream.COLLECTION, index, attempt))
             if self.name != "scene" or is_healthy(arrays["qpos"]):
                 return arrays
         raise UserError(
@@ -133,8 +132,8 @@ class ManipulationCollector:
             "in a row; check the installed mujoco version"
         )
 
-    def _attempt(self, seeds: np.random.SeedSequence) -> Arrays:
-        env_seed, oracle_seed = (int(word) for word in seeds.generate_state(2))
+    def _attempt(self, rng: np.random.Generator) -> Arrays:
+        env_seed, oracle_seed = rng.integers(2**32, size=2).tolist()
         # The oracles draw from numpy's global generator; there is no other way to seed them.
         np.random.seed(oracle_seed)
         stacking = np.random.uniform(*STACKING.get(self.name, (0.5, 0.5)))
@@ -164,8 +163,8 @@ class ManipulationCollector:
             for key, value in row.items():
                 rows.setdefault(key, []).append(value)
             if oracle.done:
-                # For the oracle's plan only: the next action is chosen, as in the official data,
-                # from what the step showed, and so is the next row.
+                # Only the oracle's plan sees the new target's observation. As in the official
+                # data, the next action and the next row come from the step's own observation.
                 target = self.env.unwrapped.set_new_target(p_stack=stacking)  # type: ignore[attr-defined]
                 oracle = self.oracles[target[1]["privileged/target_task"]]
                 oracle.reset(*target)

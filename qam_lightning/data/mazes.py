@@ -1,14 +1,16 @@
-"""Collecting point-maze episodes with OGBench's scripted oracle: shortest ways, with much noise.
+"""Collecting point-maze episodes with OGBench's scripted oracle: shortest paths and much noise.
 
 The official ``navigate`` data go from one random goal to the next through a whole episode; the
-``stitch`` data go to a cell four cells away and stay there. (Ants and humanoids follow the same
-ways, but need a trained expert to walk.)
+``stitch`` data go to a cell four cells away and stay there. (Ants and humanoids take the
+same paths, but need a trained expert to walk.)
 """
 
 from typing import Any, cast
 
 import gymnasium
 import numpy as np
+
+from qam_lightning.util.rng import Stream, numpy_generator
 
 ACTION_NOISE = 0.5
 STITCH_DISTANCE = 4  # cells
@@ -18,7 +20,7 @@ class MazeCollector:
     """One point maze, collecting episodes in any order."""
 
     def __init__(self, name: str, dataset: str, episode_steps: int):
-        """Makes the environment.
+        """Make the environment.
 
         Args:
             name: A point maze, such as ``pointmaze-large``.
@@ -37,12 +39,13 @@ class MazeCollector:
         self.goals = np.array([cell for cell in self.cells if not _in_hallway(walls, *cell)])
 
     def episode(self, seed: int, index: int) -> dict[str, np.ndarray]:
-        """Collects episode ``index``.
+        """Collect episode ``index``.
 
         Returns:
             Arrays with the episode's steps in their first dimension, under their file's keys.
         """
-        env_seed, global_seed = np.random.SeedSequence([seed, index]).generate_state(2).tolist()
+        rng = numpy_generator(seed, Stream.COLLECTION, index)
+        env_seed, global_seed = rng.integers(2**32, size=2).tolist()
         # The maze draws from numpy's global generator; there is no other way to seed it.
         np.random.seed(global_seed)
         self.env.action_space.seed(env_seed)

@@ -1,25 +1,25 @@
-"""Minari datasets, written once in the format of all others."""
+"""Minari datasets, converted once to the format of all others."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.files import replacing
 
 PREFIX = "minari:"
 
 
 def import_minari(path: str, directory: str) -> str:
-    """Turns ``minari:ID`` into the path of an npz file, which is made if it is not there.
+    """Turn ``minari:ID`` into the path of an npz file, which is made if it does not exist.
 
     Observations must be vectors, and actions vectors with bounds, which become -1 and 1. An
     episode of n steps becomes n + 1 rows.
 
     Args:
-        path: ``minari:ID``; anything else is returned as it is.
-        directory: Where the npz file goes.
+        path: ``minari:ID``; anything else is returned unchanged.
+        directory: Folder of the npz file.
 
     Raises:
         UserError: Minari is not installed, knows no such dataset, or it does not fit.
@@ -40,9 +40,8 @@ def _arrays(name: str) -> dict[str, Any]:
     try:
         import minari
     except ImportError:
-        raise UserError(
-            f"data.path {PREFIX}{name} needs Minari: pip install 'qam_lightning[minari]'"
-        ) from None
+        problem = f"is {PREFIX}{name}, which needs Minari: pip install 'qam_lightning[minari]'"
+        raise ArgumentError("ChunkDataModule", "path", problem) from None
     try:
         dataset = minari.load_dataset(name, download=True)
     except Exception as error:  # it raises whatever its storage or the network does
@@ -78,5 +77,5 @@ def _bounds(name: str, observations: Any, actions: Any) -> tuple[np.ndarray, np.
 
 
 def _padded(values: np.ndarray) -> np.ndarray:
-    """One more row, for the last observation."""
+    """Append a row of zeros, to go with the last observation."""
     return np.concatenate([values, np.zeros_like(values[:1])]).astype(np.float32)

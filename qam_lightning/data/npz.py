@@ -7,11 +7,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 from zipfile import BadZipFile
 
 import numpy as np
 
+from qam_lightning.data.layout import Column, Layout
 from qam_lightning.util.errors import UserError
 
 BLOCK_ROWS = 1 << 16
@@ -24,26 +25,8 @@ _HEADERS = {
 _KINDS = {"f": ("f", "floating-point numbers"), "i": ("iub", "integers"), "u": ("iufb", "0 and 1")}
 
 
-class Column(NamedTuple):
-    """What one array of a dataset must look like.
-
-    Attributes:
-        columns: Numbers in a row; 0 for a one-dimensional array.
-        dtype: In what it is kept: float32, int8 for small integers, uint8 for zeros and ones.
-        last_rows: Whether the last row of a trajectory, which belongs to no transition, is kept.
-    """
-
-    columns: int
-    dtype: str
-    last_rows: bool = False
-
-
-Layout = dict[str, Column]
-"""Arrays besides ``terminals``, by key."""
-
-
 class NpzFile:
-    """An open npz file; every complaint is a `UserError` that names it. Never changes the file."""
+    """An npz file open for reading; what is wrong with it becomes a `UserError` that names it."""
 
     def __init__(self, path: Path):
         """Opens the file and reads its table of contents.
@@ -63,11 +46,9 @@ class NpzFile:
             self._zip = zipfile.ZipFile(path)
 
     def __enter__(self) -> Self:
-        """Nothing more to do."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the file."""
         self._zip.close()
 
     def fingerprint(self) -> str:

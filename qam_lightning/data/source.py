@@ -1,4 +1,4 @@
-"""Where a dataset's files are: OGBench's single files and folders of shards, or one's own."""
+"""Where a dataset's files are: OGBench's single files and folders of shards, or your own."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import ogbench.utils
 
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import ArgumentError, UserError
 
 URL_VARIABLE = "QAM_DATA_URL"
 SHARDS = 100
@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
     @property
     def missing(self) -> list[Path]:
-        """Files to fetch: none once there is a store, which does not need them any more."""
+        """Files to fetch: none once there is a store, which replaces them."""
         if self.store.exists():
             return []
         return [path for path in self.files if not path.exists()]
@@ -67,12 +67,12 @@ def official(
     base_url: str | None = None,
     validation: bool = False,
 ) -> Source:
-    """Names the files of one of OGBench's datasets.
+    """Name the files of one of OGBench's datasets.
 
     Args:
         env: Environment, such as ``scene``.
         dataset: Kind of dataset, such as ``play``; ``play-100m`` is a folder of 100 files.
-        directory: Where they are or shall be.
+        directory: Their folder.
         store: Folder for the store; beside the files if not given.
         base_url: Where to download from; see `default_url`.
         validation: Name the validation files instead.
@@ -89,7 +89,7 @@ def official(
 
 
 def own(path: str, store: str | None = None, validation: bool = False) -> Source | None:
-    """Names the files of a dataset of the user's.
+    """Name the files of a dataset of your own.
 
     Args:
         path: An npz file, or a folder of them; ``-val.npz`` marks validation files.
@@ -113,7 +113,8 @@ def own(path: str, store: str | None = None, validation: bool = False) -> Source
         return None
     if not exists:
         what = "holds no npz files" if given.is_dir() else "does not exist"
-        raise UserError(f"data.path {given} {what}; expected an npz file or a folder of them")
+        problem = f"is {given}, which {what}, expected an npz file or a folder of them"
+        raise ArgumentError("ChunkDataModule", "path", problem)
     return Source(found, made, None)
 
 

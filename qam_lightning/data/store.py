@@ -1,11 +1,12 @@
-"""The store: a dataset as plain arrays on disk, mapped into memory and shared by all its tasks.
+"""The store: a dataset as ``.npy`` files, mapped into memory and shared by all its tasks.
 
-A folder ``<name>.store`` with one raw file per array, ``ends.int64`` with the last row of every
-trajectory, and ``manifest.json`` with shapes, checksums and what it was made from. Observations are
-kept for every row, so next observations need no storage of their own; everything else is kept for
-transitions only (see ``chunks.py`` for how they are numbered).
+A folder ``<name>.store`` holds one file per array, ``ends.npy`` with the last row of every
+trajectory, and ``manifest.json`` with checksums and the source files. Observations are kept for
+every row, so next observations need no storage of their own; everything else is kept for
+transitions only (see ``chunks.py`` for their numbers).
 """
 
+import io
 import json
 import mmap
 import os
@@ -15,74 +16,75 @@ from typing import Any
 
 import numpy as np
 
-from qam_lightning.data.npz import Column, Layout, NpzFile
+from qam_lightning.data.layout import Column, Layout
+from qam_lightning.data.npz import NpzFile
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import checksum
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 PHYSICAL_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+class OutdatedStore(UserError):
+    """A store in the format of another version of this program."""
+
+
 class Store:
-    """An existing store, its arrays mapped read-only."""
+    """An existing store, its arrays mapped read-only.
+
+    Attributes:
+        folder: Its folder.
+        arrays: (N, ...) or, of observations, (T, ...), by key; reading touches only the pages used.
+        ends: Last row of every trajectory.
+        transitions: N.
+        layout: What its arrays look like.
+        manifest: See the module's docstring.
+    """
 
     def __init__(self, folder: Path):
-        """Reads the manifest and checks that every file has its full size.
+        """Map the arrays.
 
         Raises:
-            UserError: The store is damaged or of another format.
+            OutdatedStore: The store is of another format.
+            UserError: The store is damaged.
         """
         self.folder = folder
         try:
-            self._open()
-        except (OSError, ValueError, TypeError, LookupError) as error:
+            self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+            if self.manifest["format"] != FORMAT:
+                raise OutdatedStore(
+                    f"{folder} has format {self.manifest['format']}, expected {FORMAT}; training "
+                    "makes it again from its npz files, so bring those back if they are gone"
+                )
+            self.arrays: dict[str, np.ndarray] = {
+                key: np.load(self.path(key), mmap_mode="r") for key in self.manifest["crc32"]
+            }
+            self.ends, self.transitions = self.arrays["ends"], len(self.arrays["actions"])
+            # Fingerprint of every source file, by name.
+            self.shards = {shard["name"]: shard["fingerprint"] for shard in self.manifest["source"]}
+            columns = self.manifest["layout"].items()
+            self.layout: Layout = {key: Column(*column) for key, column in columns}
+        except (OSError, EOFError, ValueError, TypeError, LookupError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(
-                f"{folder / MANIFEST} cannot be read ({reason}); {self._again}"
+                f"{folder} cannot be read ({reason}); delete it to have it made again"
             ) from None
 
-    @property
-    def _again(self) -> str:
-        return f"delete {self.folder} to have it made again"
-
-    def _open(self) -> None:
-        self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
-        if self.manifest["format"] != FORMAT:
-            raise UserError(
-                f"{self.folder} is a store of another version of this program; {self._again}"
-            )
-        for key, array in self.manifest["arrays"].items():
-            path = self._path(key)
-            expected = int(np.prod(array["shape"])) * np.dtype(array["dtype"]).itemsize
-            found = path.stat().st_size if path.exists() else 0
-            if found != expected:
-                raise UserError(f"{path} has {found} bytes, expected {expected}; {self._again}")
-        self.ends = self.array("ends")
-        self.transitions = int(self.manifest["arrays"]["actions"]["shape"][0])
-        # Fingerprint of every source file, by name.
-        self.shards = {shard["name"]: shard["fingerprint"] for shard in self.manifest["source"]}
-        self.layout: Layout = {k: Column(*column) for k, column in self.manifest["layout"].items()}
-
-    def array(self, key: str) -> np.ndarray:
-        """Maps an array; reading it touches only the pages that are used."""
-        array = self.manifest["arrays"][key]
-        return np.memmap(self._path(key), array["dtype"], "r", shape=tuple(array["shape"]))
-
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.{self.manifest['arrays'][key]['dtype']}"
+    def path(self, key: str) -> Path:
+        """The file of an array."""
+        return self.folder / f"{key}.npy"
 
     def check_layout(self, layout: Layout) -> None:
-        """Checks that the store holds what an environment needs.
+        """Check that the store holds what an environment needs.
 
         Raises:
             UserError: An array is missing or has other columns.
         """
         for key, column in layout.items():
-            array = self.manifest["arrays"].get(key)
-            if array is None:
+            if key not in self.arrays:
                 raise UserError(f"{self.folder} holds no {key}; delete it to have it made again")
-            found = array["shape"][1] if len(array["shape"]) == 2 else 0
+            found = (*self.arrays[key].shape, 0)[1]
             if found != column.columns:
                 raise UserError(
                     f"{self.folder}: {key} has {found} columns, but the environment's has "
@@ -90,7 +92,7 @@ class Store:
                 )
 
     def changes(self, files: list[Path]) -> str | None:
-        """What differs from the source: None where nothing does, or where no source is left."""
+        """What differs from the source files that still exist; None if nothing does."""
         for path in files:
             if path.exists():
                 recorded = self.shards.get(path.name)
@@ -102,18 +104,18 @@ class Store:
         return None
 
     def verify(self, files: list[Path]) -> list[str]:
-        """Compares every byte with the checksums and every number with the source.
+        """Compare every byte with the checksums and every number with the source.
 
         Args:
-            files: Source files; those that do not exist any more are passed over.
+            files: Source files; missing ones are passed over.
 
         Returns:
-            What is wrong, one line each.
+            One line for each array that is wrong.
         """
         wrong = []
-        for key, array in self.manifest["arrays"].items():
-            if checksum(self._path(key)) != array["crc32"]:
-                wrong.append(f"{self._path(key)} fails its checksum")
+        for key, expected in self.manifest["crc32"].items():
+            if checksum(self.path(key)) != expected:
+                wrong.append(f"{self.path(key)} fails its checksum")
         present = {path.name: path for path in files if path.exists()}
         row = transition = 0
         for shard in self.manifest["source"]:
@@ -130,9 +132,8 @@ class Store:
             ends, wrong = file.ends(), []
             for key, column in self.layout.items():
                 at = row if column.last_rows else transition
-                stored = self.array(key)
                 for block in file.columns(key, column, ends):
-                    if not np.array_equal(stored[at : at + len(block)], block):
+                    if not np.array_equal(self.arrays[key][at : at + len(block)], block):
                         wrong.append(f"{key} in {self.folder} differs from {path}")
                         break
                     at += len(block)
@@ -140,10 +141,18 @@ class Store:
 
 
 def read_singly(arrays: Iterable[np.ndarray]) -> None:
-    """Tells the system to read of mapped arrays only what is looked up.
+    """Tell the system to read only the rows looked up from mapped arrays.
 
-    Otherwise it reads all around it too, up to megabytes for a row of bytes: a good way to bring a
-    file into memory, but of one that is larger than memory, most is dropped before it is used.
+    By default it reads megabytes around every row. That brings a file into memory quickly, but of
+    one that is larger than memory, most is dropped before it is used.
     """
     for array in arrays:
         array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+
+
+def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """The beginning of a ``.npy`` file, to be followed by the array's bytes."""
+    stream = io.BytesIO()
+    content = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, content)
+    return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Worker processes that collect episodes, and how far they are."""
+"""Worker processes that collect episodes, and their progress bar."""
 
 import contextlib
 import multiprocessing
@@ -35,8 +35,6 @@ def steps_bar() -> Progress:
 
 
 class _SpeedColumn(ProgressColumn):
-    """Steps per second."""
-
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} steps/s" if task.speed else "")
 
@@ -45,10 +43,10 @@ class _SpeedColumn(ProgressColumn):
 def worker_pool(
     workers: int, start: Callable[..., None], arguments: tuple[Any, ...]
 ) -> Iterator[ProcessPoolExecutor]:
-    """Processes that each call ``start(*arguments)`` first, with a single numerical thread."""
+    """Start processes that each call ``start(*arguments)`` first and use one numerical thread."""
     # A new interpreter each: a forked copy of a process with threads (torch, rich) may hang.
     context = multiprocessing.get_context("spawn")
-    # Inherited, and there before a worker imports numpy and mujoco.
+    # Set before a worker imports numpy and mujoco, which read them on import.
     inherited = {key: "1" for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     inherited["MUJOCO_GL"] = "disabled"  # nothing is rendered: no need for a display
     saved = {key: os.environ.get(key) for key in inherited}
@@ -65,7 +63,7 @@ def worker_pool(
 
 
 def abandon(pool: ProcessPoolExecutor) -> None:
-    """Stops the workers at once; an unfinished episode leaves no part behind."""
+    """Stop the workers at once; an unfinished episode leaves no part behind."""
     processes = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:

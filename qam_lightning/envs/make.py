@@ -1,9 +1,9 @@
-"""Single-task OGBench environments by name, with seeds that decide everything and optional frames.
+"""The one factory of environments, for data, evaluation and collection.
 
-OGBench registers one gymnasium id per (environment, task). What is added here: names are checked
-and mistakes answered with the valid ones, the sparse reward of the paper's "sparse" domains, and
-episodes that depend on their seed alone (some of OGBench's environments draw from numpy's global
-generator or from their unseeded action space).
+An environment is one of OGBench's, by a name such as ``scene`` and a task, or any that gymnasium
+can make, by its id. Three things are added: a mistaken name is answered with the valid ones, the
+rewards may be those of the paper's sparse domains, and an episode depends on its seed alone (some
+of OGBench's environments draw from numpy's global generator or from an unseeded action space).
 """
 
 import difflib
@@ -21,7 +21,7 @@ import numpy as np
 import ogbench  # noqa: F401  (registers the environments)
 from numpy.random import mtrand
 
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import ArgumentError
 
 TASKS = range(1, 6)
 _TASK_ID = re.compile(r"(?P<env>.+)-singletask-task(?P<task>\d+)-v0")
@@ -38,67 +38,80 @@ def env_names() -> tuple[str, ...]:
     return tuple(sorted(name for name in names if not name.startswith("visual-")))
 
 
+def is_ogbench(env: str) -> bool:
+    """Whether ``env`` names a state-based OGBench environment, rather than a gymnasium id."""
+    return env in env_names()
+
+
 def env_id(env: str, task: int) -> str:
     """The gymnasium id of one task, e.g. ``("scene", 1) -> "scene-singletask-task1-v0"``.
 
     Args:
-        env: environment name as in `env_names`, e.g. ``cube-triple`` or ``antmaze-large``; or a
-            gymnasium id with its version, e.g. ``Pendulum-v1``, which has one task.
+        env: a name of `env_names`, e.g. ``cube-triple``; or a gymnasium id with its version, e.g.
+            ``Pendulum-v1`` or ``my_package:MyEnv-v0``, which has one task.
         task: 1 to 5.
 
     Raises:
-        UserError: the environment or the task does not exist; the message lists the valid ones.
+        ArgumentError: the environment or the task does not exist; the message lists the valid ones.
     """
     if _VERSIONED.search(env):
         return _own_id(env, task)
-    if env not in env_names():
+    if not is_ogbench(env):
         close = difflib.get_close_matches(str(env), env_names(), n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise UserError(f"env: unknown environment '{env}'; {hint}valid: {', '.join(env_names())}")
-    name = f"{env}-singletask-task{task}-v0"
-    if name not in gymnasium.registry:
-        tasks = [str(k) for k in TASKS if f"{env}-singletask-task{k}-v0" in gymnasium.registry]
-        raise UserError(f"task: '{env}' has no task {task!r}; valid: {', '.join(tasks)}")
-    return name
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        raise ArgumentError(
+            "make_env",
+            "env",
+            f"is '{env}'{hint}, expected a gymnasium id such as Pendulum-v1, or one of "
+            f"{', '.join(env_names())}",
+        )
+    if task not in TASKS:
+        raise ArgumentError("make_env", "task", f"is {task}, but {env} has tasks 1 to 5")
+    return f"{env}-singletask-task{task}-v0"
 
 
 def _own_id(env: str, task: int) -> str:
-    """Checks the id of an environment that is not OGBench's."""
+    """Check the id of an environment that is not OGBench's."""
     module, _, name = env.rpartition(":")
     try:
         if module:  # registers its environments
             importlib.import_module(module)
         gymnasium.spec(name)
     except (gymnasium.error.Error, ImportError) as error:
-        raise UserError(f"env: gymnasium cannot make '{env}': {error}") from None
+        raise _cannot_make(env, error) from None
     if task != 1:
-        raise UserError(f"task: '{env}' has one task only, not {task!r}")
+        raise ArgumentError("make_env", "task", f"is {task}, but {env} has one task only; use 1")
     return env
 
 
+def _cannot_make(env: str, error: Exception) -> ArgumentError:
+    reason = " ".join(str(error).split())
+    return ArgumentError("make_env", "env", f"is '{env}', which gymnasium cannot make: {reason}")
+
+
 def episode_steps(env: str, task: int) -> int:
-    """The environment's own limit on the steps of an episode."""
+    """The environment's own limit on the steps of an episode; 0 if it has none."""
     return int(gymnasium.spec(env_id(env, task).rpartition(":")[2]).max_episode_steps or 0)
 
 
 def make_env(
     env: str, task: int, sparse: bool = False, render_size: tuple[int, int] | None = None
 ) -> gymnasium.Env:
-    """Make one single-task environment.
+    """Make one environment with one task.
 
     Args:
-        env: environment name, e.g. ``scene``.
+        env: see `env_id`.
         task: 1 to 5.
         sparse: map every reward r to -1 if r != 0, else 0.
         render_size: (width, height) in pixels of the frames that ``render()`` gives; None when no
             frames are wanted. Call `headless_gl` before mujoco's first import to get any.
 
     Returns:
-        An environment with float64 observations (O,), actions (A,) in [-1, 1], OGBench's time limit
-        and ``info["success"]`` at every step.
+        An environment with observations (O,), actions (A,) in [-1, 1], its own time limit, and
+        ``info["success"]`` at every step.
 
     Raises:
-        UserError: unknown environment or task.
+        ArgumentError: unknown environment or task, or observations or actions that are no vectors.
     """
     name = env_id(env, task)
     size = {} if render_size is None else {"width": render_size[0], "height": render_size[1]}
@@ -111,18 +124,27 @@ def make_env(
 
 
 def _make(name: str, size: dict[str, int]) -> gymnasium.Env:
-    if not _TASK_ID.fullmatch(name):
-        mode = "rgb_array" if size else None
+    if _TASK_ID.fullmatch(name):
+        return gymnasium.make(name, disable_env_checker=True, **size)
+    mode = "rgb_array" if size else None
+    try:
         made = gymnasium.make(name, disable_env_checker=True, render_mode=mode)
-        return SuccessAtEnd(gymnasium.wrappers.RescaleAction(made, np.float32(-1), np.float32(1)))
-    return gymnasium.make(name, disable_env_checker=True, **size)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise _cannot_make(name, error) from None
+    for role, space in (("observations", made.observation_space), ("actions", made.action_space)):
+        vectors = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
+        if not vectors or (role == "actions" and not space.is_bounded()):  # type: ignore[attr-defined]
+            bounds = " with bounds" if role == "actions" else ""
+            raise ArgumentError(
+                "make_env", "env", f"is {name}, whose {role} are {space}, expected vectors{bounds}"
+            )
+    return SuccessAtEnd(gymnasium.wrappers.RescaleAction(made, np.float32(-1), np.float32(1)))
 
 
 class SuccessAtEnd(gymnasium.Wrapper):
-    """Counts reaching a terminal state as success, where the environment does not say itself."""
+    """Counts reaching a terminal state as success, unless the environment reports its own."""
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take one step."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         success = {"success": float(terminated)}
         return observation, reward, terminated, truncated, success | info
@@ -132,20 +154,18 @@ class SparseReward(gymnasium.RewardWrapper):
     """Reward 0 where the environment gives 0 (the goal is reached) and -1 everywhere else."""
 
     def reward(self, reward: Any) -> float:
-        """Map one reward."""
         return -1.0 if reward != 0 else 0.0
 
 
 class Reproducible(gymnasium.Wrapper):
     """Makes an episode a function of its reset seed and its actions, in any process and order.
 
-    While the environment runs, numpy's global generator is replaced by one of its own, so that
-    neither it nor whoever else uses the global generator disturbs the other. ``reset`` without a
-    seed continues the current random streams.
+    While the environment runs, it finds its own generator in the place of numpy's global one, so
+    the environment and the rest of the program do not disturb each other. ``reset`` without a seed
+    continues the current random streams.
     """
 
     def __init__(self, env: gymnasium.Env):
-        """Wrap ``env``."""
         super().__init__(env)
         space: gymnasium.Space = env.action_space
         self._action_space = space
@@ -167,7 +187,6 @@ class Reproducible(gymnasium.Wrapper):
         return self._run(self.env.reset, seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take one step."""
         return self._run(self.env.step, action)
 
     def close(self) -> None:

@@ -1,25 +1,27 @@
-"""Action-chunk rollouts: the policy is asked for H actions, they are executed open loop, repeat.
+"""Rollouts: the policy is asked for H actions, they are executed open loop, and so on.
 
-`ChunkedEnv` is one environment driven this way; online collection uses it directly. `RolloutPool`
-runs many of them in worker processes for evaluation. Its episodes do not depend on the number of
-workers, bit for bit: episode i is a function of (seed, i) and the policy, the number of
-environments (the rows of the policy's batch) is fixed beforehand, and all of them proceed in step,
-so that every row of every batch is the same whoever simulates it.
+Scores do not depend on the number of workers or ranks, to the bit: episode i is a function of
+(seed, i) and the policy, the number of environments (the rows of the policy's batch) is a setting,
+and all environments proceed in step, so that every row of every batch is the same whoever simulates
+it. gymnasium's `AsyncVectorEnv` is not used: its spawned processes import the main script again,
+which then needs a ``__main__`` guard, and a process that dies is an `EOFError` without a cause. It
+also needs a process for every environment, where here a few workers serve any number of them.
 """
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import Pipe
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import gymnasium
 import numpy as np
 
-from qam_lightning.envs.make import env_id, make_env
+from qam_lightning.envs.chunked import Chunk, EnvSettings, Execute, Request, Reset
+from qam_lightning.envs.make import env_id
+from qam_lightning.envs.worker import LocalWorker, ProcessWorker, Worker
+from qam_lightning.envs.worker import WorkerError as WorkerError  # what `run` raises
+from qam_lightning.util.errors import require
+from qam_lightning.util.rng import Stream, seed_of
 
 Policy = Callable[[np.ndarray, list[int]], np.ndarray]
 """``policy(observations (N, O) float32, episodes) -> actions (N, H, A)``; row j acts for
@@ -27,37 +29,12 @@ Policy = Callable[[np.ndarray, list[int]], np.ndarray]
 """
 
 
-class Chunk(NamedTuple):
-    """What came of executing one action chunk, of which h <= H steps were taken.
-
-    Attributes:
-        observations: (h, O) float32, after each step.
-        rewards: (h,) float32.
-        terminated: whether the last step reached the goal (no bootstrap).
-        truncated: whether the last step hit the time limit.
-        success: ``info["success"]`` of the last step, 0 or 1.
-        frames: (height, width, 3) uint8 pictures taken along the chunk, usually none.
-    """
-
-    observations: np.ndarray
-    rewards: np.ndarray
-    terminated: bool
-    truncated: bool
-    success: float
-    frames: list[np.ndarray]
-
-    @property
-    def done(self) -> bool:
-        """Whether the episode is over."""
-        return self.terminated or self.truncated
-
-
 class Episode(NamedTuple):
     """One finished episode.
 
     Attributes:
         number: i, counted from 0.
-        seed: what the environment was reset with, see `episode_seed`.
+        seed: the environment's reset seed, see `episode_seed`.
         success: the last step's success, 0 or 1.
         episode_return: undiscounted sum of rewards.
         length: environment steps.
@@ -72,15 +49,9 @@ class Episode(NamedTuple):
     frames: list[np.ndarray]
 
 
-def episode_seed(seed: int, index: int, *stream: int) -> int:
-    """The reset seed (32 bits) of an episode.
-
-    Args:
-        seed: of all episodes.
-        index: number of the episode.
-        stream: tells series of episodes with the same seed apart; an evaluation's has none.
-    """
-    return int(np.random.SeedSequence((seed, index), spawn_key=stream).generate_state(1)[0])
+def episode_seed(seed: int, number: int) -> int:
+    """The reset seed (32 bits) of an evaluation's episode."""
+    return seed_of(seed, Stream.EVALUATION_EPISODE, number) % 2**32
 
 
 def available_cores() -> int:
@@ -90,213 +61,22 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-class ChunkedEnv:
-    """One environment driven by action chunks."""
-
-    def __init__(self, env: gymnasium.Env):
-        """Take charge of ``env``."""
-        self.env = env
-        self._every = 0
-        self._steps = 0
-
-    def reset(self, seed: int | None = None, frame_every: int = 0) -> tuple[np.ndarray, list]:
-        """Start an episode.
-
-        Args:
-            seed: reset seed; None continues the environment's random stream.
-            frame_every: record a frame every so many steps, besides the first and last; 0: none.
-
-        Returns:
-            The observation (O,) float32, and the frames recorded so far.
-        """
-        observation, _ = self.env.reset(seed=seed)
-        self._every, self._steps = frame_every, 0
-        return np.asarray(observation, np.float32), [self._frame()] if frame_every else []
-
-    def execute(self, actions: np.ndarray) -> Chunk:
-        """Execute up to H ``actions`` (H, A), stopping where the episode ends."""
-        observations, rewards = [], []
-        frames: list[np.ndarray] = []
-        for action in actions:
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            observations.append(np.asarray(observation, np.float32))
-            rewards.append(reward)
-            self._steps += 1
-            done = bool(terminated or truncated)
-            if self._every and (done or self._steps % self._every == 0):
-                frames.append(self._frame())
-            if done:
-                break
-        return Chunk(
-            np.stack(observations),
-            np.asarray(rewards, np.float32),
-            bool(terminated),
-            bool(truncated),
-            float(info["success"]),
-            frames,
-        )
-
-    def _frame(self) -> np.ndarray:
-        return np.asarray(self.env.render())
-
-    def close(self) -> None:
-        """Close the environment."""
-        self.env.close()
-
-
-class EnvGroup:
-    """The environments of one worker; every call serves several of them."""
-
-    def __init__(self, env: str, task: int, sparse: bool, render_size: tuple[int, int] | None):
-        """Remember what to make; environments are made when first reset."""
-        self._make = lambda: ChunkedEnv(make_env(env, task, sparse, render_size))
-        self._envs: dict[int, ChunkedEnv] = {}
-
-    def reset(self, requests: list[tuple[int, int, int]]) -> list[tuple[np.ndarray, list]]:
-        """Reset by (slot, seed, frame_every)."""
-        for slot, _, _ in requests:
-            if slot not in self._envs:
-                self._envs[slot] = self._make()
-        return [self._envs[slot].reset(seed, every) for slot, seed, every in requests]
-
-    def execute(self, requests: list[tuple[int, np.ndarray]]) -> list[Chunk]:
-        """Execute by (slot, actions)."""
-        return [self._envs[slot].execute(actions) for slot, actions in requests]
-
-    def follow(self, request: tuple[np.ndarray, int]) -> Iterator[Chunk | np.ndarray]:
-        """Execute actions (H, A) in the first environment, and answer after each.
-
-        Where they end the episode, another one begins at once.
-
-        Args:
-            request: the actions, and the seed of the next episode.
-
-        Yields:
-            A chunk of one step per action; after one that ended the episode only the first
-            observation of the next.
-        """
-        actions, seed = request
-        for action in actions:
-            step = self._envs[0].execute(action[None])
-            yield step
-            if step.done:
-                yield self._envs[0].reset(seed)[0]
-                return
-
-    def serve(self, verb: str, request: Any) -> Iterator[Any]:
-        """Do what one of the other methods does; yields one answer, or those of `follow`."""
-        answer = getattr(self, verb)(request)
-        if isinstance(answer, Iterator):
-            yield from answer
-        else:
-            yield answer
-
-    def close(self) -> None:
-        """Close all environments."""
-        for env in self._envs.values():
-            env.close()
-
-
-class LocalWorker:
-    """Runs its environments in this process, when an answer is fetched."""
-
-    def __init__(self, *settings):
-        """See `EnvGroup`."""
-        self._group = EnvGroup(*settings)
-
-    def send(self, verb: str, request: Any) -> None:
-        """Accept work."""
-        self._answers = self._group.serve(verb, request)
-
-    def receive(self) -> Any:
-        """Do the work, or the next part of it, and answer."""
-        return next(self._answers)
-
-    def close(self) -> None:
-        """Close the environments."""
-        self._group.close()
-
-
-class WorkerError(RuntimeError):
-    """An environment failed in its process, or the process died."""
-
-
-class ProcessWorker:
-    """Runs its environments in a process that imports the environments and nothing else.
-
-    It is a fresh interpreter, not a fork or a re-import of the main script: no CUDA context, no
-    torch, no demands on the caller's script. It ends when its end of the pipe does, so it cannot
-    outlive this process.
-    """
-
-    def __init__(self, *settings):
-        """Start the process. See `EnvGroup` for the settings."""
-        self._pipe, theirs = Pipe()
-        package = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "qam_lightning.envs.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )
-        theirs.close()
-        self._pipe.send(settings)
-
-    def send(self, verb: str, request: Any) -> None:
-        """Hand over work."""
-        try:
-            self._pipe.send((verb, request))
-        except OSError:
-            raise self._death() from None
-
-    def receive(self) -> Any:
-        """Wait for the next answer to the work handed over."""
-        try:
-            answer = self._pipe.recv()
-        except (EOFError, OSError):
-            raise self._death() from None
-        if isinstance(answer, str):
-            raise WorkerError(f"an environment failed in a rollout worker:\n{answer}")
-        return answer
-
-    def close(self) -> None:
-        """Ask the process to end, and see that it does."""
-        self._pipe.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _death(self) -> WorkerError:
-        code = self._process.wait()
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return WorkerError(
-            f"rollout worker (process {self._process.pid}) ended unexpectedly {how}; "
-            "its own output, if any, stands above; was memory exhausted?"
-        )
-
-
 class Share(NamedTuple):
-    """One of several programs that roll out the same episodes together.
+    """This program's part, where several programs roll out the same episodes together.
 
     Each runs the same policy on all rows, but simulates its share of the environments only: slot j
-    belongs to rank j mod ``ranks``. So the episodes are the same, bit for bit, as with one.
+    belongs to rank j mod ``ranks``. So the episodes are those of one program, to the bit.
 
     Attributes:
-        rank: which this is.
-        ranks: how many there are.
-        gather: ``gather(mine)`` gives what every rank gave, in their order; all call it at once.
+        rank: this program's number.
+        ranks: number of programs.
+        gather: ``gather(mine)`` gives every rank's value, in the order of ranks; all call it at
+            once.
     """
 
-    rank: int = 0
-    ranks: int = 1
-    gather: Callable[[Any], list[Any]] = lambda mine: [mine]
-
-
-ALONE = Share()
-"""All of it."""
+    rank: int
+    ranks: int
+    gather: Callable[[Any], list[Any]]
 
 
 class RolloutPool:
@@ -311,31 +91,35 @@ class RolloutPool:
         task: int,
         sparse: bool = False,
         workers: int | None = None,
-        slots: int = 8,
+        num_envs: int = 8,
         render_size: tuple[int, int] = (320, 240),
-        share: Share = ALONE,
+        share: Share | None = None,
     ):
         """Describe the pool.
 
         Args:
-            env: environment name.
+            env: environment name, see `make_env`.
             task: 1 to 5.
             sparse: sparse rewards, see `make_env`.
-            workers: processes; 0 runs everything in this one; None takes all cores.
-            slots: environments to run at once (never more than episodes). It is the number of rows
-                of the policy's batch, therefore independent of ``workers``.
+            workers: processes; 0 runs everything in this one; None takes all cores. Results do not
+                depend on it.
+            num_envs: environments to run at once, at least 1 (never more than episodes). It is the
+                number of rows of the policy's batch.
             render_size: (width, height) of recorded frames.
             share: this program's part, where several roll out together.
 
         Raises:
-            UserError: unknown environment or task.
+            ArgumentError: unknown environment or task, or a number out of range.
         """
         env_id(env, task)
-        self._share = share
-        self._settings = (env, task, sparse, render_size)
+        require(workers is None or workers >= 0, RolloutPool, "workers", workers, "at least 0")
+        require(num_envs >= 1, RolloutPool, "num_envs", num_envs, "at least 1")
+        self._settings = EnvSettings(env, task, sparse, render_size)
         self._wanted = available_cores() if workers is None else workers
-        self._slots = slots
-        self._workers: list[LocalWorker | ProcessWorker] = []
+        self._num_envs = num_envs
+        self._share = share
+        self._rank, self._ranks = (0, 1) if share is None else share[:2]
+        self.workers: list[Worker] = []
 
     def run(
         self,
@@ -346,7 +130,7 @@ class RolloutPool:
         frame_every: int = 1,
         on_episode: Callable[[Episode], None] = lambda episode: None,
     ) -> list[Episode]:
-        """Run ``episodes`` episodes to their end, in order of their number.
+        """Run episodes to their end.
 
         Args:
             policy: see `Policy`.
@@ -357,106 +141,92 @@ class RolloutPool:
             on_episode: told about every episode when it ends.
 
         Returns:
-            The episodes, in order of their number.
+            The episodes, in the order of their numbers.
 
         Raises:
-            RuntimeError: an environment failed or a worker died.
+            WorkerError: an environment failed in its process, or the process died.
         """
         try:
-            return self._run(policy, episodes, seed, frames, frame_every, on_episode)
+            every = [frame_every if i < frames else 0 for i in range(episodes)]
+            return self._run(policy, every, seed, on_episode)
         except BaseException:
-            self.close()  # Workers may hold half-done work; the next run starts fresh ones.
+            self.close()  # workers may hold half-done work; the next run starts fresh ones
             raise
 
     def _run(
-        self,
-        policy: Policy,
-        episodes: int,
-        seed: int,
-        frames: int,
-        frame_every: int,
-        on_episode: Callable[[Episode], None],
+        self, policy: Policy, every: list[int], seed: int, on_episode: Callable[[Episode], None]
     ) -> list[Episode]:
-        slots = min(episodes, self._slots)
-        self._start(slots)
-        running = [Progress(i, episode_seed(seed, i)) for i in range(slots)]
-        waiting = iter(range(slots, episodes))
-        every = [frame_every if i < frames else 0 for i in range(episodes)]
-        self._reset(running, range(slots), every)
-        active, finished = list(range(slots)), []
+        """Run ``len(every)`` episodes; ``every[i]`` is the ``frame_every`` of episode i."""
+        episodes = len(every)
+        slots = range(min(episodes, self._num_envs))
+        self._start(len(slots))
+        running = [_Running(i, episode_seed(seed, i)) for i in slots]
+        following = len(slots)
+        active, finished = list(slots), []
+        self._reset(running, active, every)
         while active:
-            observations = np.stack([p.observation for p in running])
-            actions = policy(observations, [p.index for p in running])
-            chunks = self._exchange("execute", [(slot, actions[slot]) for slot in active])
+            observations = np.stack([episode.observation for episode in running])
+            actions = policy(observations, [episode.number for episode in running])
+            chunks = self._exchange([Execute(slot, actions[slot]) for slot in active])
             over = []
             for slot, chunk in zip(active, chunks, strict=True):
                 running[slot].add(chunk)
                 if chunk.done:
-                    finished.append(running[slot].episode(chunk.success))
+                    finished.append(running[slot].finish(chunk.success))
                     on_episode(finished[-1])
                     over.append(slot)
-            restarted = []
-            for slot in over:
-                index = next(waiting, None)
-                if index is None:
-                    active.remove(slot)
-                else:
-                    running[slot] = Progress(index, episode_seed(seed, index))
-                    restarted.append(slot)
+            restarted = over[: episodes - following]
+            for slot in restarted:
+                running[slot] = _Running(following, episode_seed(seed, following))
+                following += 1
+            active = [slot for slot in active if slot not in over or slot in restarted]
             self._reset(running, restarted, every)
         return sorted(finished, key=lambda episode: episode.number)
 
-    def _reset(self, running: list["Progress"], slots: Sequence[int], every: list[int]) -> None:
-        requests = [(s, running[s].seed, every[running[s].index]) for s in slots]
-        for slot, answer in zip(slots, self._exchange("reset", requests), strict=True):
+    def _reset(self, running: list["_Running"], slots: Sequence[int], every: list[int]) -> None:
+        """Start the episodes that ``running`` has in these slots."""
+        requests = [Reset(s, running[s].seed, every[running[s].number]) for s in slots]
+        for slot, answer in zip(slots, self._exchange(requests), strict=True):
             running[slot].observation, running[slot].frames = answer
 
-    def _exchange(self, verb: str, requests: list) -> list:
-        """Has every request served by the rank that has its slot; the answers in their order."""
-        if not requests:
-            return []
-        rank, ranks, gather = self._share
+    def _exchange(self, requests: Sequence[Request]) -> list[Any]:
+        """Let the ranks serve the requests of their slots; return all answers, in order."""
+        if self._share is None or not requests:
+            return self._serve(requests)
         mine: list | Exception
         try:
-            mine = self._serve(verb, [r for r in requests if r[0] % ranks == rank])
-        except Exception as error:  # the others wait for an answer too
+            mine = self._serve([r for r in requests if r.slot % self._ranks == self._rank])
+        except Exception as error:  # the other ranks wait for an answer too
             mine = error
-        gathered = gather(mine)
+        gathered = self._share.gather(mine)
         for answers in gathered:
             if isinstance(answers, Exception):
                 raise answers
         parts = [iter(answers) for answers in gathered]
-        return [next(parts[slot % ranks]) for slot, *_ in requests]
+        return [next(parts[request.slot % self._ranks]) for request in requests]
 
-    def _serve(self, verb: str, requests: list) -> list:
-        """One message to every worker concerned, one answer each, in the order of requests."""
-        shares: dict[int, list[int]] = {}
-        for position, (slot, *_) in enumerate(requests):
-            worker = slot // self._share.ranks % len(self._workers)
-            shares.setdefault(worker, []).append(position)
-        for worker, positions in shares.items():
-            self._workers[worker].send(verb, [requests[p] for p in positions])
-        answers: list = [None] * len(requests)
-        for worker, positions in shares.items():
-            for position, answer in zip(positions, self._workers[worker].receive(), strict=True):
-                answers[position] = answer
-        return answers
+    def _serve(self, requests: Sequence[Request]) -> list[Any]:
+        """Let this rank's workers serve requests; return the answers, in order."""
+        owners = [r.slot // self._ranks % len(self.workers) for r in requests]
+        for number, worker in enumerate(self.workers):
+            if work := [r for r, owner in zip(requests, owners, strict=True) if owner == number]:
+                worker.send(work)
+        return [self.workers[owner].receive() for owner in owners]
 
     def _start(self, slots: int) -> None:
-        if not self._workers:
+        if not self.workers:
             kind = ProcessWorker if self._wanted else LocalWorker
-            mine = len(range(self._share.rank, slots, self._share.ranks))
+            mine = len(range(self._rank, slots, self._ranks))
             count = max(1, min(self._wanted, mine))
-            self._workers = [kind(*self._settings) for _ in range(count)]
+            self.workers = [kind(self._settings) for _ in range(count)]
 
     def close(self) -> None:
         """End the workers; `run` may still be called and starts new ones."""
-        workers, self._workers = self._workers, []
+        workers, self.workers = self.workers, []
         for worker in workers:
             worker.close()
 
     def __enter__(self) -> Self:
-        """Use as a context manager."""
         return self
 
     def __exit__(
@@ -465,43 +235,25 @@ class RolloutPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the pool."""
         self.close()
 
 
-class Progress:
-    """An episode under way."""
+@dataclass
+class _Running:
+    """An episode under way; see `Episode` for the attributes."""
 
-    def __init__(self, index: int, seed: int):
-        """Before the first observation."""
-        self.index, self.seed = index, seed
-        self.observation = np.empty(0, np.float32)
-        self.frames: list[np.ndarray] = []
-        self._return, self._length = 0.0, 0
+    number: int
+    seed: int
+    observation: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    frames: list[np.ndarray] = field(default_factory=list)
+    total: float = 0.0
+    length: int = 0
 
     def add(self, chunk: Chunk) -> None:
-        """Take in what a chunk brought."""
         self.observation = chunk.observations[-1]
         self.frames += chunk.frames
-        self._return += float(chunk.rewards.sum(dtype=np.float64))
-        self._length += len(chunk.rewards)
+        self.total += float(chunk.rewards.sum(dtype=np.float64))
+        self.length += len(chunk.rewards)
 
-    def episode(self, success: float) -> Episode:
-        """The finished episode."""
-        return Episode(self.index, self.seed, success, self._return, self._length, self.frames)
-
-
-def run_episodes(
-    env: str,
-    task: int,
-    sparse: bool,
-    policy: Policy,
-    episodes: int,
-    seed: int,
-    workers: int | None = None,
-    frames: int = 0,
-    frame_every: int = 1,
-) -> list[Episode]:
-    """Run episodes once, with workers that live only as long; see `RolloutPool`."""
-    with RolloutPool(env, task, sparse, workers) as pool:
-        return pool.run(policy, episodes, seed, frames, frame_every)
+    def finish(self, success: float) -> Episode:
+        return Episode(self.number, self.seed, success, self.total, self.length, self.frames)

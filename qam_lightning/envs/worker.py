@@ -1,35 +1,147 @@
-"""The process behind `rollout.ProcessWorker`: environments at the other end of a pipe."""
+"""Workers: environments in this process or in one of their own, behind one interface.
+
+A worker is sent a list of requests and gives their answers one by one, in order.
+"""
 
 import os
 import signal
+import subprocess
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
 
-from qam_lightning.envs.rollout import EnvGroup
+from qam_lightning.envs.chunked import ChunkedEnv, EnvSettings, Request
 
 
-def main(descriptor: int) -> None:
-    """Serve requests from the pipe with this file descriptor until it is closed."""
-    # They reach whole groups of processes.
+class WorkerError(RuntimeError):
+    """An environment failed in its process, or the process died."""
+
+
+class Worker(Protocol):
+    """Environments that answer requests."""
+
+    def send(self, requests: Sequence[Request]) -> None:
+        """Hand over work; the answers to earlier work have all been received."""
+        ...
+
+    def receive(self) -> Any:
+        """Wait for the next answer."""
+        ...
+
+    def close(self) -> None:
+        """Close the environments."""
+        ...
+
+
+class LocalWorker:
+    """Environments in this process, which work when an answer is received."""
+
+    def __init__(self, settings: EnvSettings):
+        self.envs: dict[int, ChunkedEnv] = {}
+        self._settings = settings
+        self._answers: Iterator[Any] = iter(())
+
+    def send(self, requests: Sequence[Request]) -> None:
+        self._answers = self.work(requests)
+
+    def receive(self) -> Any:
+        return next(self._answers)
+
+    def close(self) -> None:
+        for env in self.envs.values():
+            env.close()
+
+    def work(self, requests: Sequence[Request]) -> Iterator[Any]:
+        """Yield the answers to ``requests``, working on the way."""
+        for request in requests:
+            if request.slot not in self.envs:
+                self.envs[request.slot] = self._settings.make()
+            yield from request.answers(self.envs[request.slot])
+
+
+class ProcessWorker:
+    """Environments in a process of their own, which imports them and nothing else.
+
+    The process is a fresh interpreter, neither a fork nor a re-import of the main script: it has no
+    CUDA context and no torch, and the caller's script needs no ``__main__`` guard. It ends when its
+    end of the pipe is closed, so it cannot outlive this process.
+    """
+
+    def __init__(self, settings: EnvSettings):
+        self._pipe, theirs = Pipe()
+        package = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "qam_lightning.envs.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+        theirs.close()
+        self._pipe.send(settings)
+
+    def send(self, requests: Sequence[Request]) -> None:
+        try:
+            self._pipe.send(requests)
+        except OSError:
+            raise self._death() from None
+
+    def receive(self) -> Any:
+        try:
+            answer, failure = self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._death() from None
+        if failure is not None:
+            raise WorkerError(f"an environment failed in a rollout worker:\n{failure}")
+        return answer
+
+    def close(self) -> None:
+        """Close the pipe, upon which the process ends; kill it if it does not."""
+        self._pipe.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _death(self) -> WorkerError:
+        code = self.process.wait()
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        return WorkerError(
+            f"rollout worker (process {self.process.pid}) ended unexpectedly {how}; "
+            "its own output, if any, stands above; was memory exhausted?"
+        )
+
+
+def serve(descriptor: int) -> None:
+    """Answer the requests that a `ProcessWorker` sends through its pipe, until that is closed.
+
+    Args:
+        descriptor: the pipe's file descriptor.
+    """
+    # Signals reach the whole process group; when to stop is the parent's business.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # when to stop is the parent's business
+        signal.signal(number, signal.SIG_IGN)
     pipe = Connection(descriptor)
     try:
-        group = EnvGroup(*pipe.recv())
+        worker = LocalWorker(pipe.recv())
         while True:
-            verb, request = pipe.recv()
+            requests = pipe.recv()
             try:
-                for answer in group.serve(verb, request):
-                    pipe.send(answer)
+                for answer in worker.work(requests):
+                    pipe.send((answer, None))
             except Exception:
-                pipe.send(traceback.format_exc())
+                pipe.send((None, traceback.format_exc()))
     except (EOFError, OSError):
         pass
-    # GL contexts complain when torn down by the interpreter; the system frees them without noise.
+    # GL contexts complain when the interpreter tears them down; the system frees them silently.
     sys.stderr.flush()
     os._exit(0)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    serve(int(sys.argv[1]))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from qam_lightning.arguments import Parser, at_least, run
+from qam_lightning.util.arguments import Parser, at_least, run
 from qam_lightning.util.errors import UserError
 
 
@@ -50,7 +50,7 @@ def chosen(flag: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
     Raises:
         UserError: a name is unknown.
     """
-    from qam_lightning.explain import closest
+    from qam_lightning.util.arguments import closest
 
     known = list(known)
     for name in names:

@@ -22,9 +22,9 @@ from qam_lightning.methods.base import Method
 from qam_lightning.methods.noise import NoiseSource
 from qam_lightning.nets.critic import TimeConditionedCritic
 from qam_lightning.nets.frozen import ema_copy
+from qam_lightning.util.configs import METHODS
 from qam_lightning.util.rng import Stream, torch_generator
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "methods"
 BATCH, LEARNING_RATE, EMA_RATE = 64, 5e-3, 0.02
 SHARED: dict[str, Any] = {
     "discount": 1.0,
@@ -104,7 +104,7 @@ class Recipe(NamedTuple):
     tuned: dict[str, tuple[float, ...]]
 
 
-def recipes(folder: Path = CONFIGS) -> dict[str, Recipe]:
+def recipes(folder: Path = METHODS) -> dict[str, Recipe]:
     """Return the recipe of every method that has a configuration, by its file's name."""
     found = {}
     for path in sorted(folder.glob("*.yaml")):

@@ -20,7 +20,8 @@ from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.metrics import host_values
 from qam_lightning.callbacks.progress import Progress, status
 from qam_lightning.checkpoints import describe, load_method, read_checkpoint
-from qam_lightning.cli import changed, main
+from qam_lightning.cli import main
+from qam_lightning.cli.resume import changed
 from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.qam import QAM
 from qam_lightning.util import provenance

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from qam_lightning.cli import main
+from qam_lightning.cli.compose import leaves
+from qam_lightning.cli.settings import DERIVED
+from tests.app.conftest import Parsing
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENE = ("fit", "--config", "scene.yaml")
@@ -16,8 +20,8 @@ SCENE = ("fit", "--config", "scene.yaml")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("train",), "unknown command 'train'; expected fit, generate, data"),
-        (("fit",), "no domain chosen: add --config NAME.yaml with NAME from .*cube_triple"),
+        (("train",), "unknown command 'train'; expected fit, eval, generate, data, laboratory"),
+        (("fit",), "no domain chosen: add --domain NAME with NAME from .*cube_triple"),
         (("fit", "--config", "cube_tripel.yaml"), "did you mean cube_triple.yaml"),
         (("fit", "--domain", "sceen"), "no domain named 'sceen'; did you mean scene"),
         (("fit", "--method", "qam_fqll"), "no method named 'qam_fqll'; did you mean qam_fql"),
@@ -26,6 +30,29 @@ SCENE = ("fit", "--config", "scene.yaml")
         ((*SCENE, "--data.tsk", "3"), "unknown key 'data.tsk'; did you mean data.task"),
         ((*SCENE, "--widht", "3"), "unknown key 'widht'"),
         ((*SCENE, "--model.tua", "3"), "unknown key 'model.tua'; did you mean model.tau"),
+        (
+            (*SCENE, "--model.rho"),
+            "model.rho needs a value; one that begins with a dash is .*=VALUE",
+        ),
+        ((*SCENE, "--model.rho", "-x"), "model.rho needs a value; .* --model.rho=VALUE"),
+        ((*SCENE, "--model.rho", "-1e-3"), "model.rho is -0.001, expected at least 0"),
+        ((*SCENE, "--lr", "1"), "unknown key 'lr'; use --model.learning_rate"),
+        (
+            (
+                *SCENE,
+                "--model.lr=1",
+            ),
+            "unknown key 'model.lr'; use --model.learning_rate",
+        ),
+        ((*SCENE, "--gamma", "0.9"), "unknown key 'gamma'; use --data.discount"),
+        ((*SCENE, "--batch", "64"), "unknown key 'batch'; use --data.batch_size"),
+        ((*SCENE, "--env", "scene"), "unknown key 'env'; use --domain"),
+        ((*SCENE, "--epochs", "9"), "unknown key 'epochs'; use --trainer.max_steps"),
+        ((*SCENE, "--steps", "9"), "unknown key 'steps'; use --trainer.max_steps"),
+        ((*SCENE, "--gpus", "1"), "unknown key 'gpus'; use --trainer.accelerator=gpu"),
+        ((*SCENE, "--ensemble", "2"), "unknown key 'ensemble'; use --model.num_critics"),
+        ((*SCENE, "--data.chunk", "2"), "unknown key 'data.chunk'; it is data.horizon now"),
+        ((*SCENE, "--model.clip=1"), "unknown key 'model.clip'; it is model.grad_clip now"),
         ((*SCENE, "stray"), "unexpected argument 'stray'"),
         ((*SCENE, "--task", "two"), "data.task: expected int, found two"),
         ((*SCENE, "--model.tau", "hot"), "model.tau: expected float, found hot"),
@@ -34,20 +61,27 @@ SCENE = ("fit", "--config", "scene.yaml")
         ((*SCENE, "--model", "torch.nn.Linear"), "model: .*not .* a subclass of Method"),
         ((*SCENE, "--seed", "-1"), "seed is -1, expected 0 to 4294967295"),
         ((*SCENE, "--threads", "0"), "threads is 0, expected at least 1"),
-        ((*SCENE, "--model.depth", "0"), "model.init_args.depth is 0"),
+        ((*SCENE, "--model.depth", "0"), "model.depth is 0"),
         (
             (*SCENE, "--model.num_critics", "0"),
-            "model.init_args.num_critics is 0, expected at least 1",
+            "model.num_critics is 0, expected at least 1",
         ),
-        ((*SCENE, "--model.tau", "-1"), "model.init_args.tau is -1.0, expected at least 0"),
-        ((*SCENE, "--model.tau", ".inf"), "model.init_args.tau is inf, expected .* finite"),
+        ((*SCENE, "--model.tau", "-1"), "model.tau is -1.0, expected at least 0"),
+        ((*SCENE, "--model.tau", ".inf"), "model.tau is inf, expected .* finite"),
         ((*SCENE, "--model.tau", "inf"), "model.tau: .* found inf; infinity is written .inf"),
         ((*SCENE, "--method", "fbrac", "--model.alpha", "0"), "alpha is 0.0, expected above 0"),
-        ((*SCENE, "--method", "ifql", "--model.kappa", "1"), "kappa is 1.0, .* between 0 and 1"),
-        ((*SCENE, "--method", "bam", "--model.flow_steps", "1"), "flow_steps is 1, .* 2 for BAM"),
+        (
+            (*SCENE, "--method", "ifql", "--model.kappa", "1"),
+            "model.kappa is 1.0, expected above 0 and below 1",
+        ),
+        (
+            (*SCENE, "--method", "bam", "--model.flow_steps", "1"),
+            "model.flow_steps is 1, expected at least 2",
+        ),
         ((*SCENE, "--task", "9"), "data.task is 9, but scene has tasks 1 to 5"),
-        ((*SCENE, "--data.env", "sceen"), "data.env 'sceen' is not"),
-        ((*SCENE, "--ema.rate", "2"), "ema.rate"),
+        ((*SCENE, "--data.env", "sceen"), "data.env is 'sceen' .did you mean 'scene'.., expected"),
+        ((*SCENE, "--ema.rate", "2"), "unknown key 'ema.rate'; it is model.target_rate now"),
+        ((*SCENE, "--model.target_rate", "2"), "model.target_rate is 2.0, expected .*at most 1"),
         ((*SCENE, "--log.every_n_steps", "0"), "log.every_n_steps"),
         ((*SCENE, "--checkpoints.every_n_steps", "0"), "checkpoints.every_n_steps"),
         ((*SCENE, "--evaluation.episodes", "0"), "evaluation.episodes"),
@@ -79,9 +113,27 @@ def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
         ("sead: 1", "unknown key 'sead' .in FILE.; did you mean seed"),
         ("data:\n  task: two", "data.task: expected int, found two .in FILE."),
         ("model: {init_args: {tau: hot}}", "model.tau: expected float, found hot .in FILE."),
+        (
+            "model: {init_args: {ensemble: 1}}",
+            "'model.ensemble' .in FILE.; it is model.num_critics",
+        ),
+        ("evaluation: 5", "FILE: evaluation is 5, expected keys with values"),
+        ("1: 5", "FILE: the key 1 is no name"),
+        ("seed: 1\ndata: {task: 1}\nseed: 2", "FILE: 'seed' stands twice, in lines 1 and 3"),
+        ("method: qamm", "no method named 'qamm'; did you mean qam.* .in FILE."),
+        (
+            "method: fql\nmodel: {class_path: qam_lightning.methods.qam.QAM}",
+            "FILE: method is fql, but model.class_path is .*QAM; remove one",
+        ),
+        ("include: nowhere.yaml", "no config named 'nowhere.yaml'"),
+        ("include: mine.yaml", "mine.yaml: includes itself"),
         ("a: 1\nb: [", "FILE, line 2: not valid YAML"),
         ("- 1", "FILE: expected keys with values, found list"),
-        ("domain: moon", "the method has no tuned value for 'moon'; give one with --model.tau"),
+        ("domain: moon", "no domain named 'moon'; .* .in FILE."),
+        (
+            "domain: moon\ndata: {env: Moon-v0}",
+            "the method has no tuned value for 'moon'; give one with --model.tau",
+        ),
         ("run_dir: ${nothing}", "run_dir: .*'nothing' not found"),
     ],
 )
@@ -141,3 +193,40 @@ def test_the_program_starts_quietly_and_shows_its_usage():
     assert "python train.py fit --config cube_triple.yaml" in shown.stdout
     for command in ("validate", "test", "predict"):
         assert f"  {command}  " not in shown.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["eval"], ["generate"], ["data"], ["laboratory"]])
+def test_help_imports_nothing_slow(command):
+    code = f"""
+import sys
+from qam_lightning.cli import main
+try:
+    main({[*command, "--help"]})
+except SystemExit:
+    pass
+slow = {{"torch", "lightning", "mujoco", "ogbench", "gymnasium", "wandb", "matplotlib", "scipy"}}
+sys.exit(str(slow & set(sys.modules)) if slow & set(sys.modules) else 0)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "usage: " in shown.stdout
+
+
+def test_help_names_every_setting_that_the_parser_takes(capsys):
+    cli = Parsing(["--domain=scene"])
+    keys = set(leaves(yaml.safe_load(cli.settings())))
+    with pytest.raises(SystemExit):
+        main(["fit", "--domain=scene", "--help"])
+    shown = set(re.findall(r"^  --([\w.]+) ", capsys.readouterr().out, re.MULTILINE))
+    named = {key.replace("init_args.", "") for key in keys if not key.startswith("tuned.")}
+    derived = {f"{group}.{name}" for group, names in DERIVED.items() for name in names}
+    assert named - derived - shown == {"model.class_path"}
+    assert shown - named == {"config", "task", "print_config", "tuned"}
+
+
+def test_help_shows_the_values_of_the_files(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--domain=scene", "--method=fql", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for line in ("--data.task TASK .*?default: 2", "--model.alpha ALPHA .*?default: 300.0"):
+        assert re.search(line, shown)

@@ -14,7 +14,7 @@ from qam_lightning.cli import main
 from tests.app.test_training import assert_same
 
 ROOT = Path(__file__).resolve().parents[2]
-ONLINE = ("--online.steps=60", "--online.start=20", "--checkpoints.every_n_steps=7")
+ONLINE = ("--online.steps=60", "--online.learning_starts=20", "--checkpoints.every_n_steps=7")
 
 
 def last(run: Path) -> dict:
@@ -24,7 +24,7 @@ def last(run: Path) -> dict:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_by_bit_in_a_real_environment(small_run, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert main(small_run(3, *ONLINE, "--online.ahead=false", run_dir=whole)) == 0
+    assert main(small_run(3, *ONLINE, "--online.async_env=false", run_dir=whole)) == 0
     process = subprocess.Popen([sys.executable, "train.py", *small_run(3, *ONLINE)], cwd=ROOT)
     deadline = time.monotonic() + 300
     while not (run / "checkpoints/last.ckpt").exists() or last(run)["counters"]["env_step"] < 25:
@@ -43,7 +43,7 @@ def test_a_killed_run_goes_on_bit_by_bit_in_a_real_environment(small_run, tmp_pa
 
 @pytest.mark.slow
 def test_two_processes_collect_and_learn_as_one(small_run, tmp_path):
-    flags = (*ONLINE, "--online.envs=2")
+    flags = (*ONLINE, "--online.num_envs=2")
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(small_run(3, *flags, run_dir=one)) == 0
     environment = {**os.environ, "PL_TORCH_DISTRIBUTED_BACKEND": "gloo"}

@@ -275,12 +275,12 @@ def test_changed_settings_are_told_on_resume(small_run, run, refused, capsys):
     told = [line for line in lines if line.startswith("changed since the checkpoint")]
     assert told == [
         "changed since the checkpoint: trainer.max_steps: 1 -> 2",
-        "changed since the checkpoint: model.init_args.learning_rate: 0.0003 -> 0.01",
+        "changed since the checkpoint: model.learning_rate: 0.0003 -> 0.01",
     ]
     assert step_size(run) == 0.01
     kept = (run / "config.yaml").read_text()
     message = refused(*small_run(3, "--ckpt_path=last", "--model.width=9"))
-    assert "networks of other sizes" in message and "model.init_args.width: 8 -> 9" in message
+    assert "networks of other sizes" in message and "model.width: 8 -> 9" in message
     message = refused(*small_run(3, "--ckpt_path=last", "--method=bam"))
     assert "qam_lightning.methods.qam.QAM" in message and "qam_lightning.methods.bam.BAM" in message
     assert (run / "config.yaml").read_text() == kept

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +18,17 @@ import torch
 from qam_lightning.data import convert, datamodule, labels
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ACTION_LIMIT
-from qam_lightning.data.datamodule import OGBenchData
-from qam_lightning.data.environment import file_layout
+from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.data.generate import generate
+from qam_lightning.data.layout import file_layout
+from qam_lightning.data.spaces import Spaces
+from qam_lightning.data.store import FORMAT, npy_header
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import versions
 
 
 def load(env, folder, **settings):
-    data = OGBenchData(env=env, directory=str(folder), **settings)
+    data = ChunkDataModule(env=env, directory=str(folder), **settings)
     data.prepare_data()
     data.setup("fit")
     return data
@@ -51,25 +54,23 @@ def put_goal(path, env, task):
 
 
 def assert_equals_ogbench(env, task, folder):
-    for name in (f"{env}-play-v0.npz", f"{env}-play-v0-val.npz"):
-        put_goal(folder / name, env, task)
-    _, *references = ogbench.make_env_and_datasets(
+    put_goal(folder / f"{env}-play-v0.npz", env, task)
+    _, reference, _ = ogbench.make_env_and_datasets(
         f"{env}-play-singletask-task{task}-v0", dataset_dir=str(folder)
     )
     data = load(env, folder, task=task, horizon=1)
-    for storage, reference in zip((data.train, data.validation), references, strict=True):
-        count = len(reference["rewards"])
-        assert storage.num_chunks == storage.num_transitions == count
-        batch = storage.gather(np.arange(count))
-        assert len(set(reference["rewards"])) > 1
-        assert 0 < reference["masks"].mean() < 1
-        np.testing.assert_array_equal(batch.rewards, reference["rewards"])
-        np.testing.assert_array_equal(batch.masks, reference["masks"])
-        np.testing.assert_array_equal(batch.observations, reference["observations"])
-        np.testing.assert_array_equal(batch.next_observations, reference["next_observations"])
-        np.testing.assert_array_equal(
-            batch.actions, np.clip(reference["actions"], -ACTION_LIMIT, ACTION_LIMIT)
-        )
+    count = len(reference["rewards"])
+    assert data.train.num_chunks == data.num_transitions == count
+    batch = data.train.gather(np.arange(count))
+    assert len(set(reference["rewards"])) > 1
+    assert 0 < reference["masks"].mean() < 1
+    np.testing.assert_array_equal(batch.rewards, reference["rewards"])
+    np.testing.assert_array_equal(batch.masks, reference["masks"])
+    np.testing.assert_array_equal(batch.observations, reference["observations"])
+    np.testing.assert_array_equal(batch.next_observations, reference["next_observations"])
+    np.testing.assert_array_equal(
+        batch.actions, np.clip(reference["actions"], -ACTION_LIMIT, ACTION_LIMIT)
+    )
     dense = data.train.gather(np.arange(data.num_transitions))
     sparse = load(env, folder, task=task, horizon=1, sparse=True).train.gather(
         np.arange(data.num_transitions)
@@ -99,8 +100,8 @@ def test_puzzle_equals_what_ogbench_loads(tmp_path):
 
 
 def test_sizes_come_from_the_environment():
-    data = OGBenchData("cube-triple")
-    assert (data.obs_dim, data.action_dim) == (46, 5)
+    data = ChunkDataModule("cube-triple")
+    assert data.spaces == Spaces(obs_dim=46, action_dim=5, horizon=5)
 
 
 class Recorder(L.LightningModule):
@@ -153,7 +154,7 @@ def assert_same(batch, other):
 def test_a_resumed_run_gets_the_batches_it_would_have_got(collected, tmp_path):
     settings = {"horizon": 5, "batch_size": 8, "seed": 2}
     seen = fit(load("scene", collected, **settings), 3, tmp_path)
-    seen += fit(OGBenchData("scene", directory=str(collected), **settings), 7, tmp_path,
+    seen += fit(ChunkDataModule("scene", directory=str(collected), **settings), 7, tmp_path,
                 tmp_path / "a.ckpt")  # fmt: skip
     data = load("scene", collected, **settings)
     assert len(seen) == 7
@@ -171,14 +172,14 @@ def test_processes_share_a_batch(collected):
     for name in whole._fields:
         parts = torch.cat([getattr(share, name) for share in shares])
         assert torch.equal(parts, getattr(whole, name))
-    with pytest.raises(UserError, match="batch_size 8 cannot be shared evenly by 3"):
+    with pytest.raises(UserError, match="batch_size is 8, expected a multiple of the 3"):
         data.batch_at(3, 0, 3)
 
 
 def test_where_the_data_are_kept_does_not_change_a_batch(collected):
     batches = [
-        load("scene", collected, batch_size=64, sparse=True, keep=keep).batch_at(5)
-        for keep in ("disk", "memory", "device")
+        load("scene", collected, batch_size=64, sparse=True, storage=storage).batch_at(5)
+        for storage in ("disk", "memory", "device")
     ]
     for other in batches[1:]:
         assert_same(batches[0], other)
@@ -202,14 +203,14 @@ def test_tasks_share_a_store_and_have_their_own_labels(scene):
     assert (scene / "scene-play-v0.store" / "manifest.json").stat().st_mtime_ns == before
     kept = scene / "scene-play-v0.store" / "task2"
     assert sorted(p.name for p in kept.iterdir()) == [
-        "masks.uint8",
+        "masks.npy",
         "record.json",
-        "rewards.float32",
+        "rewards.npy",
     ]
-    good = (kept / "rewards.float32").read_bytes()
-    (kept / "rewards.float32").write_bytes(good[:-4])  # found damaged, and made again
+    good = (kept / "rewards.npy").read_bytes()
+    (kept / "rewards.npy").write_bytes(good[:-4])  # found damaged, and made again
     load("scene", scene, task=2)
-    assert (kept / "rewards.float32").read_bytes() == good
+    assert (kept / "rewards.npy").read_bytes() == good
 
 
 def test_runs_started_at_once_label_once(scene, monkeypatch):
@@ -222,8 +223,8 @@ def test_runs_started_at_once_label_once(scene, monkeypatch):
         compute(*arguments)
 
     monkeypatch.setattr(labels, "_compute", slowly)
-    runs = [OGBenchData("scene", task=2, directory=str(scene)) for _ in range(3)]
-    assert {run.obs_dim for run in runs} == {40}  # the environments are made, one by one
+    runs = [ChunkDataModule("scene", task=2, directory=str(scene)) for _ in range(3)]
+    assert {run.spaces.obs_dim for run in runs} == {40}  # the environments are made, one by one
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda run: run.prepare_data(), runs))
     assert len(made) == 1
@@ -244,9 +245,7 @@ def test_a_finished_store_is_never_written_to(scene, monkeypatch):
 def test_labels_that_cannot_be_written_are_explained(scene, monkeypatch):
     load("scene", scene)
     monkeypatch.setattr(labels, "_compute", refuse_to_write)
-    with pytest.raises(
-        UserError, match="cannot write .*task2: No space left .*free some"
-    ) as caught:
+    with pytest.raises(UserError, match="task2: cannot write: No space left .*free some") as caught:
         load("scene", scene, task=2)
     assert "\n" not in str(caught.value)
     store = scene / "scene-play-v0.store"
@@ -267,7 +266,7 @@ def test_shards_train_like_one_file(scene):
         np.savez(folder / f"scene-play-v0-{i:03d}.npz", **{k: v[cut] for k, v in arrays.items()})
     one, many = load("scene", scene), load("scene", scene, path=str(folder))
     assert_same(one.batch_at(3), many.batch_at(3))
-    assert many.validation is None
+    assert many.source(validation=True) is None
 
 
 def test_the_store_can_be_elsewhere(scene):
@@ -291,31 +290,27 @@ def test_of_a_set_larger_than_memory_only_what_is_needed_is_read(scene, monkeypa
             mapping = Path(line.split()[-1]).name
         elif line.startswith("VmFlags:") and mapping:
             flags[mapping], mapping = line.split(), None
-    for name in ("observations.float32", "actions.float32", "rewards.float32", "masks.uint8"):
+    for name in ("observations.npy", "actions.npy", "rewards.npy", "masks.npy"):
         assert ("rr" in flags[name]) == (memory == 1)  # the system's word for random access
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory")
 def test_a_hundred_million_transitions_take_no_memory(tmp_path):
-    data = OGBenchData("cube-quadruple", "play-100m", directory=str(tmp_path), keep="disk")
+    data = ChunkDataModule("cube-quadruple", "play-100m", directory=str(tmp_path), storage="disk")
     layout, episodes = file_layout(data._task_env), 100_000
     folder = data.source().store
     labelled = folder / f"task{data.task}"
     labelled.mkdir(parents=True)
-    arrays = {}
     for key, column in layout.items():
         rows = episodes * (1001 if column.last_rows else 1000)
-        arrays[key] = {"dtype": column.dtype, "shape": [rows, column.columns]}
-        size = rows * column.columns * np.dtype(column.dtype).itemsize
-        sparse(folder / f"{key}.{column.dtype}", size)  # the full length, and no blocks
-    ends = np.arange(1, episodes + 1) * 1001 - 1
-    (folder / "ends.int64").write_bytes(ends.tobytes())
-    arrays["ends"] = {"dtype": "int64", "shape": [episodes]}
-    manifest = {"format": 1, "arrays": arrays, "layout": layout, "source": []}
+        sparse(folder / f"{key}.npy", column.shape(rows), column.dtype)
+    np.save(folder / "ends.npy", np.arange(1, episodes + 1) * 1001 - 1)
+    sums = dict.fromkeys([*layout, "ends"], 0)
+    manifest = {"format": FORMAT, "crc32": sums, "layout": layout, "source": []}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    sparse(labelled / "rewards.float32", 4 * 10**8)
-    sparse(labelled / "masks.uint8", 10**8)
-    record = {"ogbench": versions()["ogbench"], "crc32": {"rewards.float32": 0, "masks.uint8": 0}}
+    sparse(labelled / "rewards.npy", (10**8,), "float32")
+    sparse(labelled / "masks.npy", (10**8,), "uint8")
+    record = {"ogbench": versions()["ogbench"], "crc32": {"rewards.npy": 0, "masks.npy": 0}}
     (labelled / "record.json").write_text(json.dumps(record))
 
     before = memory()
@@ -327,9 +322,12 @@ def test_a_hundred_million_transitions_take_no_memory(tmp_path):
     assert memory() - before < 100e6
 
 
-def sparse(path, size):
+def sparse(path, shape, dtype):
+    """An array of zeros in its full length, without blocks on the disk."""
+    header = npy_header(shape, dtype)
     with path.open("wb") as file:
-        file.truncate(size)
+        file.write(header)
+        file.truncate(len(header) + math.prod(shape) * np.dtype(dtype).itemsize)
 
 
 def memory():
@@ -357,7 +355,7 @@ def own_file(path, episodes=3, steps=20, **changes):
 def test_ones_own_data_for_any_environment(tmp_path):
     arrays = own_file(tmp_path / "mine.npz")
     data = load("Pendulum-v1", tmp_path, path=str(tmp_path / "mine.npz"), horizon=1)
-    assert (data.obs_dim, data.action_dim) == (3, 1)
+    assert data.spaces == Spaces(3, 1, 1)
     batch = data.train.gather(np.arange(60))
     np.testing.assert_array_equal(batch.observations, arrays["observations"])
     np.testing.assert_array_equal(batch.rewards, arrays["rewards"])
@@ -442,18 +440,18 @@ def test_data_from_other_physics_warn(scene):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"env": "scenery"}, "'scenery' is not a state-based .* scene"),
-        ({"env": "visual-scene"}, "'visual-scene' is not a state-based"),
+        ({"env": "scenery"}, "env is 'scenery' .did you mean 'scene'"),
+        ({"env": "visual-scene"}, "env is 'visual-scene'.*, expected a gymnasium id"),
         ({"task": 6}, "task is 6, but scene has tasks 1 to 5"),
         ({"task": 0}, "task is 0, expected at least 1"),
-        ({"horizon": 0}, "chunk is 0, expected at least 1"),
-        ({"horizon": 100}, "no trajectory is as long as data.horizon 100; choose less"),
-        ({"horizon": 500}, "240 transitions, too few for data.horizon 500"),
-        ({"env": "Nothing-v1"}, "'Nothing-v1': gymnasium cannot make it"),
+        ({"horizon": 0}, "ChunkDataModule: horizon is 0, expected at least 1"),
+        ({"horizon": 100}, "horizon is 100, but no trajectory of .* is as long"),
+        ({"horizon": 500}, "horizon is 500, but .* holds 240 transitions"),
+        ({"env": "Nothing-v1"}, "env is 'Nothing-v1', which gymnasium cannot make"),
         ({"env": "Pendulum-v1", "task": 2}, "task is 2, but Pendulum-v1 has one task only"),
-        ({"env": "CartPole-v1"}, "its actions are Discrete.*, expected vectors"),
-        ({"env": "Pendulum-v1"}, "Pendulum-v1 is not OGBench's: give your data as data.path"),
-        ({"path": "nowhere.npz"}, "data.path nowhere.npz does not exist"),
+        ({"env": "CartPole-v1"}, "whose actions are Discrete.*, expected vectors"),
+        ({"env": "Pendulum-v1"}, "path is missing, expected data of your own for Pendulum-v1"),
+        ({"path": "nowhere.npz"}, "path is nowhere.npz, which does not exist"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"discount": 1.5}, "discount is 1.5, expected a number from 0 to 1"),
         ({"fraction": 0.0}, "fraction is 0.0, expected a number above 0, at most 1"),

@@ -38,10 +38,10 @@ def test_info_counts_and_draws(maze, capsys, tmp_path):
 
     status, (out, _) = run(capsys, "verify", *name)
     assert (status, out.strip().endswith(": good")) == (0, True)
-    for damaged in ("actions.float32", "task3/rewards.float32"):
+    for damaged in ("actions.npy", "task3/rewards.npy"):
         path = maze / "pointmaze-medium-navigate-v0.store" / damaged
         content = bytearray(path.read_bytes())
-        content[100] ^= 1
+        content[200] ^= 1
         path.write_bytes(content)
         status, (out, _) = run(capsys, "verify", *name)
         assert status == 1
@@ -65,7 +65,7 @@ def test_info_of_ones_own_data(capsys, tmp_path):
         (("show",), "data: expected info or verify, found 'show'"),
         (("info", "--envv", "scene"), "unknown key"),
         (("verify", "--env", "scene", "--directory", "nowhere"), "scene-play-v0.store does not"),
-        (("info", "--env", "moon"), "'moon' is not a state-based OGBench environment"),
+        (("info", "--env", "moon"), "env is 'moon', expected a gymnasium id"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(capsys, arguments, words):

@@ -7,8 +7,9 @@ import numpy as np
 import ogbench  # noqa: F401  (registers the environments)
 import pytest
 
-import eval as scoring
-from qam_lightning.cli import find_config, main, read_config
+from qam_lightning.cli import evaluate as scoring
+from qam_lightning.cli import main
+from qam_lightning.cli.compose import find_config, read_config
 from qam_lightning.data.generate import generate
 from qam_lightning.data.source import COLLECTABLE, official
 from tests.app.conftest import read_csv

@@ -98,8 +98,8 @@ def refused(server, folder):
     message = str(caught.value)
     assert "\n" not in message
     assert server.url in message
-    assert "--data.base_url" in message
-    assert "python train.py generate --env scene --dataset play" in message
+    assert "choose another base_url" in message
+    assert "`qam generate --env scene --dataset play`" in message
     return message
 
 
@@ -148,8 +148,10 @@ def test_a_disk_that_fills_up_is_explained_and_the_transfer_goes_on_later(
     with pytest.raises(UserError) as caught:
         fetch(server, tmp_path)
     train = tmp_path / "scene-play-v0.npz"
-    assert str(caught.value).startswith(f"cannot write {train}: No space left on device; free some")
-    assert str(caught.value).endswith("choose another folder with --data.directory")
+    assert str(caught.value).startswith(
+        f"{train}: cannot write: No space left on device; free some"
+    )
+    assert str(caught.value).endswith("choose another directory")
     monkeypatch.undo()
     server.requests.clear()
     assert fetch(server, tmp_path)[0].read_bytes() == contents[TRAIN]
@@ -158,7 +160,7 @@ def test_a_disk_that_fills_up_is_explained_and_the_transfer_goes_on_later(
 
 def test_a_folder_that_cannot_be_written_is_explained(server, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*choose another folder with --data.dir"):
+    with pytest.raises(UserError, match="cannot write: .*choose another directory"):
         fetch(server, tmp_path / "file")
     assert server.requests == []
 
@@ -304,7 +306,7 @@ def test_a_missing_shard_is_explained_and_the_next_run_fetches_only_the_rest(
     server.contents = sharded(contents, monkeypatch)
     lost = "/sets/puzzle-4x4-play-100m-v0/puzzle-4x4-play-v0-002.npz"
     kept = server.contents.pop(lost)
-    with pytest.raises(UserError, match=r"v0-002.npz: HTTP 404 .*; give another --data.base_url"):
+    with pytest.raises(UserError, match=r"v0-002.npz: HTTP 404 .*; choose another base_url"):
         fetch(server, tmp_path, "puzzle-4x4", "play-100m")
     server.contents[lost] = kept
     server.requests.clear()

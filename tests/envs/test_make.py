@@ -26,8 +26,9 @@ def test_env_id():
     [
         ("scen", 1, ["'scen'", "did you mean 'scene'?", "cube-double"]),
         ("visual-scene", 1, ["'visual-scene'", "cube-double"]),
-        ("scene", 6, ["'scene' has no task 6", "1, 2, 3, 4, 5"]),
-        ("scene", 0, ["'scene' has no task 0"]),
+        ("scene", 6, ["task is 6, but scene has tasks 1 to 5"]),
+        ("scene", 0, ["task is 0, but scene has tasks 1 to 5"]),
+        ("CartPole-v1", 1, ["whose actions are Discrete", "expected vectors with bounds"]),
     ],
 )
 def test_unknown_names_are_answered_with_the_valid_ones(env, task, named):
@@ -159,9 +160,9 @@ def test_any_gymnasium_environment_can_be_made():
     assert info["success"] == 0.0
     np.testing.assert_array_equal(play_own(env, 3), play_own(env, 3))
     for name, task, says in [
-        ("Nothing-v1", 1, "gymnasium cannot make 'Nothing-v1'"),
+        ("Nothing-v1", 1, "is 'Nothing-v1', which gymnasium cannot make: "),
         ("no_such_module:Some-v1", 1, "No module named 'no_such_module'"),
-        ("Pendulum-v1", 2, "has one task only, not 2"),
+        ("Pendulum-v1", 2, "task is 2, but Pendulum-v1 has one task only"),
     ]:
         with pytest.raises(UserError, match=says):
             make_env(name, task)

@@ -2,14 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qam_lightning.envs.chunked import ChunkedEnv
 from qam_lightning.envs.make import headless_gl, make_env
-from qam_lightning.envs.rollout import ChunkedEnv, RolloutPool, Share, episode_seed, run_episodes
+from qam_lightning.envs.rollout import RolloutPool, Share, WorkerError, episode_seed
 from qam_lightning.util.errors import UserError
 
 ENV, TASK = "pointmaze-medium", 3
@@ -58,12 +62,14 @@ def test_a_chunk_stops_where_the_episode_ends():
 
 def test_a_chunk_stops_at_the_time_limit():
     # 1000 steps are 142 chunks of 7 and one of 6.
-    (episode,) = run_episodes(ENV, TASK, False, still, episodes=1, seed=0, workers=0)
+    with RolloutPool(ENV, TASK, workers=0) as pool:
+        (episode,) = pool.run(still, episodes=1, seed=0)
     assert (episode.length, episode.success, episode.episode_return) == (1000, 0.0, -1000.0)
 
 
 def test_success_is_that_of_the_last_step():
-    episodes = run_episodes(ENV, TASK, False, Walker(), episodes=3, seed=0, workers=0)
+    with RolloutPool(ENV, TASK, workers=0) as pool:
+        episodes = pool.run(Walker(), episodes=3, seed=0)
     for episode in episodes:
         # -1 for every step but the last, which finds the goal reached and ends the episode.
         assert episode.success == 1.0
@@ -75,7 +81,7 @@ def test_workers_do_not_change_results():
     results = []
     for workers in (0, 1, 2):
         walker = Walker()
-        with RolloutPool(ENV, TASK, workers=workers, slots=3) as pool:
+        with RolloutPool(ENV, TASK, workers=workers, num_envs=3) as pool:
             found = [pool.run(walker, episodes=5, seed=1) for _ in range(2)]
         assert found[0] == found[1]
         results.append((found[0], np.concatenate(walker.shown), walker.episodes))
@@ -90,7 +96,7 @@ def test_workers_do_not_change_results():
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_several_ranks_roll_out_what_one_does(ranks):
     """Ranks in threads, which meet to exchange what their environments did."""
-    with RolloutPool(ENV, TASK, workers=0, slots=3) as pool:
+    with RolloutPool(ENV, TASK, workers=0, num_envs=3) as pool:
         alone = pool.run(Walker(), episodes=5, seed=1)
     meeting, board = threading.Barrier(ranks), [None] * ranks
     served = [set() for _ in range(ranks)]
@@ -103,9 +109,11 @@ def test_several_ranks_roll_out_what_one_does(ranks):
             meeting.wait(60)
             return gathered
 
-        with RolloutPool(ENV, TASK, workers=0, slots=3, share=Share(rank, ranks, gather)) as pool:
+        with RolloutPool(
+            ENV, TASK, workers=0, num_envs=3, share=Share(rank, ranks, gather)
+        ) as pool:
             found = pool.run(Walker(), episodes=5, seed=1)
-            served[rank] = set(pool._workers[0]._group._envs)
+            served[rank] = set(pool.workers[0].envs)
         return found
 
     with ThreadPoolExecutor(ranks) as threads:
@@ -124,7 +132,7 @@ def test_a_failure_is_the_failure_of_all_ranks():
 
 def test_an_episode_does_not_depend_on_how_many_there_are():
     walker = Walker()
-    with RolloutPool(ENV, TASK, workers=0, slots=2) as pool:
+    with RolloutPool(ENV, TASK, workers=0, num_envs=2) as pool:
         few, many = pool.run(walker, 2, seed=4), pool.run(walker, 4, seed=4)
         other = pool.run(walker, 2, seed=5)
     assert many[:2] == few
@@ -138,10 +146,10 @@ def test_a_dead_worker_is_reported_and_replaced():
     with RolloutPool(ENV, TASK, workers=1) as pool:
 
         def murder(observations, episodes):
-            os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
+            os.kill(pool.workers[0].process.pid, signal.SIGKILL)
             return still(observations, episodes)
 
-        with pytest.raises(RuntimeError, match="rollout worker .* ended unexpectedly by signal 9"):
+        with pytest.raises(WorkerError, match="rollout worker .* ended unexpectedly by signal 9"):
             pool.run(murder, 1, seed=0)
         assert len(pool.run(still, 1, seed=0)) == 1
 
@@ -151,23 +159,41 @@ def test_a_failing_environment_is_reported():
         return np.zeros((len(observations), 1, 3), np.float32)
 
     with RolloutPool(ENV, TASK, workers=1) as pool:
-        with pytest.raises(RuntimeError, match="environment failed in a rollout worker"):
+        with pytest.raises(WorkerError, match="environment failed in a rollout worker"):
             pool.run(misshapen, 1, seed=0)
 
 
 def test_processes_end_with_the_pool():
     pool = RolloutPool(ENV, TASK, workers=2)
-    assert pool._workers == []  # nothing starts before it is needed
+    assert pool.workers == []  # nothing starts before it is needed
     pool.run(Walker(), 2, seed=0)
-    processes = [worker._process for worker in pool._workers]
+    processes = [worker.process for worker in pool.workers]
     assert [process.poll() for process in processes] == [None, None]
     pool.close()
     assert [process.poll() for process in processes] == [0, 0]
 
 
 def test_unknown_environments_are_refused_before_anything_starts():
-    with pytest.raises(UserError, match="unknown environment"):
+    with pytest.raises(UserError, match="env is 'pointmaze-tiny' .did you mean"):
         RolloutPool("pointmaze-tiny", 1)
+    with pytest.raises(UserError, match="num_envs is 0, expected at least 1"):
+        RolloutPool(ENV, TASK, num_envs=0)
+
+
+def test_a_script_needs_no_main_guard(tmp_path):
+    """Workers are fresh interpreters, which do not import the caller's script again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import numpy as np\n"
+        "from qam_lightning.envs.rollout import RolloutPool\n"
+        "policy = lambda seen, episodes: np.zeros((len(seen), 500, 2), np.float32)\n"
+        f"with RolloutPool({ENV!r}, {TASK}, workers=1) as pool:\n"
+        "    print(len(pool.run(policy, 2, 0)))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.stderr) == ("2\n", "")
 
 
 def test_frames_of_the_first_episodes():

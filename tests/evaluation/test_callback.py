@@ -7,7 +7,7 @@ import torch
 
 from qam_lightning.callbacks.base import Callback
 from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.envs.rollout import run_episodes
+from qam_lightning.envs.rollout import RolloutPool
 from qam_lightning.evaluation.episode_policy import EpisodePolicy, evaluating
 from qam_lightning.util.errors import UserError
 
@@ -60,8 +60,8 @@ def test_evaluation_does_not_touch_training():
 def test_results_are_those_of_a_rollout():
     method, listener = tiny_qam(), Listener()
     fit(method, 2, [Evaluate(every_n_steps=2, episodes=3, workers=2, seed=7), listener])
-    maze = ("pointmaze-medium", 1, False)
-    episodes = run_episodes(*maze, EpisodePolicy(method, 7), episodes=3, seed=7, workers=0)
+    with RolloutPool("pointmaze-medium", 1, workers=0) as pool:
+        episodes = pool.run(EpisodePolicy(method, 7), episodes=3, seed=7)
     (_, _, results), mean = listener.heard[0], np.mean([e.episode_return for e in episodes])
     assert results["return"] == mean
 

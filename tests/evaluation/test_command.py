@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import imageio.v3 as iio
 import pytest
 import torch
 
-import eval as command
+from qam_lightning.cli import evaluate as command
 from qam_lightning.envs.make import headless_gl
 
 FAST = ["--episodes", "2", "--workers", "0"]
@@ -88,7 +89,7 @@ def test_other_software_is_warned_about_in_one_line(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--task", "9"], "task: 'pointmaze-medium' has no task 9; valid: 1, 2, 3, 4, 5"),
+        (["--task", "9"], "task is 9, but pointmaze-medium has tasks 1 to 5"),
         (["--picture", "--runs", "elsewhere"], "eval.csv: no such file"),
         (["--checkpoint", "worst"], "invalid choice: 'worst'"),
         (["--episodes", "0"], "expected at least 1, found 0"),
@@ -119,7 +120,8 @@ def test_unusable_sources_are_answered_with_one_line(tmp_path, capsys, content):
 
 
 def test_as_a_script(tmp_path):
-    script = [sys.executable, command.__file__, str(tmp_path / "none")]
+    root = Path(__file__).parents[2]
+    script = [sys.executable, root / "eval.py", str(tmp_path / "none")]
     result = subprocess.run(script, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     expected = f"error: {tmp_path / 'none'}: no such run folder or checkpoint file\n"

@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from qam_lightning.callbacks.metrics import MetricsLogger
-from qam_lightning.callbacks.online import results
 from qam_lightning.data.batch import Batch
 from qam_lightning.evaluation.statistics import summarize
 from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.base import Method
+from qam_lightning.online.statistics import EpisodeStatistics
 from tests.methods.test_every_method import METHODS, Build, make
 
 GLOSSARY = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -39,7 +39,7 @@ def logged(method: Method, batch: Batch, folder: Path) -> set[str]:
     trainer = pl.Trainer(
         max_steps=2, accelerator="cpu", enable_progress_bar=False, callbacks=[metrics], **quiet
     )
-    online = results([[1.0, -3.0, 4.0]], episodes=1, discarded=0)
+    online = EpisodeStatistics(recent=[[1.0, -3.0, 4.0]]).metrics()
     method.metrics |= {name: torch.tensor(value) for name, value in online.items()}
     trainer.fit(method, DataLoader([batch, batch], batch_size=None))
     episode = SimpleNamespace(success=1.0, episode_return=-3.0, length=4)

@@ -12,19 +12,18 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from qam_lightning.callbacks.base import Callback
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.callbacks.online import Stream
 from qam_lightning.cli import main
-from qam_lightning.data.datamodule import OGBenchData
+from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.methods.base import Method
+from qam_lightning.online.actor import EnvActor
 from tests.conftest import SMALL
 from tests.methods.test_every_method import METHODS, make
 from tests.online.conftest import ENV, build
 
 STEPS, CHUNK, CLIP = 20, 3, 0.05
-ONLINE = {"online__envs": 2, "evaluation__every_n_steps": 6, "evaluation__episodes": 3}
+ONLINE = {"online__num_envs": 2, "evaluation__every_n_steps": 6, "evaluation__episodes": 3}
 CUTS = {"offline": 2, "online": 10}
 """Gradient steps of the checkpoints from which interrupted runs go on."""
 REBRAC = ("--method=rebrac", "--model.alpha=1", "--model.noise_scale=0.1", "--online.steps=0")
@@ -32,7 +31,7 @@ ALONE = {"QAM": {}, "ReBRAC": {"noise_scale": 0.0}}
 """Methods to train with ranks that do not know of each other, and settings of theirs."""
 
 
-class Notes(Callback):
+class Notes(pl.Callback):
     """Keeps what a run went through."""
 
     def __init__(self) -> None:
@@ -89,7 +88,7 @@ def fit(
             notes,
         ],
     )
-    chunks = OGBenchData(ENV, "none", horizon=CHUNK, batch_size=12, path=str(data))
+    chunks = ChunkDataModule(ENV, "none", horizon=CHUNK, batch_size=12, path=str(data))
     trainer.fit(method, datamodule=chunks)
     adam = trainer.optimizers[0].state_dict()["state"]
     weights = method.state_dict()
@@ -128,11 +127,11 @@ def interrupted(data: Path, run: Path, cut: int, *flags: str, **changes: Any) ->
 
 def taken(monitor: list[int]) -> Any:
     """Count the environment steps that this rank takes."""
-    take = Stream.take
+    take = EnvActor.take
 
-    def counting(self: Stream, act: Any) -> Any:
+    def counting(self: EnvActor, act: Any, step: int) -> Any:
         monitor.append(self._number)
-        return take(self, act)
+        return take(self, act, step)
 
     return counting
 
@@ -178,12 +177,12 @@ def run(data: Path, folder: Path) -> None:
             alone = fit(kind, data, 2, Unaware(), **ALONE[kind.__name__])
             torch.save(alone, folder / f"{kind.__name__}-alone-{rank}.pt")
     devices = "--trainer.devices=2"
-    steps, take = list[int](), Stream.take
-    Stream.take = taken(steps)  # type: ignore[method-assign]
+    steps, take = list[int](), EnvActor.take
+    EnvActor.take = taken(steps)  # type: ignore[method-assign]
     # A folder of its own shows what a rank writes.
     assert main(build(data, folder / f"whole-{rank}", devices, **ONLINE)) == 0
     (folder / f"steps-{rank}.txt").write_text(" ".join(map(str, steps)))
-    Stream.take = take  # type: ignore[method-assign]
+    EnvActor.take = take  # type: ignore[method-assign]
     for name, cut in CUTS.items():
         interrupted(data, folder / name, cut, devices, **ONLINE)
     assert main(build(data, folder / f"delayed-{rank}", devices, *REBRAC)) == 0

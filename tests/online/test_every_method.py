@@ -9,6 +9,7 @@ import torch
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
 from tests.methods.test_every_method import METHODS
+from tests.online.test_collector import repeats
 from tests.online.test_online import (
     OFFLINE,
     START,
@@ -16,7 +17,6 @@ from tests.online.test_online import (
     assert_same_runs,
     kill_at,
     last,
-    repeats,
     rows_of,
     table,
 )
@@ -38,7 +38,7 @@ def test_it_acts_and_learns_online(kind: type[Method], arguments, tmp_path: Path
     assert main(arguments(f"--method={name}")) == 0
     rows, train, end = rows_of(run), table(run), last(run)
     assert len(rows) == STEPS
-    repeats(rows)
+    repeats(rows, 0)
     assert np.abs(rows["action"]).max() <= 1 and rows["action"].std() > 0
     total = offline + STEPS - START
     assert [int(row["gradient_step"]) for row in train] == list(range(1, total + 1))

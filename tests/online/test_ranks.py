@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from qam_lightning.checkpoints import read_checkpoint
-from qam_lightning.cli import Trainer, main
+from qam_lightning.cli import main
+from qam_lightning.cli.trainer import Trainer
 from qam_lightning.methods.base import Method
 from tests.app.test_training import assert_same
 from tests.online import test_online as online
 from tests.online.conftest import build
 from tests.online.ranks import ALONE, CLIP, CUTS, METHODS, ONLINE, STEPS, fit
-from tests.online.test_online import STATE, assert_same_runs, last, repeats, rows_of, table
+from tests.online.test_collector import repeats
+from tests.online.test_online import STATE, assert_same_runs, last, rows_of, table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,7 +104,7 @@ def test_two_ranks_collect_evaluate_and_learn_as_one(two: Path, one: Path) -> No
         torch.testing.assert_close(last(run)["state_dict"][name], value, rtol=1e-3, atol=1e-4)
     assert last(run)["counters"] == last(one)["counters"]
     rows = rows_of(run)
-    repeats(rows, envs=2)
+    repeats(rows, 0, envs=2)
     for field in ("observation", "action", "reward"):
         np.testing.assert_allclose(rows[field], rows_of(one)[field], atol=1e-4)
     for name in ("train", "eval"):
@@ -143,8 +145,8 @@ def test_interrupted_ranks_go_on_bit_by_bit(phase: str, two: Path) -> None:
     assert cut["counters"]["gradient_step"] == CUTS[phase]
     assert cut["counters"]["phase"] == phase
     # Online, in the middle of both ranks' episodes and chunks.
-    for stream in cut["online"]["streams"]:
-        assert (stream["length"] > 0 and stream["chunk"] is not None) == (phase == "online")
+    for actor in cut["online"]["actors"]:
+        assert (actor["length"] > 0 and actor["chunk"] is not None) == (phase == "online")
     assert_same_runs(two / "whole-0", two / phase)
 
 

@@ -1,0 +1,97 @@
+"""Choose a command, run it, and turn errors into one line and an exit code."""
+
+import importlib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qam_lightning.util.errors import ArgumentError, UserError
+
+COMMANDS = {
+    "fit": "train a method on a domain",
+    "eval": "roll out a trained policy and report its success rate",
+    "generate": "collect a dataset with OGBench's scripted oracles",
+    "data": "info: what a dataset holds, and a picture of it; verify: check its store",
+    "laboratory": "compare every method's policy with the optimum where it is known",
+}
+_MODULES = {"eval": "evaluate", "laboratory": "laboratory.__main__"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0, 2 for a user's mistake, 128 + n after signal n.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that lacks a character still gets the rest
+            stream.reconfigure(errors="replace")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    try:
+        return _command(arguments[0])(arguments[1:])
+    except ArgumentError as error:
+        from qam_lightning.cli.explain import spoken
+
+        return _refuse(spoken(error))
+    except UserError as error:
+        return _refuse(str(error))
+    except OSError as error:  # a full disk, a folder without permission
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    if name not in COMMANDS:
+        raise UserError(f"unknown command '{name}'; expected {', '.join(COMMANDS)}")
+    package = "qam_lightning" if "." in _MODULES.get(name, "") else "qam_lightning.cli"
+    return importlib.import_module(f"{package}.{_MODULES.get(name, name)}").main
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def program() -> str:
+    """Return how the user called the program, e.g. ``python train.py`` or ``qam``."""
+    name = Path(sys.argv[0]).name
+    if name in ("train.py", "eval.py"):
+        return "python train.py"
+    return "python -m qam_lightning" if name == "__main__.py" else "qam"
+
+
+def called(command: str) -> str:
+    """Return how the user calls a command, e.g. ``python eval.py`` or ``qam fit``."""
+    if command == "eval" and program() == "python train.py":
+        return "python eval.py"
+    return f"{program()} {command}"
+
+
+def usage() -> str:
+    """Return the overview of all commands."""
+    lines = [f"  {name:<10}  {what}" for name, what in COMMANDS.items()]
+    me = program()
+    return f"""usage: {me} <command> [options]
+
+commands:
+{chr(10).join(lines)}
+
+examples:
+  {me} fit --config cube_triple.yaml
+  {me} fit --domain scene --task 3 --method qam_fql --seed 1
+  {me} fit --config cube_triple.yaml --ckpt_path last
+  {called("eval")} runs/cube-triple-task2-qam-seed0
+  {me} generate --env scene --episodes 100 --directory datasets
+  {me} data info --env scene --directory datasets
+
+`{me} <command> --help` lists a command's options; `fit --print_config` shows the configuration
+that a command line results in."""

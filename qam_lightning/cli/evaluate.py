@@ -1,0 +1,224 @@
+"""``eval``: roll out a trained policy, and report its success rate."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qam_lightning.cli.dispatch import called
+from qam_lightning.util.arguments import Parser, at_least, run
+from qam_lightning.util.errors import UserError
+
+FRAMES_IN_PICTURE = 6
+FRAMES_IN_VIDEO = 250  # a frame costs a software renderer 0.2 s, more than the physics
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(
+        prog=called("eval"),
+        description="Roll out the policy of a checkpoint and report its success rate with a 95% "
+        "interval. Everything needed to rebuild the policy comes from the checkpoint; results go "
+        "to <run>/eval/ as JSON.",
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder or .ckpt file")
+    add("--checkpoint", choices=("last", "best"), default="last", help="which one of a run folder")
+    add("--episodes", type=at_least(1), default=50, metavar="N", help="default: %(default)s")
+    # Not the training evaluations' seed: best.ckpt was chosen for doing well on those episodes.
+    add("--seed", type=at_least(0), default=1, metavar="N", help="default: %(default)s")
+    add("--task", type=int, metavar="K", help="another task (1-5) than the one trained on")
+    add(
+        "--policy",
+        choices=("learned", "behavior"),
+        default="learned",
+        help="'behavior' acts with the behaviour cloned from the data; default: %(default)s",
+    )
+    add(
+        "--best_of_n",
+        type=at_least(1),
+        metavar="N",
+        help="act with the best of N samples by the critic; default: as trained",
+    )
+    add(
+        "--workers",
+        type=at_least(0),
+        metavar="N",
+        help="simulation processes, 0: none but this; does not change results; default: all cores",
+    )
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    add(
+        "--video",
+        type=at_least(1),
+        nargs="?",
+        const=1,
+        default=0,
+        metavar="K",
+        help="write the first K episodes (default 1) to <run>/videos/ as mp4",
+    )
+    add(
+        "--picture",
+        action="store_true",
+        help="write <run>/picture.png: learning curve and frames of a rollout",
+    )
+    add(
+        "--runs",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="further runs (other seeds) to average into the picture's learning curve",
+    )
+    add("--output", type=Path, metavar="FILE", help="where to write the JSON instead")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return run(evaluate, parse(arguments))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Rebuild the policy, roll it out, and report."""
+    # Imported only now, so that --help and mistakes in the command line answer at once.
+    import torch
+    from rich.console import Console
+
+    from qam_lightning.checkpoints import load_method
+    from qam_lightning.envs.make import env_id
+    from qam_lightning.envs.rollout import RolloutPool
+    from qam_lightning.evaluation.episode_policy import EpisodePolicy
+    from qam_lightning.evaluation.plots import read_curve
+    from qam_lightning.evaluation.report import build_report, write_report
+    from qam_lightning.evaluation.tables import report_table
+
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)  # the workers have the other cores; and sums keep their order
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available here; use --device cpu")
+    if options.output and options.output.exists():
+        raise UserError(f"--output {options.output}: exists already; delete it or name another")
+
+    checkpoint, run = locate(options.source, options.checkpoint)
+    overrides = {"best_of_n": options.best_of_n} if options.best_of_n else {}
+    method: Any
+    method, meta = load_method(checkpoint, **overrides)
+    subject = describe(options, checkpoint, method, meta)
+    env, task, sparse = subject["env"], subject["task"], subject["sparse"]
+    env_id(env, task)
+    curves = [run, *options.runs] if options.picture else []
+    for folder in curves:
+        read_curve(folder)  # what is missing is better said before the rollouts than after
+
+    policy = EpisodePolicy(method.to(options.device), options.seed, options.policy == "behavior")
+    recorded, every = frames_wanted(options, env, task)
+    with RolloutPool(env, task, sparse, options.workers) as pool:
+        episodes = with_progress(options.episodes, pool, policy, options.seed, recorded, every)
+
+    report = build_report(subject, episodes)
+    name = "-".join(
+        f"{checkpoint.stem} step{subject['gradient_step']} {options.policy} "
+        f"task{task} seed{options.seed}".split()
+    )
+    target = options.output or run / "eval" / f"{name}.json"
+    console = Console(soft_wrap=True)
+    console.print(report_table(report))
+    print(f"wrote {write_report(report, target, numbered=options.output is None)}")
+    for path in draw(options, report, run, curves, name, episodes, every):
+        print(f"wrote {path}")
+
+
+def locate(source: Path, which: str) -> tuple[Path, Path]:
+    """Find the checkpoint file and the run folder it belongs to."""
+    from qam_lightning.checkpoints import checkpoint_path
+
+    if source.is_dir():
+        return checkpoint_path(source, which), source
+    if not source.exists():
+        raise UserError(f"{source}: no such run folder or checkpoint file")
+    inside = source.resolve().parent
+    return source, inside.parent if inside.name == "checkpoints" else inside
+
+
+def describe(
+    options: argparse.Namespace, checkpoint: Path, method: Any, meta: dict[str, Any]
+) -> dict[str, Any]:
+    """Collect what is evaluated and how, and warn where the software differs."""
+    from qam_lightning.util.provenance import mismatches, versions
+
+    differences = mismatches(meta["versions"])
+    if differences:
+        print(f"warning: {'; '.join(differences)}", file=sys.stderr)
+    kept = ("method", "config_hash", "gradient_step", "env_step", "phase")
+    return {
+        "checkpoint": str(checkpoint),
+        **{key: meta[key] for key in kept},
+        **meta["environment"],
+        "task": meta["environment"]["task"] if options.task is None else options.task,
+        "trained_task": meta["environment"]["task"],
+        "policy": options.policy,
+        "best_of_n": method.best_of_n,
+        "seed": options.seed,
+        "device": options.device,
+        "versions": versions(),
+        "trained_versions": meta["versions"],
+    }
+
+
+def frames_wanted(options: argparse.Namespace, env: str, task: int) -> tuple[int, int]:
+    """Decide how many episodes to record, and every how many steps."""
+    from qam_lightning.envs.make import episode_steps, headless_gl
+
+    recorded = max(min(options.video, options.episodes), int(options.picture))
+    if recorded and headless_gl() is None:
+        print("warning: no OpenGL found (glfw, egl, osmesa): going on without frames; "
+              "Mesa's libEGL would do", file=sys.stderr)  # fmt: skip
+        recorded = 0
+    most = FRAMES_IN_VIDEO if options.video else 8 * FRAMES_IN_PICTURE
+    return recorded, max(1, episode_steps(env, task) // most)
+
+
+def with_progress(
+    episodes: int, pool: Any, policy: Any, seed: int, recorded: int, every: int
+) -> Sequence[Any]:
+    """Roll out, counting episodes on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = ("episodes", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
+        bar = p.add_task("", total=episodes)
+        return pool.run(policy, episodes, seed, recorded, every, lambda episode: p.advance(bar))
+
+
+def draw(
+    options: argparse.Namespace,
+    report: dict[str, Any],
+    run: Path,
+    curves: Sequence[Path],
+    name: str,
+    episodes: Sequence[Any],
+    every: int,
+) -> Iterable[Path]:
+    """Write the videos and the picture that were asked for."""
+    from qam_lightning.evaluation.plots import draw_picture
+    from qam_lightning.evaluation.video import write_video
+
+    films = [episode for episode in episodes if episode.frames]
+    for episode in films[: options.video]:
+        yield write_video(run / "videos" / f"{name}-episode{episode.number}.mp4", episode.frames)
+    if options.picture:
+        shown: Any = max(films, key=lambda episode: episode.success, default=None)
+        frames, steps = film_strip(shown, every) if shown else ([], [])
+        title = f"{report['method'].rsplit('.', 1)[-1]} on {report['env']}, task {report['task']}"
+        yield draw_picture(run / "picture.png", curves, title, frames, steps)
+
+
+def film_strip(episode: Any, every: int) -> tuple[list, list[int]]:
+    """Pick frames evenly from first to last, with the environment step of each."""
+    last = len(episode.frames) - 1
+    count = min(FRAMES_IN_PICTURE, last + 1)
+    picks = [round(i * last / max(1, count - 1)) for i in range(count)]
+    return [episode.frames[i] for i in picks], [min(i * every, episode.length) for i in picks]

@@ -1,0 +1,88 @@
+"""``fit``: train a method. What needs Lightning is in `training`; the help does not."""
+
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qam_lightning.cli.compose import Composition, compose, leaves
+from qam_lightning.cli.dispatch import called
+from qam_lightning.cli.help import page
+from qam_lightning.cli.settings import DERIVED, GROUPS, Setting, settings_of
+
+TEXT = """
+Train a method on a domain.
+
+Settings come from configs/base.yaml, then the method's file, then the domain's, then every
+--config file in order, then the flags. The keys `method` and `domain` of a file do what the flags
+do; `include: FILE` reads another file first. --print_config shows the result, {fit} --method NAME
+--model.help a method's settings alone."""
+
+Precision = Literal["highest", "high", "medium"]
+
+RUN: dict[str, tuple[Any, Any, str]] = {
+    "seed": (int, 0, "Seed of everything random in a run."),
+    "domain": (str, None, "The domain: environment, dataset, task; a file of configs/."),
+    "method": (str, None, "The method; a file of configs/methods/."),
+    "run_dir": (str, None, "Folder of the run; nothing in it is overwritten."),
+    "ckpt_path": (str, None, "Checkpoint to resume: last, best or a file."),
+    "threads": (int, None, "CPU threads of PyTorch, which chooses if not given."),
+    "matmul_precision": (
+        Precision,
+        "highest",
+        "Precision of float32 matrix products; less than highest is faster on some GPUs.",
+    ),
+    "tuned_as": (str, None, "Domain whose tuned values the method uses."),
+    "tuned": (dict[str, dict[str, Any]], None, "The method's tuned values, by domain."),
+}
+"""Settings of no class: type, default, help."""
+
+_FILES = {
+    "config": Setting("file", "", "A file of yours or of configs/; may be repeated."),
+    "task": Setting("int", "", "Short for --data.task."),
+    "print_config": Setting("", "", "Print the configuration that results, and exit."),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Train a method as the arguments say; return the exit code."""
+    if {"-h", "--help", "--model.help"} & set(argv):
+        print(_help(argv), end="")
+        raise SystemExit(0)
+    from qam_lightning.cli.training import FitCLI
+
+    return FitCLI(argv).fit()
+
+
+def _help(argv: list[str]) -> str:
+    given = compose([word for word in argv if word not in ("-h", "--help", "--model.help")])
+    model = _group("model", given.class_path, given)
+    title = f"model: {given.class_path.rpartition('.')[2]}"
+    if "--model.help" in argv:
+        return page(called("fit"), f"Settings of {given.class_path}.", {title: model})
+    run = {key: _setting(key, *facts) for key, facts in RUN.items()}
+    groups = {group: _group(group, name, given) for group, name in GROUPS.items()}
+    text = TEXT.format(fit=called("fit"))
+    return page(called("fit"), text, {"run": _FILES | run, title: model, **groups})
+
+
+def _setting(key: str, kind: Any, default: Any, text: str) -> Setting:
+    name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    return Setting(name, "" if default is None else repr(default), text)
+
+
+def _group(group: str, name: str, given: Composition) -> dict[str, Setting]:
+    """Return a group's settings, with the defaults that the configuration files give."""
+    config = OmegaConf.create(given.config)
+    found = {}
+    for argument, setting in settings_of(name).items():
+        if argument in DERIVED.get(group, ()):
+            continue
+        key = f"{group}.init_args.{argument}" if group == "model" else f"{group}.{argument}"
+        if key in set(leaves(given.config)):
+            try:
+                setting = setting._replace(default=repr(OmegaConf.select(config, key)))
+            except OmegaConfBaseException:  # it depends on the domain, and none is chosen
+                setting = setting._replace(default="by domain")
+        found[f"{group}.{argument}"] = setting
+    return found

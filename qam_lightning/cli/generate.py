@@ -1,0 +1,33 @@
+"""``generate``: collect a dataset with OGBench's scripted oracles."""
+
+from argparse import ArgumentError as ParserError
+
+from qam_lightning.cli.dispatch import called
+from qam_lightning.cli.help import page
+from qam_lightning.cli.settings import settings_of
+from qam_lightning.util.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Collect a dataset as the arguments say; return the exit code."""
+    if {"-h", "--help"} & set(argv):
+        groups = {"options": settings_of("qam_lightning.data.generate.generate")}
+        text = "Collect a dataset in OGBench's format with OGBench's scripted oracles."
+        print(page(called("generate"), text, groups), end="")
+        raise SystemExit(0)
+    from jsonargparse import ArgumentParser
+
+    from qam_lightning.cli.compose import Composition
+    from qam_lightning.cli.explain import explain
+    from qam_lightning.data.generate import generate
+
+    parser = ArgumentParser(prog=called("generate"), exit_on_error=False)
+    parser.add_function_arguments(generate)
+    try:
+        settings = parser.parse_args(argv)
+    except ParserError as error:
+        flags = {option.lstrip("-") for option in parser._option_string_actions}
+        raise UserError(explain(error, Composition({}, argv, {}), flags)) from error
+    for path in generate(**settings.as_dict()):
+        print(path)
+    return 0

@@ -1,0 +1,177 @@
+"""What can be set, read from the source without importing it.
+
+Importing a class that trains takes seconds: PyTorch, Lightning, simulators. Its constructor's
+names, types, defaults and docstrings are text, and reading that takes milliseconds.
+"""
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import docstring_parser
+
+import qam_lightning
+
+GROUPS = {
+    "trainer": "qam_lightning.cli.trainer.Trainer",
+    "data": "qam_lightning.data.datamodule.ChunkDataModule",
+    "log": "qam_lightning.callbacks.metrics.MetricsLogger",
+    "evaluation": "qam_lightning.callbacks.evaluation.Evaluate",
+    "checkpoints": "qam_lightning.callbacks.checkpoints.Checkpoints",
+    "progress": "qam_lightning.callbacks.progress.Progress",
+    "online": "qam_lightning.callbacks.online.Online",
+}
+"""Group of settings -> the class that takes them. Callbacks act in this order."""
+
+CALLBACKS = ("log", "evaluation", "checkpoints", "progress", "online")
+"""The groups that are callbacks."""
+
+METHOD = "qam_lightning.methods.base.Method"
+
+DERIVED = {
+    "data": {"seed"},
+    "log": {"run_dir"},
+    "checkpoints": {"run_dir"},
+    "online": {"run_dir", "seed"},
+    "model": {"spaces", "discount", "seed"},
+}
+"""Arguments that the command line fills in from other settings, see `fit.FitCLI`."""
+
+
+class Setting(NamedTuple):
+    """An argument of a constructor or a function.
+
+    Attributes:
+        type: the annotation, as written.
+        default: the default, as written; None if there is none.
+        help: what the docstring says of it.
+    """
+
+    type: str
+    default: str | None
+    help: str
+
+    @property
+    def value(self) -> object:
+        """The default as a value; the text itself where it is no literal."""
+        try:
+            return ast.literal_eval(self.default or "None")
+        except ValueError:
+            return self.default
+
+
+@functools.cache
+def settings_of(name: str) -> dict[str, Setting]:
+    """Return the settings of a class or function.
+
+    Args:
+        name: with its module, e.g. ``qam_lightning.methods.qam.QAM``.
+
+    Returns:
+        Argument -> setting; empty if the source cannot be found. Arguments that a class hands on
+        (``**kwargs``) and fields of data classes are those of its bases, too.
+    """
+    module, _, attribute = name.rpartition(".")
+    tree = _tree(module)
+    node = next((n for n in tree.body if getattr(n, "name", None) == attribute), None)
+    if isinstance(node, ast.FunctionDef):
+        return _arguments(node, ast.get_docstring(node))
+    if not isinstance(node, ast.ClassDef):
+        return {}
+    constructor = next((n for n in node.body if getattr(n, "name", None) == "__init__"), None)
+    inherited: dict[str, Setting] = {}
+    if not isinstance(constructor, ast.FunctionDef) or constructor.args.kwarg:
+        for base in reversed(node.bases):
+            inherited |= settings_of(_qualified(ast.unparse(base), module, tree))
+    if isinstance(constructor, ast.FunctionDef):
+        texts = (ast.get_docstring(node), ast.get_docstring(constructor))
+        return inherited | _arguments(constructor, "\n\n".join(filter(None, texts)))
+    return inherited | dict(_fields(node))
+
+
+def _tree(module: str) -> ast.Module:
+    package, _, rest = module.partition(".")
+    if package == "qam_lightning":
+        path = Path(qam_lightning.__file__).parent / f"{rest.replace('.', '/')}.py"
+    else:
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            spec = None
+        path = Path(spec.origin) if spec and spec.origin else Path()
+    return ast.parse(
+        path.read_text(encoding="utf-8") if path.suffix == ".py" and path.exists() else ""
+    )
+
+
+def _qualified(name: str, module: str, tree: ast.Module) -> str:
+    """Return a base's name with the module that it is imported from."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return f"{node.module}.{alias.name}"
+    return f"{module}.{name}"
+
+
+def _arguments(function: ast.FunctionDef, docstring: str | None) -> dict[str, Setting]:
+    texts = {
+        p.arg_name: p.description or "" for p in docstring_parser.parse(docstring or "").params
+    }
+    positional = [a for a in function.args.args if a.arg != "self"]
+    given = [None] * (len(positional) - len(function.args.defaults)) + function.args.defaults
+    arguments = [*positional, *function.args.kwonlyargs]
+    defaults = [*given, *function.args.kw_defaults]
+    return {
+        argument.arg: Setting(
+            _text(argument.annotation), _text(default) or None, _line(texts.get(argument.arg, ""))
+        )
+        for argument, default in zip(arguments, defaults, strict=True)
+    }
+
+
+def _fields(node: ast.ClassDef) -> Iterator[tuple[str, Setting]]:
+    """Yield the annotated fields of a class, each with the string that stands below it."""
+    for field, below in zip(node.body, [*node.body[1:], None], strict=True):
+        if not isinstance(field, ast.AnnAssign) or "ClassVar" in ast.unparse(field.annotation):
+            continue
+        documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        text = str(below.value.value) if documented else ""  # type: ignore[union-attr]
+        yield (
+            ast.unparse(field.target),
+            Setting(_text(field.annotation), _default(field.value), _line(text)),
+        )
+
+
+def _default(value: ast.expr | None) -> str | None:
+    if isinstance(value, ast.Call):  # field(0.5, ...) or field(default=0.5)
+        named = {k.arg: k.value for k in value.keywords}
+        value = value.args[0] if value.args else named.get("default")
+    return _text(value) or None
+
+
+def _text(node: ast.expr | None) -> str:
+    return ast.unparse(node) if node else ""
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@functools.cache
+def known(method: str = METHOD) -> dict[str, Setting]:
+    """Return all settings of the groups and of a method's class by key, e.g. ``data.task``."""
+    found = {}
+    for group, name in (*GROUPS.items(), ("model", method)):
+        for argument, setting in settings_of(name).items():
+            if argument not in DERIVED.get(group, ()):
+                found[f"{group}.{argument}"] = setting
+    return found
+
+
+def is_method(name: str) -> bool:
+    """Whether a class has a method's settings."""
+    return settings_of(name).keys() >= settings_of(METHOD).keys()

@@ -1,0 +1,126 @@
+"""A trained policy for environments of your own: observation in, action out."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qam_lightning.util.errors import require
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from qam_lightning.methods.base import Method
+
+
+class Policy:
+    """Acts as a trained method: samples a chunk of H actions and executes it open loop.
+
+    >>> policy = load_policy("runs/quickstart")
+    >>> env = policy.make_env()
+    >>> observation, _ = env.reset(seed=0)
+    >>> policy.reset()
+    >>> observation, reward, terminated, truncated, info = env.step(policy(observation))
+
+    Seeded alike, it acts as ``eval.py`` does: after n calls of `reset`, as in episode n - 1.
+
+    Args:
+        method: the trained method, on any device.
+        metadata: what the checkpoint says of the method and its training.
+        seed: seed of the policy's noise, at least 0.
+    """
+
+    def __init__(self, method: "Method", metadata: Mapping[str, Any], seed: int = 0) -> None:
+        self.method = method
+        """The method; its networks are ordinary modules."""
+        self.metadata = dict(metadata)
+        """Method, environment, configuration, counters and versions of the checkpoint."""
+        self._seed(seed)
+
+    def _seed(self, seed: int) -> None:
+        from qam_lightning.evaluation.episode_policy import EpisodePolicy
+
+        require(seed >= 0, "reset", "seed", seed, "at least 0")
+        self._act = EpisodePolicy(self.method, seed)
+        self._episode = -1
+        self._chunk: Iterator[np.ndarray] = iter(())
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode: forget the current chunk, and take the next stream of noise.
+
+        Args:
+            seed: start again with the first episode of another seed, at least 0.
+
+        Raises:
+            ArgumentError: the seed is negative.
+        """
+        if seed is not None:
+            self._seed(seed)
+        self._episode += 1
+        self._chunk = iter(())
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """Return the action (A,) in [-1, 1] at an observation (O,).
+
+        Every H-th call samples a chunk; the calls between return its remaining actions, whatever
+        they observe.
+
+        Raises:
+            ArgumentError: the observation has another shape, for example that of a batch.
+        """
+        for action in self._chunk:
+            return action
+        self._chunk = iter(self.sample_chunk(observation))
+        return next(self._chunk)
+
+    def sample_chunk(self, observation: np.ndarray) -> np.ndarray:
+        """Return a chunk of actions (H, A) in [-1, 1] at an observation (O,).
+
+        Raises:
+            ArgumentError: the observation has another shape.
+        """
+        observation = np.asarray(observation, np.float32)
+        size = (self.method.spaces.obs_dim,)
+        shape = observation.shape
+        require(shape == size, "Policy", "the shape of observation", shape, f"{size}, no batch")
+        self._episode = max(self._episode, 0)  # reset before the first episode may be left out
+        return self._act(observation[None], [self._episode])[0]
+
+    def make_env(self, **settings: Any) -> "gymnasium.Env":
+        """Make the environment that the policy was trained in.
+
+        Args:
+            settings: arguments of `qam_lightning.make_env` to use instead, for example
+                ``task=2`` or ``render_size=(320, 240)``.
+        """
+        from qam_lightning.envs.make import make_env
+
+        trained = self.metadata["environment"]
+        return make_env(**{key: trained[key] for key in ("env", "task", "sparse")} | settings)
+
+
+def load_policy(
+    run_or_checkpoint: str | Path,
+    best_of_n: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Policy:
+    """Load a trained policy.
+
+    Args:
+        run_or_checkpoint: a run folder, whose ``last.ckpt`` is taken, or a checkpoint file.
+        best_of_n: act with the best of N candidates by the critic, at least 1; as trained by
+            default.
+        device: where the networks compute, for example ``"cuda"``.
+        seed: seed of the policy's noise, at least 0.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged or of another version.
+    """
+    from qam_lightning.checkpoints import load_method
+
+    path = Path(run_or_checkpoint).expanduser()
+    overrides = {} if best_of_n is None else {"best_of_n": best_of_n}
+    method, metadata = load_method(path, **overrides)
+    return Policy(method.to(device), metadata, seed)

@@ -1,0 +1,215 @@
+"""How files and flags become one configuration."""
+
+import pytest
+import yaml
+
+from qam_lightning.cli import main
+from qam_lightning.cli.compose import compose, find_config
+from qam_lightning.util.configs import CONFIGS
+from qam_lightning.util.configs import METHODS as FOLDER
+from qam_lightning.util.errors import UserError
+
+# -- later files and flags -------------------------------------------------------------------------
+
+
+METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def tau(config):
+    return config["model"]["init_args"]["tau"]
+
+
+def test_a_later_domain_leaves_nothing_stale(resolved):
+    config = resolved("--config", "scene.yaml", "--config", "cube_triple.yaml")
+    assert (tau(config), config["data"]["env"]) == (10, "cube-triple")
+    assert config["run_dir"].startswith("runs/cube-triple-")
+    config = resolved("--config", "cube_triple.yaml", "--domain", "scene", "--seed", "4")
+    assert (tau(config), config["data"]["env"]) == (1, "scene")
+    assert config["run_dir"] == "runs/scene-task2-qam-seed4"
+    alone = composed("--config", "scene.yaml", "--method", "qam_fql")
+    for earlier in ("humanoidmaze_large", "pointmaze_giant", "cube_single"):
+        left = composed("--domain", earlier, "--config", "scene.yaml", "--method", "qam_fql")
+        assert left == alone
+
+
+def test_a_flag_beats_the_tuned_value_wherever_it_stands(resolved):
+    for flag in ("--model.tau", "--model.init_args.tau"):
+        assert tau(resolved("--config", "scene.yaml", flag, "5")) == 5
+        assert tau(resolved(flag, "5", "--config", "scene.yaml")) == 5
+        assert tau(resolved("--config", "scene.yaml", flag, "5", "--domain", "cube_triple")) == 5
+
+
+def test_a_file_beats_the_tuned_value(resolved, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model: {init_args: {tau: 7}}\n")
+    assert tau(resolved("--config", "scene.yaml", "--config", str(mine))) == 7
+    assert tau(resolved("--config", str(mine), "--config", "scene.yaml")) == 7
+    for method in (["--method", "qam_fql"], ["--config", "methods/qam_fql.yaml"]):
+        assert tau(resolved("--config", str(mine), "--domain", "scene", *method)) == 7
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_method_flag_equals_its_file(method):
+    by_file = composed("--config", "cube_triple.yaml", "--config", f"methods/{method}.yaml")
+    assert by_file["method"] == method and by_file["domain"] == "cube-triple"
+    assert composed("--config", f"methods/{method}.yaml", "-c", "cube_triple.yaml") == by_file
+    assert composed("--domain", "cube-triple", "--method", method) == by_file
+    assert composed(f"--method={method}", "--domain=cube_triple") == by_file
+
+
+def composed(*arguments):
+    """What the files result in, before it is parsed."""
+    return compose(arguments).config
+
+
+def test_nothing_of_the_default_method_is_left_over(resolved, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model: {class_path: qam_lightning.methods.bam.BAM, init_args: {tau: 1}}\n")
+    arguments = ["--config", "scene.yaml", "--config", str(mine), "--model.residual", "true"]
+    config = resolved(*arguments)
+    assert "tuned" not in composed(*arguments)
+    assert config["method"] == "custom"
+
+
+def test_the_task_flag(resolved):
+    config = resolved("--config", "scene.yaml", "--task", "4")
+    assert config["data"]["task"] == 4
+    assert config["run_dir"] == "runs/scene-task4-qam-seed0"
+
+
+def test_a_saved_configuration_resolves_to_itself(resolved, tmp_path):
+    config = resolved("--config", "cube_triple.yaml", "--method", "qam_edit", "--model.tau", "2")
+    saved = tmp_path / "config.yaml"
+    saved.write_text(yaml.safe_dump(config))
+    assert resolved("--config", str(saved)) == config
+
+
+# -- method and domain are the same in files and flags ---------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    """``file(text)``: the path of a configuration file of the user's."""
+
+    def write(text, name="mine.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_a_method_in_a_file_is_that_method(file):
+    mine = file("method: rebrac\nmodel: {init_args: {width: 64}}")
+    config = composed("--domain=scene", "--config", mine)
+    assert config["model"]["init_args"].pop("width") == 64
+    assert config == composed("--domain=scene", "--method=rebrac")
+    assert composed("--config", mine, "--domain=scene", "--method=fql")["method"] == "fql"
+
+
+def test_a_domain_in_a_file_is_that_domain(file, resolved):
+    config = resolved("--config", file("domain: scene"))
+    assert config == resolved("--domain=scene")
+    assert (config["data"]["task"], config["data"]["sparse"]) == (2, True)
+    mine = file("domain: scene\ndata: {task: 4}")
+    assert composed("--config", mine)["data"]["task"] == 4
+    assert composed("--config", mine)["data"]["sparse"] is True
+
+
+def test_the_users_file_beats_the_domains_wherever_it_stands(file):
+    mine = file("data: {task: 4}")
+    for order in (("--config", mine, "--domain=scene"), ("--domain=scene", "--config", mine)):
+        assert composed(*order)["data"]["task"] == 4
+
+
+def test_a_flag_beats_the_domain_of_a_file(file):
+    recipe = composed("--config=quickstart.yaml", "--domain=scene", "--method=fql")
+    alone = composed("--domain=scene", "--method=fql")
+    assert (recipe["domain"], recipe["method"]) == ("scene", "fql")
+    assert recipe["data"]["task"] == 2 and recipe["data"]["sparse"] is True
+    for key in ("tuned", "run_dir", "tuned_as"):
+        assert recipe[key] == alone[key]
+    assert recipe["model"]["init_args"]["width"] == 128  # the recipe's own, of no domain
+
+
+@pytest.fixture
+def saved(resolved, file):
+    """``saved(*arguments)``: the configuration that a run leaves in its folder."""
+    return lambda *arguments: file(yaml.safe_dump(resolved(*arguments)), "config.yaml")
+
+
+@pytest.mark.parametrize("method", ["fql", "rebrac", "bam", "ifql"])
+def test_another_method_takes_nothing_of_a_saved_run_but_what_its_user_chose(
+    method, saved, resolved
+):
+    chosen = ("--model.width=64", "--data.batch_size=8", "--trainer.max_steps=9", "--seed=3")
+    run = saved("--domain=scene", "--method=qam_edit", "--model.tau=9", "--run_dir=x", *chosen)
+    config = resolved("--config", run, "--method", method)
+    assert config == resolved("--domain=scene", "--method", method, *chosen)
+
+
+def test_another_method_after_one_with_values_of_its_own(saved, resolved):
+    run = saved("--domain=scene", "--method=ifql", "--model.rho=0.7")
+    config = resolved("--config", run, "--method=qam")
+    assert config == resolved("--domain=scene", "--method=qam", "--model.rho=0.7")
+
+
+def test_another_domain_takes_nothing_of_a_saved_run_but_what_its_user_chose(saved, resolved):
+    run = saved("--domain=humanoidmaze-large", "--method=qam_fql", "--model.width=64")
+    config = resolved("--config", run, "--domain=scene")
+    # The domain's file sets no discount and no rho, so its own are the shared ones.
+    assert config == resolved("--domain=scene", "--method=qam_fql", "--model.width=64")
+
+
+def test_flags_beat_a_saved_run(saved, resolved):
+    run = saved("--domain=scene", "--model.tau=9")
+    config = resolved("--config", run, "--model.tau=2", "--task=1", "--seed=4")
+    assert (tau(config), config["data"]["task"], config["seed"]) == (2, 1, 4)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_a_file_may_include_others(file, tmp_path):
+    file("data: {task: 3, batch_size: 8}\nseed: 1", "below.yaml")
+    mine = file("include: [scene.yaml, below.yaml]\ndata: {task: 4}")
+    config = composed("--config", mine)
+    assert (config["domain"], config["seed"]) == ("scene", 1)
+    assert (config["data"]["task"], config["data"]["batch_size"]) == (4, 8)
+    assert "include" not in config
+
+
+def test_numbers_may_have_exponents(file, resolved):
+    mine = file("trainer: {max_steps: 2e3}\nmodel: {init_args: {learning_rate: 1e-3}}")
+    config = resolved("--domain=scene", "--config", mine, "--data.batch_size=1e2", "--seed", "1e1")
+    assert (config["trainer"]["max_steps"], config["data"]["batch_size"]) == (2000, 100)
+    assert (config["model"]["init_args"]["learning_rate"], config["seed"]) == (1e-3, 10)
+
+
+def test_print_config_may_stand_anywhere(capsys):
+    for arguments in (
+        ("--print_config", "--config=scene.yaml", "--task=3"),
+        ("--config=scene.yaml", "--print_config", "--task=3"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["fit", *arguments])
+        assert yaml.safe_load(capsys.readouterr().out)["data"]["task"] == 3
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def test_a_bare_name_is_looked_up_here_first_then_in_configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("scene.yaml") == CONFIGS / "scene.yaml"
+    assert find_config("scene") == CONFIGS / "scene.yaml"
+    (tmp_path / "scene.yaml").write_text("domain: mine\n")
+    assert find_config("scene.yaml") == tmp_path / "scene.yaml"
+    assert find_config("scene", "domain") == CONFIGS / "scene.yaml"
+
+
+def test_an_unknown_name_names_the_closest():
+    with pytest.raises(UserError, match=r"'cube_tripel.yaml'.*did you mean cube_triple.yaml"):
+        find_config("cube_tripel.yaml")
+    with pytest.raises(UserError, match=r"no method named 'qam_fqll'; did you mean qam_fql"):
+        find_config("qam_fqll", "method")
