@@ -12,10 +12,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from qam_lightning.callbacks.ema import EmaTargets
+from qam_lightning.callbacks.base import Callback
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.cli import main
 from qam_lightning.data.datamodule import ChunkDataModule
+from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
 from qam_lightning.online.actor import EnvActor
 from tests.conftest import SMALL
@@ -31,7 +32,7 @@ ALONE = {"QAM": {}, "ReBRAC": {"noise_scale": 0.0}}
 """Methods to train with ranks that do not know of each other, and settings of theirs."""
 
 
-class Notes(pl.Callback):
+class Notes(Callback):
     """Keeps what a run went through."""
 
     def __init__(self) -> None:
@@ -54,21 +55,14 @@ class Unaware(pl.Callback):
 
 def small(method: type[Method], **changes: Any) -> Method:
     torch.manual_seed(0)
-    return method(**{**SMALL, **changes})
+    return method(Spaces(3, 2, CHUNK), **{**SMALL, **changes})
 
 
 def fit(
     kind: type[Method], data: Path, devices: int, *callbacks: pl.Callback, **own: Any
 ) -> dict[str, Any]:
     """Train in double precision on 12 chunks a step, over all ranks; returns where it ended."""
-    sizes = {
-        "obs_dim": 3,
-        "action_dim": 2,
-        "horizon": CHUNK,
-        "width": 8,
-        "depth": 1,
-        "grad_clip": CLIP,
-    }
+    sizes = {"width": 8, "depth": 1, "grad_clip": CLIP, "target_rate": 0.1}
     method, notes = make(kind, small, **sizes, learning_rate=0.01, **own), Notes()
     trainer = pl.Trainer(
         max_steps=STEPS,
@@ -82,13 +76,13 @@ def fit(
         enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=[
-            EmaTargets(0.1),
             *callbacks,
             Evaluate(every_n_steps=STEPS, episodes=3, workers=0, at_start=True),
             notes,
         ],
     )
-    chunks = ChunkDataModule(ENV, "none", horizon=CHUNK, batch_size=12, path=str(data))
+    settings = {"horizon": CHUNK, "discount": method.discount, "batch_size": 12}
+    chunks = ChunkDataModule(ENV, "none", path=str(data), **settings)
     trainer.fit(method, datamodule=chunks)
     adam = trainer.optimizers[0].state_dict()["state"]
     weights = method.state_dict()
