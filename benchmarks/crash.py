@@ -290,8 +290,10 @@ class Killer:
         self.whole, self.done, self.page = folder / "whole", [], Page()
         self.done: list[Kill] = []
         start = time.monotonic()
-        process = live(folder, self.whole, self.page, "--checkpoints.keep_last=100000")
-        finish(process, folder / "whole.log")
+        finish(
+            live(folder, self.whole, self.page, "--checkpoints.keep_last=100000"),
+            folder / "whole.log",
+        )
         self.seconds = time.monotonic() - start
         self.lengths = {
             activity: self.page[NANOSECONDS + activity] / 1e9 / max(1, self.page[BEGUN + activity])

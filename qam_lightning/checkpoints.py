@@ -167,9 +167,6 @@ def newest(run_dir: str | Path) -> Path:
     Raises:
         UserError: there is none, or none that is intact.
     """
-    if not last_checkpoints(run_dir):
-        path = checkpoint_path(run_dir, "last")
-        raise UserError(f"--ckpt_path last: there is no {path}; leave it out to start anew")
     problems = []
     for path in dict.fromkeys([checkpoint_path(run_dir, "last"), *last_checkpoints(run_dir)]):
         try:
@@ -201,7 +198,7 @@ def check_newest(path: Path, run_dir: str | Path) -> None:
     if path in found and found[path] < found[furthest]:
         raise UserError(
             f"{path} is of gradient step {found[path]}, but {furthest} of {found[furthest]}, which "
-            "would be overwritten; choose another --run_dir, or resume from last"
+            "would be overwritten; choose another run_dir, or resume from the newest"
         )
 
 

@@ -3,6 +3,7 @@
 The reading side is `qam_lightning.checkpoints`.
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -66,10 +67,9 @@ class SafeFile(TorchCheckpointIO):
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a checkpoint and its JSON; a kill in between leaves a JSON that is known as stale."""
+    """Rename a checkpoint, then its JSON: after a kill in between, the JSON is known as stale."""
     os.replace(source, target)
-    if source.with_suffix(".json").exists():
-        os.replace(source.with_suffix(".json"), target.with_suffix(".json"))
+    _move_json(source, target)
 
 
 def keep_last(run_dir: str | Path, count: int) -> None:
@@ -77,11 +77,20 @@ def keep_last(run_dir: str | Path, count: int) -> None:
 
     Where the file system has links, ``last.ckpt`` exists at every instant.
     """
+    last = checkpoint_path(run_dir, "last")
     names = list(enumerate(last_checkpoints(run_dir)[: count - 1], 1))
     for age, newer in reversed(names):
         older = checkpoint_path(run_dir, f"last-{age}")
-        if checkpoint_path(run_dir, "last").exists() and newer != older:
-            _link(newer, older)
+        if last.exists() and newer != older:
+            spare = older.with_name(f".{older.name}.tmp")
+            spare.unlink(missing_ok=True)
+            try:
+                os.link(newer, spare)
+            except OSError:
+                os.replace(newer, spare)
+            os.replace(spare, older)
+            spare.unlink(missing_ok=True)  # it is still there if both names were of one file
+            _move_json(newer, older)
 
 
 def set_aside(run_dir: str | Path, resumed: Path) -> None:
@@ -99,20 +108,6 @@ def set_aside(run_dir: str | Path, resumed: Path) -> None:
             path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def _link(newer: Path, older: Path) -> None:
-    """Let ``older`` be another name of ``newer``, or rename it where there are no links."""
-    for source, target in (
-        (newer, older),
-        (newer.with_suffix(".json"), older.with_suffix(".json")),
-    ):
-        spare = target.with_name(f".{target.name}.tmp")
-        spare.unlink(missing_ok=True)
-        try:
-            os.link(source, spare)
-        except FileNotFoundError:
-            target.unlink(missing_ok=True)  # no JSON
-            continue
-        except OSError:
-            os.replace(source, spare)
-        os.replace(spare, target)
-        spare.unlink(missing_ok=True)  # it is still there if both names were of the same file
+def _move_json(source: Path, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(source.with_suffix(".json"), target.with_suffix(".json"))

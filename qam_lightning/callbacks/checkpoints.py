@@ -241,7 +241,7 @@ class Checkpoints(Callback):
             raise UserError(
                 f"training diverged: {found or 'something on another device'} is not finite at "
                 f"gradient step {self._boundary}; {path} was not written; lower "
-                "model.learning_rate or clip gradients"
+                "learning_rate, or set grad_clip"
             )
 
 

@@ -142,7 +142,7 @@ class Evaluate(Callback):
 
 def _gather(mine: Any) -> list[Any]:
     """Return what every rank gave, in their order."""
-    if not torch.distributed.is_initialized():
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [mine]
     everyone: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, mine)

@@ -101,7 +101,7 @@ class MetricsLogger(Callback):
             raise UserError(
                 f"training diverged: {name} is {metrics[name]} at gradient step "
                 f"{method.gradient_step}; the checkpoints are older and intact; lower "
-                "model.learning_rate or clip gradients"
+                "learning_rate, or set grad_clip"
             )
         row = {**_counters(method), "steps_per_second": self._speed(method.gradient_step)}
         row |= metrics

@@ -31,7 +31,7 @@ FILE = "replay.bin"
 class Online(Callback):
     """Collects in the environment once the offline phase is over, while updates go on.
 
-    Place it last among the callbacks. Its ``on_train_batch_end`` begins the environment steps that
+    It comes last among the callbacks. Its ``on_train_batch_end`` begins the environment steps that
     the next update may see, so logs and checkpoints of this update come before them; and its
     ``on_exception`` ends the environments, which a checkpoint written on a failure still needs.
     Other callbacks of this project hear ``on_collection`` after every step that no update follows.

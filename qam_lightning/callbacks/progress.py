@@ -12,6 +12,7 @@ from rich.console import Console
 
 from qam_lightning.callbacks.base import Callback, Order
 from qam_lightning.methods.base import Method
+from qam_lightning.util.errors import require
 
 # What the status shows of a row of metrics: column -> label.
 _SHOWN = {"loss": "loss", "critic/q_mean": "mean Q"}
@@ -28,11 +29,15 @@ class Progress(Callback, ProgressBar):
     order = Order.PROGRESS
 
     def __init__(self, every_seconds: float = 30.0) -> None:
-        """Take the setting.
+        """Check the setting.
 
         Args:
             every_seconds: seconds between two lines where the output is not a terminal.
+
+        Raises:
+            ArgumentError: it is negative.
         """
+        require(every_seconds >= 0, Progress, "every_seconds", every_seconds, "at least 0")
         super().__init__()
         self.every_seconds = every_seconds
         self._enabled = True

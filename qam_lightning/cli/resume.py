@@ -41,6 +41,9 @@ def resume_path(wanted: str | None, run_dir: Path) -> Path | None:
             )
         return None
     if wanted == "last":
+        if not last_checkpoints(run_dir):
+            path = checkpoint_path(run_dir, "last")
+            raise UserError(f"--ckpt_path last: there is no {path}; leave it out to start anew")
         return newest(run_dir)
     path = best if wanted == "best" else Path(wanted).expanduser()
     if not path.is_file():

@@ -8,20 +8,21 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from qam_lightning.callbacks.base import Callback, Order
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.callbacks.metrics import MetricsLogger
-from qam_lightning.checkpoints import read_checkpoint
+from qam_lightning.checkpoints import describe, read_checkpoint
 from qam_lightning.cli import main
 from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.qam import QAM
 from tests.app.conftest import read_csv
 from tests.app.test_training import steps
-from tests.evaluation.conftest import fit, tiny_qam
+from tests.evaluation.conftest import MazeData, fit, tiny_qam
 
 
 class Talkative(QAM):
@@ -179,3 +180,25 @@ def test_lightnings_own_csv_logger_alone_serves_too(tmp_path: Path) -> None:
     fit(tiny_qam(), 4, [MetricsLogger(every_n_steps=2)], CSVLogger(tmp_path))
     (table,) = tmp_path.rglob("metrics.csv")
     assert [int(row["gradient_step"]) for row in read_csv(table)] == [2, 4]
+
+
+def test_lightnings_model_checkpoint_serves_besides(tmp_path: Path) -> None:
+    """It writes through our files, after the evaluation of its step."""
+    theirs = ModelCheckpoint(tmp_path / "theirs", every_n_train_steps=2, save_top_k=-1)
+    trainer = pl.Trainer(
+        max_steps=4,
+        callbacks=[theirs, Checkpoints(str(tmp_path)), Evaluate(2, 1, workers=0)],
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(tiny_qam(), MazeData())
+    found = sorted(describe(path).gradient_step for path in (tmp_path / "theirs").glob("*.ckpt"))
+    assert found == [2, 4] and len(list((tmp_path / "theirs").glob("*.json"))) == 2
+    for path in (tmp_path / "theirs").glob("*.ckpt"):
+        checkpoint = read_checkpoint(path)
+        evaluated = checkpoint["callbacks"]["Evaluate"]["evaluated"]
+        assert evaluated == checkpoint["counters"]["gradient_step"]
+    trainer.save_checkpoint(tmp_path / "weights/only.ckpt", weights_only=True)
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["only.ckpt"]
