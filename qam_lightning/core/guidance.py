@@ -51,7 +51,8 @@ def linex(predicted: Tensor, target: Tensor, tau: float) -> Tensor:
     """Return exp(Δ) + τ Q where Δ = τ (y - Q) <= 5, else Δ, element-wise (Eq. 64, 70).
 
     Within that range its mean is least at Q = (1/τ) log E exp(τ y). The branches do not meet: at
-    Δ = 5 the derivative in Q falls from τ (1 - e⁵) to -τ, which bounds the gradient of far-off targets.
+    Δ = 5 the derivative in Q falls from τ (1 - e⁵) to -τ, which bounds the gradient of distant
+    targets.
 
     Args:
         predicted: Q, any shape.
