@@ -55,7 +55,7 @@ class Unaware(pl.Callback):
 
 def small(method: type[Method], **changes: Any) -> Method:
     torch.manual_seed(0)
-    return method(Spaces(3, 2, CHUNK), **{**SMALL, **changes})
+    return method(**{**SMALL, **changes})
 
 
 def fit(
