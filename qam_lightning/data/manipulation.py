@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 
 from qam_lightning.util.errors import UserError
-from qam_lightning.util.rng import Stream, numpy_generator
+from qam_lightning.util.rng import collection_seeds
 
 # Chance that a cube's new target is on top of another cube, drawn per episode from these bounds.
 STACKING = {
@@ -124,7 +124,7 @@ class ManipulationCollector:
             UserError: Every attempt ended in an impossible state of the simulation.
         """
         for attempt in range(MAX_ATTEMPTS):
-            arrays = self._attempt(numpy_generator(seed, Stream.COLLECTION, index, attempt))
+            arrays = self._attempt(*collection_seeds(seed, index, attempt))
             if self.name != "scene" or is_healthy(arrays["qpos"]):
                 return arrays
         raise UserError(
@@ -132,8 +132,7 @@ class ManipulationCollector:
             "in a row; check the installed mujoco version"
         )
 
-    def _attempt(self, rng: np.random.Generator) -> Arrays:
-        env_seed, oracle_seed = rng.integers(2**32, size=2).tolist()
+    def _attempt(self, env_seed: int, oracle_seed: int) -> Arrays:
         # The oracles draw from numpy's global generator; there is no other way to seed them.
         np.random.seed(oracle_seed)
         stacking = np.random.uniform(*STACKING.get(self.name, (0.5, 0.5)))

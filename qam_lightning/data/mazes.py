@@ -10,7 +10,7 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 
-from qam_lightning.util.rng import Stream, numpy_generator
+from qam_lightning.util.rng import collection_seeds
 
 ACTION_NOISE = 0.5
 STITCH_DISTANCE = 4  # cells
@@ -44,8 +44,7 @@ class MazeCollector:
         Returns:
             Arrays with the episode's steps in their first dimension, under their file's keys.
         """
-        rng = numpy_generator(seed, Stream.COLLECTION, index)
-        env_seed, global_seed = rng.integers(2**32, size=2).tolist()
+        env_seed, global_seed = collection_seeds(seed, index)
         # The maze draws from numpy's global generator; there is no other way to seed it.
         np.random.seed(global_seed)
         self.env.action_space.seed(env_seed)

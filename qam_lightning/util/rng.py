@@ -30,9 +30,7 @@ class Stream(IntEnum):
     """Counters: environment, episode. The reset of an environment that collects."""
     ONLINE_NOISE = 6
     """Counters: environment step. The noise of the chunk that starts with this step."""
-    COLLECTION = 7
-    """Counters: episode. An episode of a dataset collected by scripted oracles."""
-    LABORATORY = 8
+    LABORATORY = 7
     """Counters: the laboratory's own."""
 
 
@@ -46,6 +44,20 @@ def numpy_generator(seed: int, stream: Stream, *counters: int) -> np.random.Gene
     """Return numpy's generator of a stream at these counters."""
     sequence = np.random.SeedSequence(seed, spawn_key=(int(stream), *counters))
     return np.random.Generator(np.random.Philox(sequence))
+
+
+def collection_seeds(seed: int, *counters: int) -> tuple[int, int]:
+    """Return two 32-bit seeds for an episode that scripted oracles collect.
+
+    Simulators and oracles take seeds, not generators. The keys are those of version 0.1 and belong
+    to no `Stream`, so that a collected dataset keeps its bytes.
+
+    Args:
+        seed: of the collection, at least 0.
+        counters: the episode, and the attempt at it.
+    """
+    first, second = np.random.SeedSequence([seed, *counters]).generate_state(2)
+    return int(first), int(second)
 
 
 def torch_generator(
