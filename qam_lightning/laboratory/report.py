@@ -186,7 +186,9 @@ def markdown(rows: Sequence[Row], flow_steps: int) -> str:
     methods = sorted({row.method for row in shown}, key=share)
     found = {m: [cells.get((m, p)) for p in problems] for m in methods}
     distances = [
-        "| method | " + " | ".join(f"{p}: W1" for p in problems) + " | of behaviour's | values |",
+        "| method | "
+        + " | ".join(f"{p}: W1" for p in problems)
+        + " | mean, % of the behaviour's W1 | values |",
         "|---|" + "---:|" * (len(problems) + 1) + "---|",
     ]
     others = [
