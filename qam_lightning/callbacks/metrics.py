@@ -122,7 +122,7 @@ class MetricsLogger(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Wait until the rows that belong to a checkpoint are on disk, too."""
+        """Wait until the rows that belong to a checkpoint are on disk."""
         for logger in trainer.loggers:
             logger.save()
 

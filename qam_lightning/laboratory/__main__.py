@@ -18,8 +18,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m qam_lightning.laboratory",
         description="Train every method's policy against an exact Q on problems where "
-        "π_β exp(τ Q) is known, and report how near its samples come. Results join those that "
-        "earlier runs left in the folder; what is there at equal effort is not done again.",
+        "π_β exp(τ Q) is known, and report how near its samples come. Results are added to those "
+        "in the folder; what has been trained there with the same effort is not trained again.",
     )
     add = parser.add_argument
     add("--methods", nargs="+", default=[], metavar="NAME", help="default: all there are")
