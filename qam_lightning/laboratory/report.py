@@ -1,4 +1,4 @@
-"""What the laboratory found, as samples on disk, as tables and as pictures.
+"""Results of the laboratory, as samples on disk, tables and pictures.
 
 The samples are the result; distances, tables and pictures are computed from them, so that a later
 run of a few methods joins an earlier one of the others.
@@ -92,7 +92,7 @@ class Row(NamedTuple):
 
 
 def load(folder: Path) -> Entries:
-    """Read what earlier runs left in ``folder``; nothing if they left nothing.
+    """Read the results of earlier runs in ``folder``; empty if there are none.
 
     Raises:
         UserError: the file is no such file.
@@ -227,7 +227,7 @@ def _minimiser(name: str, steps: int) -> tuple[float, float]:
 
 
 def _weights(problems: Sequence[str]) -> list[str]:
-    """Return what becomes of weighted regression on each problem, from its weights alone."""
+    """Return the table of weighted regression on each problem, from its weights alone."""
     lines = [
         "| problem | effective share of samples | tilt clipped | W1 of FAWAC's exact minimiser |",
         "|---|---:|---:|---:|",

@@ -59,7 +59,7 @@ class CGQL(Method):
         return {"actor/flow_loss": loss}, {}
 
     def guiding_value(self, s: Tensor, a: Tensor, u: Tensor) -> Tensor:
-        """Return the value (B,) whose gradient guides: of noisy actions taken for clean ones."""
+        """Return the value (B,) whose gradient guides; it treats noisy actions as clean ones."""
         return self.critic(s, a).mean(0)
 
     @torch.no_grad()
