@@ -8,7 +8,7 @@ from torch import Tensor
 from qam_lightning.core.flow import Field
 
 VJP = Callable[[int, Tensor], Tensor]
-"""``vjp(i, g)`` returns J_iᵀ g, (B, D), where J_i is a field's Jacobian at the path's i-th state."""
+"""``vjp(i, g)`` returns J_iᵀ g, (B, D); J_i is a field's Jacobian at the path's i-th state."""
 
 
 def autograd_vjp(field: Field, states: Tensor, times: Tensor) -> VJP:
