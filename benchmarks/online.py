@@ -146,10 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{options.method}, {options.size} size, {env}, {available_cores()} cores,", end=" ")
     print(f"{torch.get_num_threads()} threads, {options.rounds} rounds of {options.steps} updates")
     print("\n| A against B | A | B | A / B (range over pairs) |\n|---|---|---|---|")
-    print(row("ms per online step, environment ahead, against an offline one", online, offline))
-    print(row("ms per online step, environment in this process, likewise", here, base))
-    print(row("ms per online step, environment ahead, against in this process", online, here))
-    what = "episodes a minute, all at once, a call per chunk, against one, a call per step"
+    print(row("ms per step: online with `async_env` true (A), offline (B)", online, offline))
+    print(row("ms per step: online with `async_env` false (A), offline (B)", here, base))
+    print(row("ms per online step: `async_env` true (A), false (B)", online, here))
+    what = (
+        "episodes per minute: all environments at once, one policy call per chunk (A); "
+        "one environment, one policy call per step (B)"
+    )
     print(row(what, *rates))
 
 

@@ -1,1 +1,1 @@
-"""What happens around a training step: EMA targets, evaluation, logging, checkpoints."""
+"""Callbacks: target networks, metrics, evaluation, checkpoints, progress, online collection."""

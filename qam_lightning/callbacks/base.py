@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Order(IntEnum):
-    """Who comes first when a gradient step has ended, and in every other of Lightning's events.
+    """Who comes first after a gradient step, and in every other event of Lightning.
 
     The row of a step is on disk before the checkpoint of that step counts it. A checkpoint holds
     the result of its step's evaluation. The next environment step begins last, when everything

@@ -22,7 +22,7 @@ class Evaluate(Callback):
 
     Results are ``success`` (at the last step, in [0, 1]), ``return``, ``length`` (means over
     episodes), ``discarded`` (episodes run again because an environment's process died) and
-    ``seconds``. `Callback.on_evaluation` tells them to every callback. A run that was stopped is
+    ``seconds``. `Callback.on_evaluation` passes them to every callback. A run that was stopped is
     not evaluated at its end.
 
     Every evaluation runs the same episodes, so differences come from the policy. Each rank

@@ -72,7 +72,7 @@ class MetricsLogger(Callback):
         trainer.log_every_n_steps = self.every_n_steps  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to log. Not before: until now, something may have refused the run."""
+        """Begin to log only now: until now, the run could still be refused."""
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.begin(cast(Method, pl_module).gradient_step)
@@ -122,7 +122,7 @@ class MetricsLogger(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Wait until the rows that belong to a checkpoint are on disk, too."""
+        """Wait until the rows that belong to a checkpoint are on disk."""
         for logger in trainer.loggers:
             logger.save()
 

@@ -55,7 +55,7 @@ class Online(Callback):
         Args:
             run_dir: Folder of the run; the replay lies beside its checkpoints.
             steps: Environment steps; 0 trains offline only.
-            learning_starts: Environment steps before updates go on.
+            learning_starts: Environment steps before the first online update.
             utd_ratio: Updates per environment step.
             sampling: Draw batches uniformly from the dataset and the replay together, or half of
                 each batch from either.

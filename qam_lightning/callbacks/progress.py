@@ -1,4 +1,4 @@
-"""How training is going: a live bar in a terminal, a line now and then anywhere else."""
+"""Progress of training: a live bar in a terminal, a line at intervals anywhere else."""
 
 import time
 from collections.abc import Mapping

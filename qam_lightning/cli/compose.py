@@ -8,10 +8,10 @@ Later layers override earlier ones:
     every ``--config`` file, in order, each after the files that it includes
     the flags
 
-``method`` and ``domain`` choose the second and third layer, as flags and as keys of files alike; a
-flag decides over a file, a later file over an earlier one. ``--config scene.yaml`` is the same as
-``--domain scene``. Settings that a file holds for a method
-or domain that was not chosen are left out, see `_without_method` and `_without_domain`.
+``method`` and ``domain`` choose the second and third layer, as flags and as keys of files. A flag
+overrides a file, and a later file an earlier one. ``--config scene.yaml`` is the same as
+``--domain scene``. Settings that a file holds for a method or domain that was not chosen are left
+out, see `_without_method` and `_without_domain`.
 """
 
 import copy

@@ -8,14 +8,14 @@ from torch import Tensor
 from qam_lightning.core.flow import Field
 
 VJP = Callable[[int, Tensor], Tensor]
-"""``vjp(i, g)`` returns J_iᵀ g, (B, D), J_i being a field's Jacobian at the path's i-th state."""
+"""``vjp(i, g)`` returns J_iᵀ g, (B, D); J_i is a field's Jacobian at the path's i-th state."""
 
 
 def autograd_vjp(field: Field, states: Tensor, times: Tensor) -> VJP:
     """Return the vector-Jacobian product of any differentiable ``field`` along a path.
 
-    Networks that can linearise themselves once for the whole path are faster; this one asks
-    nothing of the field.
+    It works for every field. A network that linearises itself once for the whole path is faster,
+    see `VelocityField.linearize`.
 
     Args:
         field: a velocity field.

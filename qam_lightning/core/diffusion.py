@@ -117,7 +117,7 @@ def prediction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor
 def ascent_loss(predicted: Tensor, dq_da: Tensor, alpha_bar: Tensor, weight: Tensor) -> Tensor:
     """Return mean_B weight · mean_D sqrt(1 - ᾱ_i) ∇_a Q(s, a^i) · ε_θ, a scalar (Eq. 54).
 
-    Lowering it turns ε_θ against ∇_a Q, so that removing noise climbs Q.
+    Lowering it turns ε_θ against ∇_a Q, so that removing noise ascends Q.
 
     Args:
         predicted: (B, D), ε_θ(s, a^i, i).

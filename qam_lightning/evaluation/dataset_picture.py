@@ -1,4 +1,4 @@
-"""A picture of a dataset: where it has been, seen from above, and what its trajectories return."""
+"""A picture of a dataset: visited positions, seen from above, and returns of trajectories."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ def draw_dataset(
 
     Args:
         path: Image to write.
-        title: What stands above it.
+        title: Heading.
         positions: Points from above by name, (points, 2).
         walls: A maze's walls (rows, columns), the size of a cell and the offset of the first.
         returns: Returns of all trajectories by task.

@@ -165,7 +165,7 @@ def _draw_mean(axes: Axes, curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndar
 
 
 def _short(step: float) -> str:
-    """A step count in as few characters as it can be read with: 500, 20k, 1.5M."""
+    """Format a step count briefly: 500, 20k, 1.5M."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(step) >= size:
             return f"{step / size:g}{unit}"

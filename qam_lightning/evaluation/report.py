@@ -12,7 +12,7 @@ from qam_lightning.util.errors import UserError
 
 
 def build_report(subject: Mapping[str, Any], episodes: Sequence[Any]) -> dict[str, Any]:
-    """Put together what is worth keeping of an evaluation.
+    """Return the record of an evaluation.
 
     Args:
         subject: what was evaluated and how (method, environment, seed, versions and so on).

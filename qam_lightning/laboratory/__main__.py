@@ -18,8 +18,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m qam_lightning.laboratory",
         description="Train every method's policy against an exact Q on problems where "
-        "π_β exp(τ Q) is known, and report how near its samples come. Results join those that "
-        "earlier runs left in the folder; what is there at equal effort is not done again.",
+        "π_β exp(τ Q) is known, and report how near its samples come. Results are added to those "
+        "in the folder; what has been trained there with the same effort is not trained again.",
     )
     add = parser.add_argument
     add("--methods", nargs="+", default=[], metavar="NAME", help="default: all there are")
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def chosen(flag: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Return the names given, all that are known if none is.
+    """Return the given names, or all known names if none is given.
 
     Raises:
         UserError: a name is unknown.
@@ -60,7 +60,7 @@ def chosen(flag: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
 
 
 def experiment(options: argparse.Namespace) -> None:
-    """Train, measure and report, keeping each result as soon as it is there."""
+    """Train, measure and report; save each result as soon as it is there."""
     # Imported only now, so that --help and mistakes in the command line answer at once.
     import torch
     from rich.console import Console
@@ -69,7 +69,7 @@ def experiment(options: argparse.Namespace) -> None:
     from qam_lightning.laboratory.problems import PROBLEMS
 
     torch.set_flush_denormal(True)
-    torch.set_num_threads(1)  # the networks are too small to share out
+    torch.set_num_threads(1)  # the networks are too small for several threads
     known = training.recipes()
     methods = chosen("--methods", options.methods, known)
     problems = chosen("--problems", options.problems, PROBLEMS)

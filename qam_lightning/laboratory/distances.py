@@ -19,7 +19,7 @@ def wasserstein(a: Tensor, b: Tensor) -> Tensor:
 def sliced_wasserstein(a: Tensor, b: Tensor) -> float:
     """Return the mean of W1 over directions, for samples (n, 1) or (n, 2); W1 itself in 1-D.
 
-    In the plane the directions divide the half circle evenly, which leaves nothing to chance.
+    In the plane the directions divide the half circle evenly, so the result is deterministic.
     """
     if a.shape[1] == 1:
         return wasserstein(a, b).item()

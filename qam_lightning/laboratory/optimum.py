@@ -62,9 +62,9 @@ def residual(problem: Problem, steps: int) -> list[Tensor]:
         return action_gradient(lambda x: v(x[:, 0], u), a[:, None])[:, 0]
 
     end = a + h * v(a, times[-1])
-    slope = action_gradient(lambda x: problem.q(x.clamp(-1.0, 1.0)), end[:, None])[:, 0]
+    dq_da = action_gradient(lambda x: problem.q(x.clamp(-1.0, 1.0)), end[:, None])[:, 0]
     found: list[Tensor] = []
-    ahead = -problem.tau * slope  # the last step has no noise: g_T at the end of each a_{T-1}
+    ahead = -problem.tau * dq_da  # the last step has no noise: g_T at the end of each a_{T-1}
     for u, sigma in zip(times.flip(0), noise_scale(times, h).flip(0), strict=True):
         back = 1.0 + h * (2.0 * steepness(u + h) - 1.0 / (u + h))
         if not found:

@@ -1,7 +1,7 @@
 """Problems in one and two dimensions whose tilt π_β exp(τ Q) is known.
 
 Every behaviour is a Gaussian mixture, well inside the action box [-1, 1]: its density and its flow
-have closed forms, and the tilt's density is known but for a constant, so that it can be sampled.
+have closed forms, and the tilt's density is known up to a constant, so that it can be sampled.
 """
 
 import math
@@ -85,7 +85,7 @@ class Problem(NamedTuple):
     """A behaviour, a value function and a temperature.
 
     Attributes:
-        title: what the pictures say above.
+        title: heading of the pictures.
         behavior: π_β.
         q: Q, points (N, D) to values (N,).
         tau: τ.
@@ -102,7 +102,7 @@ class Problem(NamedTuple):
         return self.behavior.means.shape[1]
 
     def mass(self, a: Tensor) -> Tensor:
-        """Return π_β exp(τ Q), the tilt's density but for a constant, at points (N, D), (N,)."""
+        """Return π_β exp(τ Q), the tilt's density up to a constant, at points (N, D), (N,)."""
         return self.behavior.density(a) * (self.tau * self.q(a)).exp()
 
     def tilt_density(self, a: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the laboratory found, as samples on disk, as tables and as pictures.
+"""Results of the laboratory, as samples on disk, tables and pictures.
 
 The samples are the result; distances, tables and pictures are computed from them, so that a later
 run of a few methods joins an earlier one of the others.
@@ -92,7 +92,7 @@ class Row(NamedTuple):
 
 
 def load(folder: Path) -> Entries:
-    """Read what earlier runs left in ``folder``; nothing if they left nothing.
+    """Read the results of earlier runs in ``folder``; empty if there are none.
 
     Raises:
         UserError: the file is no such file.
@@ -186,7 +186,9 @@ def markdown(rows: Sequence[Row], flow_steps: int) -> str:
     methods = sorted({row.method for row in shown}, key=share)
     found = {m: [cells.get((m, p)) for p in problems] for m in methods}
     distances = [
-        "| method | " + " | ".join(f"{p}: W1" for p in problems) + " | of behaviour's | values |",
+        "| method | "
+        + " | ".join(f"{p}: W1" for p in problems)
+        + " | mean, % of the behaviour's W1 | values |",
         "|---|" + "---:|" * (len(problems) + 1) + "---|",
     ]
     others = [
@@ -225,7 +227,7 @@ def _minimiser(name: str, steps: int) -> tuple[float, float]:
 
 
 def _weights(problems: Sequence[str]) -> list[str]:
-    """Return what becomes of weighted regression on each problem, from its weights alone."""
+    """Return the table of weighted regression on each problem, from its weights alone."""
     lines = [
         "| problem | effective share of samples | tilt clipped | W1 of FAWAC's exact minimiser |",
         "|---|---:|---:|---:|",

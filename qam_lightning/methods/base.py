@@ -6,11 +6,11 @@ computed again, and a resumed run draws what the uninterrupted run would have dr
 
 Equation numbers, here and everywhere, are those of "Q-learning with Adjoint Matching". Where all
 methods differ from its text:
-    Eq. 26 prints the members' deviation as the root of a sum; it is that of a mean (divide by K).
+    Eq. 26 prints std_K as the root of a sum; here the variance is a mean (it divides by K).
     Eq. 23 and its kin are for single steps, most without γ. Here a chunk of H steps is worth its
     discounted reward plus γ^H times the next value, also where the trajectory cut the chunk short.
     Chunks that run into the next trajectory carry no weight in the critic's and the cloning loss;
-    the paper does not say what becomes of them.
+    the paper does not say how it treats them.
     Squared errors of flows are means over the chunk's dimensions where Eq. 17 writes sums.
 """
 

@@ -1,4 +1,4 @@
-"""CGQL: a behaviour flow guided by the critic's slope at noisy actions (Eq. 60-62).
+"""CGQL: a behaviour flow guided by the critic's action gradient at noisy actions (Eq. 60-62).
 
 Citation
     The paper: Li, Levine, "Q-learning with adjoint matching", arXiv:2601.14234, 2026.
@@ -8,12 +8,13 @@ Trained by what
     critic Q_φ        TD with pessimistic EMA backup (Eq. 26), a' from the guided flow
     behaviour v_β     flow matching on dataset chunks (Eq. 17)
 
-Acts with v_β + ϑ ((1 - u) τ ∇_a mean_K Q(s, a_u) + a_u) / u, which no loss sees.
+Acts with v_β + ϑ ((1 - u) τ ∇_a mean_K Q(s, a_u) + a_u) / u.
+No gradient passes through the guidance. It changes the acting policy and the TD target.
 
 Differences from the paper's text
     v_β is the flow's EMA; Q is the online critic.
     The first step, at u = 0, is not guided: Eq. 60 is singular there.
-    The critic also reads the flow time, as in CGQL-MSE and CGQL-Linex, and is always told u = 1.
+    The critic also reads the flow time, as in CGQL-MSE and CGQL-Linex; here it is always u = 1.
 """
 
 from typing import Any
@@ -58,7 +59,7 @@ class CGQL(Method):
         return {"actor/flow_loss": loss}, {}
 
     def guiding_value(self, s: Tensor, a: Tensor, u: Tensor) -> Tensor:
-        """Return the value (B,) whose gradient guides: of noisy actions taken for clean ones."""
+        """Return the value (B,) whose gradient guides; it treats noisy actions as clean ones."""
         return self.critic(s, a).mean(0)
 
     @torch.no_grad()

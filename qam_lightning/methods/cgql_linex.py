@@ -13,7 +13,8 @@ Trained by what
                           least at (1/τ) log E exp(τ Q(s, a, 1)) over the a that a_u came from
     behaviour v_β         flow matching on dataset chunks (Eq. 17)
 
-Acts with v_β + ϑ ((1 - u) τ ∇_a mean_K Q(s, a_u, u) + a_u) / u, which no loss sees.
+Acts with v_β + ϑ ((1 - u) τ ∇_a mean_K Q(s, a_u, u) + a_u) / u.
+No gradient passes through the guidance. It changes the acting policy and the TD target.
 
 Differences from the paper's text
     Eq. 70 prints its two cases swapped: the loss is exponential where Δ <= 5, linear beyond.

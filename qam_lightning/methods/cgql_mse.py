@@ -9,7 +9,8 @@ Trained by what
                           at other u, times ϱ, squared error of Q(s, a_u, u) to EMA-Q(s, a, 1)
     behaviour v_β         flow matching on dataset chunks (Eq. 17)
 
-Acts with v_β + ϑ ((1 - u) τ ∇_a mean_K Q(s, a_u, u) + a_u) / u, which no loss sees.
+Acts with v_β + ϑ ((1 - u) τ ∇_a mean_K Q(s, a_u, u) + a_u) / u.
+No gradient passes through the guidance. It changes the acting policy and the TD target.
 
 Differences from the paper's text
     v_β is the flow's EMA; the guiding Q is the online critic.

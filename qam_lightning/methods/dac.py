@@ -1,4 +1,4 @@
-"""DAC: diffusion actor-critic, a diffusion policy that climbs the critic (Eq. 53-57).
+"""DAC: diffusion actor-critic, a diffusion policy that ascends the critic (Eq. 53-57).
 
 Citation
     Fang et al., "Diffusion actor-critic: formulating constrained policy iteration as diffusion
@@ -33,7 +33,7 @@ from qam_lightning.nets.diffusion import DiffusionPolicy
 
 
 class DAC(Method):
-    """A diffusion policy that denoises the data and climbs the critic.
+    """A diffusion policy that denoises the data and ascends the critic.
 
     The policy tends to π_β exp(τ Q) with τ = 1 / (2η). ``flow_steps`` counts diffusion steps.
     """

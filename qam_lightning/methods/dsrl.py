@@ -5,19 +5,20 @@ Citation
     arXiv:2506.15799, 2025.
 
 Trained by what
-    critic Q_φ          TD with pessimistic EMA backup (Eq. 26, 83), a' as it acts
+    critic Q_φ          TD with pessimistic EMA backup (Eq. 26, 83), a' from the acting policy
     behaviour v_θ       flow matching on dataset chunks (Eq. 17)
-    latent critic Q_ψ   regression of Q^z(s, z) on Q(s, ODE(EMA v_θ; s, z)), z ~ N (Eq. 82)
-    noise policy π_ω    -mean_K Q^z(s, σ_z z') + ent_coef · log π_ω(z' | s), z' ~ π_ω(s) (Eq. 81)
-    entropy coefficient its log, towards entropy -D/2 (Eq. 80)
+    latent critic Q^z   regression of Q^z(s, z) on Q_φ(s, ODE(EMA v_θ; s, z)), z ~ N(0, I) (Eq. 82)
+    noise policy π_ω    -mean_K Q^z(s, σ_z z') + c · log π_ω(z' | s), z' ~ π_ω(s) (Eq. 81),
+                        where c is the entropy coefficient
+    coefficient c       its log, towards entropy -D/2 (Eq. 80)
 
 Acts with ODE(EMA v_θ; s, σ_z z').
 
 Differences from the paper's text
     Eq. 82 and 83 write v_θ; the text after them replaces it by its EMA, for stability online.
     Eq. 80 and 81 leave out σ_z, the bound of the noise (Sec. C.2).
-    Each latent critic regresses on the critic of its own number; chunks cut short take part, since
-    only their states are read.
+    The k-th latent critic regresses on the k-th critic; chunks cut short take part, since only
+    their states are read.
 """
 
 from typing import NamedTuple

@@ -7,9 +7,9 @@ Citation
 Trained by what
     critic Q_φ          TD with pessimistic EMA backup (Eq. 26, 79), a' = the edited action
     behaviour v_β       flow matching on dataset chunks (Eq. 17)
-    edit policy π_ω     -mean Q(s, clip(ã + σ_a Δa)) + ent_coef · log π(Δa), ã = ODE(v_β; s, z)
-                        (Eq. 78)
-    entropy coefficient its log, towards entropy -D/2 (Eq. 77)
+    edit policy π_ω     -mean Q(s, clip(ã + σ_a Δa)) + c · log π_ω(Δa) (Eq. 78),
+                        where ã = ODE(v_β; s, z) and c is the entropy coefficient
+    coefficient c       its log, towards entropy -D/2 (Eq. 77)
 
 Differences from the paper's text
     The entropy bound of Eq. 77 is written out as the term and the coefficient that enforce it.

@@ -32,7 +32,7 @@ from qam_lightning.nets.critic import ValueNetwork
 
 
 class IFQL(Method):
-    """Critic and value network that never ask about actions outside the data, and a cloned flow."""
+    """A cloned flow; critic and value network learn from dataset actions alone."""
 
     kappa: float = setting(above=0, below=1)
     """κ, the expectile: 0.5 evaluates the behaviour, near 1 the best in the data."""

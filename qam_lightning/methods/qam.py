@@ -16,7 +16,7 @@ Differences from the paper's text
     which keeps Eq. 24 finite at u = 0 and free of noise at u = 1.
     The adjoint starts at the gradient of Q(s, clip a): it vanishes outside the action box.
     Gradients are clipped by joint norm, as the published scores were made; the text says
-    element-wise, which is ``clip_mode: value``.
+    element-wise, which is ``grad_clip_mode: value``.
     Eq. 25 takes the Jacobian at the state and time after a step; here it is the state before it,
     a_i, at time u_i + h, as for the published scores.
     The Q of the adjoint is the mean of the EMA critics where Eq. 22 onwards writes Q_φ; the loss
@@ -61,7 +61,7 @@ class QAM(Method):
     """
 
     tau: float = setting(at_least=0)
-    """Inverse temperature τ; the policy tends to π_β exp(τ Q), and 0 is cloning."""
+    """Inverse temperature τ; the policy tends to the density ∝ π_β exp(τ Q), and 0 is cloning."""
     residual: bool = True
     """Whether f_θ is a residual on f_β (the paper's choice) or the full velocity v."""
     grad_clip: float = setting(default=1.0, at_least=0)

@@ -7,16 +7,16 @@ Citation
 
 Trained by what
     critic, f_β, f_θ    as in QAM, but a' is the edited action
-    edit policy π_ω     -mean Q(s, clip(ã + σ_a Δa)) + ent_coef · log π(Δa),
-                        where ã = ODE(f_β + f_θ; s, z)
-    entropy coefficient its log, towards entropy -D/2
+    edit policy π_ω     -mean Q(s, clip(ã + σ_a Δa)) + c · log π_ω(Δa),
+                        where ã = ODE(f_β + f_θ; s, z) and c is the entropy coefficient
+    coefficient c       its log, towards entropy -D/2
 
 Differences from the paper's text
     Eq. 30 leaves the entropy term to the reference on edit policies; it is written out here.
     σ_a = 0 is plain QAM, as in Table 4: there is then no edit policy.
     Eq. 30 writes ã + Δa: here Δa is a tanh-Gaussian's, its bound σ_a is written out, and the sum
     is clipped to the action box, as in Eq. 78.
-    What differs in QAM differs here.
+    All differences of QAM apply here too.
 """
 
 from typing import NamedTuple

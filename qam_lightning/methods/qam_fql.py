@@ -11,8 +11,8 @@ Trained by what
 Differences from the paper's text
     α = inf is plain QAM, as in Table 4: there is then no one-step policy.
     The distillation is a mean over the chunk's dimensions where Eq. 29 writes a sum.
-    Eq. 29 feeds the critic an unclipped action, which the action box does not know.
-    What differs in QAM differs here.
+    Eq. 29 gives the critic an unclipped action; here it is clipped to the action box.
+    All differences of QAM apply here too.
 """
 
 import math

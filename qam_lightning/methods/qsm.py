@@ -1,4 +1,4 @@
-"""QSM: Q-score matching, a diffusion policy whose score is the critic's slope (Eq. 44-52).
+"""QSM: a diffusion policy whose score is the critic's action gradient (Eq. 44-52).
 
 Citation
     Psenka et al., "Learning a diffusion model policy from rewards via Q-score matching", ICML 2024.

@@ -15,7 +15,7 @@ Differences from the paper's text
     are those of the work it cites, with the pessimistic value of Eq. 26 in place of a minimum.
     The noise that smooths the backup also disturbs the actions in the environment.
     Chunks that run into the next trajectory do not enter the cloning loss.
-    λ takes a mean |Q| below 1e-6 for 1e-6: values of 0 do not end in a division by 0.
+    In λ the mean |Q| is at least 1e-6, so values of 0 cause no division by 0.
 """
 
 from typing import Any

@@ -5,8 +5,8 @@ Citation
 
 Trained by what
     critic Q_φ          TD with pessimistic EMA backup (Eq. 26), a' ~ π(s'), no entropy bonus
-    Gaussian π          -pess Q(s, a) + ent_coef · log π(a | s), a ~ π(s)
-    entropy coefficient its log, towards entropy -D/2
+    Gaussian π          -pess Q(s, a) + c · log π(a | s), a ~ π(s); c is the entropy coefficient
+    coefficient c       its log, towards entropy -D/2
 
 It has no offline phase: actions are random until training starts, and every batch is then half
 offline, half online data.

@@ -1,4 +1,4 @@
-"""GELU in its tanh approximation, fast on processors.
+"""GELU in its tanh approximation, fast on CPUs.
 
 0.5 (1 + tanh y) is the sigmoid of 2y, so gelu(x) = x · s(x) with the gate
 s(x) = sigmoid(2k (x + 0.044715 x³)), k = sqrt(2/π), and

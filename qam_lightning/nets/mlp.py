@@ -1,4 +1,4 @@
-"""The multilayer perceptron that policies and flows are made of."""
+"""The multilayer perceptron of policies and flows."""
 
 from collections.abc import Callable, Sequence
 from typing import cast

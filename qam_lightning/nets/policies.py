@@ -1,4 +1,4 @@
-"""Policy networks that are no flow: Gaussian, edit, one-step and deterministic."""
+"""Policy networks other than flows: Gaussian, edit, one-step and deterministic."""
 
 import torch
 from torch import Tensor, nn

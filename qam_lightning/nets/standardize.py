@@ -12,7 +12,7 @@ class Standardize(nn.Module):
     """
 
     LEAST = 1e-2
-    """A smaller standard deviation counts as this one: what hardly varies is not blown up."""
+    """Lower bound, so that near-constant dimensions are not amplified."""
 
     mean: Tensor
     std: Tensor

@@ -1,4 +1,4 @@
-"""The velocity field of a flow, fast where a path asks it about one state at many points."""
+"""The velocity field of a flow, fast when a path evaluates it at one state and many points."""
 
 from collections.abc import Callable
 

@@ -8,7 +8,7 @@ class Schedule(NamedTuple):
 
     Attributes:
         offline: Gradient steps on the dataset alone, before the first environment step.
-        learning_starts: Environment steps before updates go on.
+        learning_starts: Environment steps before the first online update.
         steps: Environment steps altogether, more than ``learning_starts``.
         utd_ratio: Updates per environment step from then on.
     """
