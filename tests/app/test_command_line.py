@@ -119,14 +119,14 @@ def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
         ),
         ("evaluation: 5", "FILE: evaluation is 5, expected keys with values"),
         ("1: 5", "FILE: the key 1 is no name"),
-        ("seed: 1\ndata: {task: 1}\nseed: 2", "FILE: 'seed' stands twice, in lines 1 and 3"),
+        ("seed: 1\ndata: {task: 1}\nseed: 2", "FILE: 'seed' is set twice, on lines 1 and 3; remove one"),
         ("method: qamm", "no method named 'qamm'; did you mean qam.* .in FILE."),
         (
             "method: fql\nmodel: {class_path: qam_lightning.methods.qam.QAM}",
             "FILE: method is fql, but model.class_path is .*QAM; remove one",
         ),
         ("include: nowhere.yaml", "no config named 'nowhere.yaml'"),
-        ("include: mine.yaml", "mine.yaml: includes itself"),
+        ("include: mine.yaml", "mine.yaml: includes itself; remove the include"),
         ("a: 1\nb: [", "FILE, line 2: not valid YAML"),
         ("- 1", "FILE: expected keys with values, found list"),
         ("domain: moon", "no domain named 'moon'; .* .in FILE."),
@@ -164,7 +164,7 @@ def test_generate_collects_and_refuses_to_overwrite(refused, tmp_path, capsys):
 
 
 def test_a_method_without_an_offline_phase_is_refused_a_dataset(refused, small_run, tmp_path):
-    assert "RLPD has no offline phase" in refused(
+    assert "RLPD has no offline phase: online.steps is 0" in refused(
         *small_run(1, "--method", "rlpd", "--online.steps=0")
     )
     assert not (tmp_path / "run").exists()

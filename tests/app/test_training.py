@@ -249,7 +249,7 @@ def test_a_run_can_branch_off_another_but_not_overwrite_what_came_later(
     shutil.copy(run / "checkpoints/last.ckpt", branch / "checkpoints/best.ckpt")
     before = {path: path.read_bytes() for path in branch.rglob("*") if path.is_file()}
     message = refused(*small_run(5, "--ckpt_path=best", run_dir=branch))
-    assert "best.ckpt is of gradient step 2, but" in message and "last.ckpt of 4" in message
+    assert "best.ckpt is at gradient step 2, but" in message and "last.ckpt is at 4" in message
     assert {path: path.read_bytes() for path in branch.rglob("*") if path.is_file()} == before
     (branch / "checkpoints/last.ckpt").unlink()  # the user's own decision
     assert main(small_run(3, "--ckpt_path=best", run_dir=branch)) == 0
