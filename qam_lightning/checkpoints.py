@@ -44,7 +44,7 @@ class CheckpointInfo:
         method: full name of the method's class.
         shapes: name -> shape of every tensor of the method's ``state_dict``.
         best: the best evaluated success rate up to this checkpoint, None before the first.
-        environment: ``env``, ``dataset``, ``task`` and ``sparse`` of the data; empty for other data.
+        environment: ``env``, ``dataset``, ``task`` and ``sparse`` of the data, if they have them.
         config: the run's resolved configuration, YAML; empty without `Checkpoints` in the trainer.
         versions: the software that wrote it, see `util.provenance.versions`.
     """
@@ -214,8 +214,8 @@ def check_newest(path: Path, run_dir: str | Path) -> None:
     furthest = max(found, key=lambda p: found[p], default=path)
     if path in found and found[path] < found[furthest]:
         raise UserError(
-            f"{path} is at gradient step {found[path]}, but {furthest} is at {found[furthest]}, and "
-            "resuming would overwrite it; choose another run_dir, or resume from the newest"
+            f"{path} is at gradient step {found[path]}, but {furthest} is at {found[furthest]}, "
+            "and resuming would overwrite it; choose another run_dir, or resume from the newest"
         )
 
 

@@ -102,9 +102,13 @@ class Policy:
         from qam_lightning.envs.make import make_env
 
         trained = self.metadata["environment"]
-        named = {key: trained[key] for key in ("env", "task", "sparse") if key in trained} | settings
+        named = {
+            key: trained[key] for key in ("env", "task", "sparse") if key in trained
+        } | settings
         if not {"env", "task"} <= named.keys():
-            raise UserError("Policy: the checkpoint names no environment; give make_env env and task")
+            raise UserError(
+                "Policy: the checkpoint names no environment; give make_env env and task"
+            )
         return make_env(**named)
 
 

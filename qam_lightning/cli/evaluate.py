@@ -161,8 +161,8 @@ def describe(
         print(f"warning: {'; '.join(differences)}", file=sys.stderr)
     if not meta["environment"]:
         raise UserError(
-            f"{checkpoint}: names no environment; only what was trained on a ChunkDataModule can be "
-            "evaluated here, load_policy acts anywhere"
+            f"{checkpoint}: names no environment; only what was trained on a ChunkDataModule can "
+            "be evaluated here, load_policy acts anywhere"
         )
     kept = ("method", "config_hash", "gradient_step", "env_step", "phase")
     return {

@@ -71,8 +71,8 @@ def settings_of(name: str) -> dict[str, Setting]:
     """Return the settings of a class or function.
 
     Args:
-        name: with its module, e.g. ``qam_lightning.methods.qam.QAM``, or with a package that exports
-            it.
+        name: with its module, e.g. ``qam_lightning.methods.qam.QAM``, or with the package that it
+            is exported from.
 
     Returns:
         Argument -> setting; empty if the source cannot be found. Arguments that a class hands on

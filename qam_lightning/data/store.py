@@ -68,8 +68,8 @@ class Store:
         except (OSError, EOFError, ValueError, TypeError, LookupError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(
-                f"{folder}: cannot be read: {reason}; delete it, and the next run converts the files "
-                "again"
+                f"{folder}: cannot be read: {reason}; delete it, and the next run converts the "
+                "files again"
             ) from None
 
     def path(self, key: str) -> Path:

@@ -120,7 +120,7 @@ def _annotations(kind: type) -> dict[str, Any]:
 
 
 def _check_type(owner: type, name: str, value: object, kind: Any) -> None:
-    """Raise an `ArgumentError` unless a value is of an annotated type, as far as it is a simple one.
+    """Raise an `ArgumentError` unless a value is of its annotated type, where that is simple.
 
     An integer is also a number; True is neither, and 10.0 is no integer.
     """

@@ -33,9 +33,7 @@ def _by_name(error: ArgumentError) -> str:
     return f"{error.name} {error.problem}"
 
 
-def answered(
-    command: Callable[[], int], spoken: Callable[[ArgumentError], str] = _by_name
-) -> int:
+def answered(command: Callable[[], int], spoken: Callable[[ArgumentError], str] = _by_name) -> int:
     """Run a command and answer every mistake with one line.
 
     Args:
@@ -43,7 +41,7 @@ def answered(
         spoken: words an argument that was refused in terms of the command line.
 
     Returns:
-        The command's exit code, 2 for a user's mistake or a file that cannot be used, 130 on Ctrl-C.
+        The command's exit code, 2 for a user's mistake or an unusable file, 130 on Ctrl-C.
     """
     try:
         return command()

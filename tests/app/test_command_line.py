@@ -119,7 +119,10 @@ def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
         ),
         ("evaluation: 5", "FILE: evaluation is 5, expected keys with values"),
         ("1: 5", "FILE: the key 1 is no name"),
-        ("seed: 1\ndata: {task: 1}\nseed: 2", "FILE: 'seed' is set twice, on lines 1 and 3; remove one"),
+        (
+            "seed: 1\ndata: {task: 1}\nseed: 2",
+            "FILE: 'seed' is set twice, on lines 1 and 3; remove one",
+        ),
         ("method: qamm", "no method named 'qamm'; did you mean qam.* .in FILE."),
         (
             "method: fql\nmodel: {class_path: qam_lightning.methods.qam.QAM}",

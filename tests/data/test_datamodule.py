@@ -245,7 +245,9 @@ def test_a_finished_store_is_never_written_to(scene, monkeypatch):
 def test_labels_that_cannot_be_written_are_explained(scene, monkeypatch):
     load("scene", scene)
     monkeypatch.setattr(labels, "relabel_dataset", refuse_to_write)
-    with pytest.raises(UserError, match="task2: cannot be written: No space left .*free some") as caught:
+    with pytest.raises(
+        UserError, match="task2: cannot be written: No space left .*free some"
+    ) as caught:
         load("scene", scene, task=2)
     assert "\n" not in str(caught.value)
     store = scene / "scene-play-v0.store"

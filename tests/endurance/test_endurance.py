@@ -273,7 +273,9 @@ def test_a_full_disk_under_a_table_is_told(table, made, arguments, told, monkeyp
 
     monkeypatch.setattr(CsvLogger, "write", writing)
     (line,) = told(2, *arguments(*FLAGS))
-    assert line == f"error: {run}/metrics/{table}.csv: cannot be written: {os.strerror(errno.EFBIG)}"
+    assert (
+        line == f"error: {run}/metrics/{table}.csv: cannot be written: {os.strerror(errno.EFBIG)}"
+    )
     monkeypatch.undo()
     assert main(arguments(*FLAGS, "--ckpt_path=last")) == 0
     assert_same_runs(made["whole"], run)
