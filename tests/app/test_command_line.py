@@ -54,6 +54,11 @@ SCENE = ("fit", "--config", "scene.yaml")
         ((*SCENE, "--data.chunk", "2"), "unknown key 'data.chunk'; it is data.horizon now"),
         ((*SCENE, "--model.clip=1"), "unknown key 'model.clip'; it is model.grad_clip now"),
         ((*SCENE, "stray"), "unexpected argument 'stray'"),
+        ((*SCENE, "--data.batch_size", "1.2.3e5"), "data.batch_size: expected int, found 1.2.3e5"),
+        (
+            (*SCENE, "--method", "qam", "--model", "pkg.Other"),
+            "--method is qam, but --model is pkg.Other; remove one",
+        ),
         ((*SCENE, "--task", "two"), "data.task: expected int, found two"),
         ((*SCENE, "--model.tau", "hot"), "model.tau: expected float, found hot"),
         ((*SCENE, "--log.wandb", "on"), "log.wandb: expected one of .*'offline'.*, found on"),
@@ -132,6 +137,14 @@ def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
         ("include: mine.yaml", "mine.yaml: includes itself; remove the include"),
         ("a: 1\nb: [", "FILE, line 2: not valid YAML"),
         ("- 1", "FILE: expected keys with values, found list"),
+        ("include:", "FILE: include is None, expected a file or a list of files"),
+        ("include: 3", "FILE: include is 3, expected a file or a list of files"),
+        ("include: [scene, 3]", "FILE: include is .*, expected a file or a list of files"),
+        ("model: {class_path: }", "FILE: model.class_path is None, expected the name of a class"),
+        ("model: {class_path: 3}", "FILE: model.class_path is 3, expected the name of a class"),
+        ("model: {init_args: 3}", "FILE: model.init_args is 3, expected keys with values"),
+        ("model: {init_args: {tau: {{ x }}}}", "FILE, line 1: not valid YAML: found unhashable"),
+        ("domain: 5\ndata: {env: scene}", "FILE: domain is 5, expected a name"),
         ("domain: moon", "no domain named 'moon'; .* .in FILE."),
         (
             "domain: moon\ndata: {env: Moon-v0}",
@@ -145,6 +158,13 @@ def test_a_mistake_in_a_file_names_the_file(text, says, refused, tmp_path):
     path.write_text(text)
     message = refused(*SCENE, "--config", str(path))
     assert re.search(says.replace("FILE", re.escape(str(path))), message), message
+
+
+def test_files_that_include_each_other_are_refused(refused, tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(f"include: {other}.yaml")
+    message = refused(*SCENE, "--config", str(tmp_path / "a.yaml"))
+    assert message == f"error: {tmp_path / 'a.yaml'}: includes itself; remove the include"
 
 
 def test_a_file_that_is_no_text_is_refused(refused, tmp_path):
@@ -186,6 +206,13 @@ def test_help(arguments, told, capsys):
         main(list(arguments))
     assert exit_.value.code == 0
     assert told in capsys.readouterr().out
+
+
+def test_the_laboratory_names_itself_as_it_was_called(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["qam"])
+    with pytest.raises(SystemExit):
+        main(["laboratory", "--help"])
+    assert "usage: qam laboratory " in capsys.readouterr().out
 
 
 def test_the_program_starts_quietly_and_shows_its_usage():
