@@ -8,6 +8,7 @@ takes to choose a checkpoint and to check that it fits, so that only one file is
 """
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -132,15 +133,23 @@ def fingerprint(path: Path) -> int:
 def verified(path: Path) -> io.BytesIO:
     """Read a file and compare its content with its checksums, which torch does not.
 
+    The content is kept until `read_checkpoint`, so that a checkpoint is chosen and loaded with one
+    look at the disk.
+
     Raises:
         UserError: the file is missing, damaged, or not an archive.
     """
     with _reading(path):
-        content = io.BytesIO(path.read_bytes())
-    with _reading(path), zipfile.ZipFile(content) as archive:
+        facts = path.stat()
+        return io.BytesIO(_content(path, facts.st_ino, facts.st_size, facts.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _content(path: Path, *facts: int) -> bytes:
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if (name := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"{name} is damaged")
-    content.seek(0)
     return content
 
 
@@ -160,6 +169,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     content = verified(path)
+    _content.cache_clear()
     with _reading(path):
         checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
