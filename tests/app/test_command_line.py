@@ -173,6 +173,13 @@ def test_a_file_that_is_no_text_is_refused(refused, tmp_path):
     assert f"{path}: not a YAML text file" in refused(*SCENE, "--config", str(path))
 
 
+def test_a_trainers_setting_that_a_method_refuses_is_named(small_run, refused):
+    message = refused(*small_run(1, "--trainer.precision=16-true"))
+    assert message == (
+        "error: trainer.precision is 16-true, expected 32-true, bf16-mixed or 64-true"
+    )
+
+
 def test_a_missing_dataset_is_answered_in_one_line(small_run, refused, tmp_path):
     url = "http://127.0.0.1:9"  # nothing listens there
     nowhere = [f"--data.directory={tmp_path / 'none'}", f"--data.base_url={url}"]
