@@ -51,7 +51,7 @@ $(LOWEST)/.installed: pyproject.toml constraints.txt
 
 test-lowest: $(LOWEST)/.installed  ## run the fast tests with the oldest torch and lightning
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile \
-		tests/core tests/nets tests/methods
+		tests/core tests/nets tests/methods tests/app tests/online
 
 check: install  ## lint and types
 	$(RUN) -m ruff check .

@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from qam_lightning.callbacks.checkpoints import Checkpoints
+    from qam_lightning.callbacks.evaluation import Evaluate
+    from qam_lightning.callbacks.metrics import MetricsLogger
+    from qam_lightning.callbacks.online import Online
     from qam_lightning.core.adjoint import (
         action_gradient,
         adjoint_matching_loss,
+        autograd_vjp,
         lean_adjoint,
     )
     from qam_lightning.core.critic import pessimistic, td_loss, td_target
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
     from qam_lightning.methods.qsm import QSM
     from qam_lightning.methods.rebrac import ReBRAC
     from qam_lightning.methods.rlpd import RLPD
+    from qam_lightning.methods.settings import setting
     from qam_lightning.policy import Policy, load_policy
     from qam_lightning.util.errors import UserError
 
@@ -71,9 +77,19 @@ _MODULES = {
     "methods.qsm": ("QSM",),
     "methods.rebrac": ("ReBRAC",),
     "methods.rlpd": ("RLPD",),
+    "methods.settings": ("setting",),
+    "callbacks.checkpoints": ("Checkpoints",),
+    "callbacks.evaluation": ("Evaluate",),
+    "callbacks.metrics": ("MetricsLogger",),
+    "callbacks.online": ("Online",),
     "core.flow": ("flow_matching_loss", "integrate"),
     "core.memoryless": ("simulate",),
-    "core.adjoint": ("action_gradient", "adjoint_matching_loss", "lean_adjoint"),
+    "core.adjoint": (
+        "action_gradient",
+        "adjoint_matching_loss",
+        "autograd_vjp",
+        "lean_adjoint",
+    ),
     "core.critic": ("pessimistic", "td_loss", "td_target"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -84,15 +100,19 @@ __all__ = [
     "CGQL",
     "CGQLLinex",
     "CGQLMSE",
+    "Checkpoints",
     "ChunkDataModule",
     "DAC",
     "DSRL",
+    "Evaluate",
     "FAWAC",
     "FBRAC",
     "FEdit",
     "FQL",
     "IFQL",
     "Method",
+    "MetricsLogger",
+    "Online",
     "Policy",
     "QAM",
     "QAMEdit",
@@ -104,12 +124,14 @@ __all__ = [
     "UserError",
     "action_gradient",
     "adjoint_matching_loss",
+    "autograd_vjp",
     "flow_matching_loss",
     "integrate",
     "lean_adjoint",
     "load_policy",
     "make_env",
     "pessimistic",
+    "setting",
     "simulate",
     "td_loss",
     "td_target",

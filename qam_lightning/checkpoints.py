@@ -8,7 +8,9 @@ takes to choose a checkpoint and to check that it fits, so that only one file is
 """
 
 import contextlib
+import functools
 import importlib
+import io
 import json
 import math
 import pickle
@@ -24,16 +26,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.data.spaces import Spaces
-from qam_lightning.methods.base import Method
+from qam_lightning.methods.base import ENTRY, FORMAT, Method
 from qam_lightning.util.errors import UserError
 
-ENTRY = "qam_lightning"
-FORMAT = 2
-"""Number of the format of checkpoints; that of version 0.1 had none."""
-
-_KEYS = frozenset(
-    ("format", "method", "model", "environment", "config", "config_hash", "versions", "run_dir")
-)
+_KEYS = frozenset(("format", "method", "model", "environment", "versions"))
 _UNREADABLE = (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
@@ -49,8 +45,8 @@ class CheckpointInfo:
         method: full name of the method's class.
         shapes: name -> shape of every tensor of the method's ``state_dict``.
         best: the best evaluated success rate up to this checkpoint, None before the first.
-        environment: ``env``, ``dataset``, ``task`` and ``sparse`` of the data.
-        config: the run's resolved configuration, YAML.
+        environment: ``env``, ``dataset``, ``task`` and ``sparse`` of the data, if they have them.
+        config: the run's resolved configuration, YAML; empty without `Checkpoints` in the trainer.
         versions: the software that wrote it, see `util.provenance.versions`.
     """
 
@@ -75,7 +71,8 @@ class CheckpointInfo:
             **checkpoint["counters"],
             shapes={name: list(x.shape) for name, x in checkpoint["state_dict"].items()},
             best=best if best > -math.inf else None,
-            **{key: entry[key] for key in ("method", "environment", "config", "versions")},
+            config=entry.get("config", ""),
+            **{key: entry[key] for key in ("method", "environment", "versions")},
         )
 
 
@@ -89,6 +86,23 @@ def last_checkpoints(run_dir: str | Path) -> list[Path]:
     paths = checkpoint_path(run_dir, "last").parent.glob("last*.ckpt")
     ages = {path: path.stem.removeprefix("last").removeprefix("-") or "0" for path in paths}
     return sorted((p for p, age in ages.items() if age.isdigit()), key=lambda p: int(ages[p]))
+
+
+def check_unused(run_dir: str | Path) -> None:
+    """Check that a folder holds no run, which a new one would overwrite.
+
+    Metrics beside a ``config.yaml``, without a checkpoint, are of a run that was killed before its
+    first one. It can only begin again.
+
+    Raises:
+        UserError: the folder holds checkpoints or metrics.
+    """
+    folder = Path(run_dir)
+    held = [*last_checkpoints(folder), checkpoint_path(folder, "best")]
+    if not (folder / "config.yaml").exists():
+        held += (folder / "metrics").glob("*.csv")
+    if any(path.exists() for path in held):
+        raise UserError(f"{folder} already holds a run; resume it, or choose another run_dir")
 
 
 def describe(path: str | Path) -> CheckpointInfo:
@@ -116,15 +130,27 @@ def fingerprint(path: Path) -> int:
     return zlib.crc32(repr(parts).encode())
 
 
-def verify(path: Path) -> None:
-    """Compare a checkpoint's content with its checksums, which torch does not.
+def verified(path: Path) -> io.BytesIO:
+    """Read a file and compare its content with its checksums, which torch does not.
+
+    The content is kept until `read_checkpoint`, so that a checkpoint is chosen and loaded with one
+    look at the disk.
 
     Raises:
         UserError: the file is missing, damaged, or not an archive.
     """
-    with _reading(path), zipfile.ZipFile(path) as archive:
+    with _reading(path):
+        facts = path.stat()
+        return io.BytesIO(_content(path, facts.st_ino, facts.st_size, facts.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _content(path: Path, *facts: int) -> bytes:
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if (name := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"{name} is damaged")
+    return content
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -142,9 +168,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             or a checkpoint of something else.
     """
     path = Path(path)
-    verify(path)
+    content = verified(path)
+    _content.cache_clear()
     with _reading(path):
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: holds no training checkpoint (no 'state_dict' in it)")
     entry = checkpoint.get(ENTRY)
@@ -170,7 +197,7 @@ def newest(run_dir: str | Path) -> Path:
     problems = []
     for path in dict.fromkeys([checkpoint_path(run_dir, "last"), *last_checkpoints(run_dir)]):
         try:
-            verify(path)
+            verified(path)
             info = describe(path)
         except UserError as error:
             problems.append(str(error))
@@ -197,8 +224,8 @@ def check_newest(path: Path, run_dir: str | Path) -> None:
     furthest = max(found, key=lambda p: found[p], default=path)
     if path in found and found[path] < found[furthest]:
         raise UserError(
-            f"{path} is of gradient step {found[path]}, but {furthest} of {found[furthest]}, which "
-            "would be overwritten; choose another run_dir, or resume from the newest"
+            f"{path} is at gradient step {found[path]}, but {furthest} is at {found[furthest]}, "
+            "and resuming would overwrite it; choose another run_dir, or resume from the newest"
         )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qam_lightning.util.errors import require
+from qam_lightning.util.errors import ArgumentError, UserError, require
 
 if TYPE_CHECKING:
     import gymnasium
@@ -36,12 +36,12 @@ class Policy:
         """The method; its networks are ordinary modules."""
         self.metadata = dict(metadata)
         """Method, environment, configuration, counters and versions of the checkpoint."""
+        require(seed >= 0, Policy, "seed", seed, "at least 0")
         self._seed(seed)
 
     def _seed(self, seed: int) -> None:
         from qam_lightning.evaluation.episode_policy import EpisodePolicy
 
-        require(seed >= 0, "reset", "seed", seed, "at least 0")
         self._act = EpisodePolicy(self.method, seed)
         self._episode = -1
         self._chunk: Iterator[np.ndarray] = iter(())
@@ -56,6 +56,7 @@ class Policy:
             ArgumentError: the seed is negative.
         """
         if seed is not None:
+            require(seed >= 0, "reset", "seed", seed, "at least 0")
             self._seed(seed)
         self._episode += 1
         self._chunk = iter(())
@@ -93,11 +94,22 @@ class Policy:
         Args:
             settings: arguments of `qam_lightning.make_env` to use instead, for example
                 ``task=2`` or ``render_size=(320, 240)``.
+
+        Raises:
+            UserError: the checkpoint names no environment, as it was trained on other data than
+                those of a `ChunkDataModule`.
         """
         from qam_lightning.envs.make import make_env
 
         trained = self.metadata["environment"]
-        return make_env(**{key: trained[key] for key in ("env", "task", "sparse")} | settings)
+        named = {
+            key: trained[key] for key in ("env", "task", "sparse") if key in trained
+        } | settings
+        if not {"env", "task"} <= named.keys():
+            raise UserError(
+                "Policy: the checkpoint names no environment; give make_env env and task"
+            )
+        return make_env(**named)
 
 
 def load_policy(
@@ -117,10 +129,18 @@ def load_policy(
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged or of another version.
+        ArgumentError: an argument is out of range, or there is no such device here.
     """
     from qam_lightning.checkpoints import load_method
 
     path = Path(run_or_checkpoint).expanduser()
     overrides = {} if best_of_n is None else {"best_of_n": best_of_n}
+    require(seed >= 0, "load_policy", "seed", seed, "at least 0")
     method, metadata = load_method(path, **overrides)
-    return Policy(method.to(device), metadata, seed)
+    try:
+        method.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = str(error).split("\n")[0]
+        problem = f"is {device}, expected a device such as cpu or cuda: {reason}"
+        raise ArgumentError("load_policy", "device", problem) from error
+    return Policy(method, metadata, seed)

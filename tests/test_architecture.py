@@ -25,6 +25,7 @@ LAYERS = (
 EXCEPTIONS = {
     ("methods", "callbacks.base"): "the module attaches its EMA callback",
     ("methods", "callbacks.ema"): "the module attaches its EMA callback",
+    ("methods", "callbacks.metrics"): "the module attaches rows for the trainer's loggers",
 }
 
 ONLY = {

@@ -74,6 +74,12 @@ def ours(trainer: pl.Trainer) -> list[Callback]:
     return [callback for callback in callbacks if isinstance(callback, Callback)]
 
 
+def begins_anew(trainer: pl.Trainer) -> bool:
+    """Whether a fit begins a run, rather than resume one. Known from ``on_fit_start`` on."""
+    method: Any = trainer.lightning_module
+    return trainer.ckpt_path is None and method.gradient_step == method.env_step == 0
+
+
 def _order(callback: pl.Callback) -> Order:
     if isinstance(callback, Callback):
         return callback.order

@@ -16,7 +16,6 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from qam_lightning.checkpoints import (
-    ENTRY,
     CheckpointInfo,
     checkpoint_path,
     last_checkpoints,
@@ -50,9 +49,8 @@ class SafeFile(TorchCheckpointIO):
             os.fsync(file.fileno())
         if checksum(path, from_disk=True) != zlib.crc32(buffer.getbuffer()):
             raise OSError(errno.EIO, "the disk returns other bytes than were written")
-        if ENTRY in checkpoint:  # a user's ModelCheckpoint may save weights only
-            info = asdict(CheckpointInfo.of(checkpoint, path))
-            save_json(path.with_suffix(".json"), info, alone=True)
+        info = asdict(CheckpointInfo.of(checkpoint, path))
+        save_json(path.with_suffix(".json"), info, alone=True)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None

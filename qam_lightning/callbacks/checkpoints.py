@@ -14,14 +14,14 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from qam_lightning.callbacks.base import Callback, Order, ours
+from qam_lightning.callbacks.base import Callback, Order, begins_anew, ours
 from qam_lightning.callbacks.checkpoint_files import SafeFile, keep_last, move, set_aside
 from qam_lightning.callbacks.divergence import not_finite
-from qam_lightning.checkpoints import ENTRY, FORMAT, checkpoint_path, describe
-from qam_lightning.methods.base import Method
+from qam_lightning.checkpoints import check_unused, checkpoint_path, describe
+from qam_lightning.methods.base import ENTRY, Method
 from qam_lightning.util.errors import UserError, require
 from qam_lightning.util.files import sync
-from qam_lightning.util.provenance import config_text, versions
+from qam_lightning.util.provenance import config_text
 
 # SLURM is mostly asked to send the last one before a job's time is up.
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -83,14 +83,24 @@ class Checkpoints(Callback):
         super().setup(trainer, pl_module, stage)
         trainer.strategy.checkpoint_io = SafeFile()
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to begin a run in the folder of another.
+
+        Raises:
+            UserError: the folder holds checkpoints or metrics, and this run does not resume.
+        """
+        if begins_anew(trainer):
+            check_unused(self.run_dir)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the random generators, and turn the first signal into an orderly stop."""
         self._boundary = cast(Method, pl_module).gradient_step
         self._config = config_text(self.run_dir)
         if trainer.is_global_zero:
             set_aside(self.run_dir, Path(trainer.ckpt_path or ""))
-        if self._random is not None:
-            restore_random_states(self._random, pl_module.device)
+        states, self._random = self._random, None
+        if states is not None:
+            restore_random_states(states, pl_module.device)
         if threading.current_thread() is threading.main_thread():
             for number in _STOPPING:
                 if signal.getsignal(number) != signal.SIG_IGN:  # ignored e.g. in the background
@@ -124,6 +134,10 @@ class Checkpoints(Callback):
             self._write_last(trainer)
         # Not in ``teardown``: the trainer takes its own handlers away before that is called.
         self._restore_handlers()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget what belongs to the fit that ends."""
+        self._random = None
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -195,19 +209,11 @@ class Checkpoints(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the random generators, and the entry that says how to rebuild the method."""
-        method, kind = cast(Method, pl_module), type(pl_module)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        names = ("env", "dataset", "task", "sparse") if data else ()
-        checkpoint["random"] = random_states(method.device)
+        """Add the random generators, and the run to the method's entry."""
+        checkpoint["random"] = random_states(cast(Method, pl_module).device)
         checkpoint[ENTRY] = {
-            "format": FORMAT,
-            "method": f"{kind.__module__}.{kind.__qualname__}",
-            "model": dict(method.hparams),
-            "environment": {name: getattr(data, name) for name in names},
             "config": self._config,
             "config_hash": hashlib.sha256(self._config.encode()).hexdigest()[:16],
-            "versions": versions(),
             "run_dir": str(self.run_dir),
         }
 
@@ -228,7 +234,7 @@ class Checkpoints(Callback):
                 sync(path.parent)
         except OSError as error:
             raise UserError(
-                f"{path}: cannot write the checkpoint: {error.strerror}; older ones are intact"
+                f"{path}: cannot be written: {error.strerror}; older checkpoints are intact"
             ) from error
         finally:
             trainer.strategy.remove_checkpoint(temporary)
@@ -241,7 +247,7 @@ class Checkpoints(Callback):
             raise UserError(
                 f"training diverged: {found or 'something on another device'} is not finite at "
                 f"gradient step {self._boundary}; {path} was not written; lower "
-                "learning_rate, or set grad_clip"
+                "learning_rate or grad_clip"
             )
 
 

@@ -11,8 +11,8 @@ from qam_lightning.callbacks.base import Callback, Order, ours
 from qam_lightning.envs.rollout import Episode, RolloutPool, Share, WorkerError
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.evaluation.statistics import summarize
-from qam_lightning.methods.base import Method
-from qam_lightning.util.errors import require
+from qam_lightning.methods.base import Method, TaskData
+from qam_lightning.util.errors import UserError, require
 
 _ATTEMPTS = 3  # of an evaluation whose environments die, before giving up
 
@@ -72,6 +72,18 @@ class Evaluate(Callback):
         self._evaluated: int | None = None
         self._pool: RolloutPool | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check that the data say which environment they are of.
+
+        Raises:
+            UserError: the data module does not name it.
+        """
+        super().setup(trainer, pl_module, stage)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and not isinstance(data, TaskData):
+            found = f"data module is {type(data).__name__}" if data else "data have no data module"
+            raise UserError(f"Evaluate: the trainer's {found}, expected ChunkDataModule")
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the untrained policy if ``at_start``."""
         method = cast(Method, pl_module)
@@ -93,6 +105,7 @@ class Evaluate(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """End the worker processes."""
+        self._evaluated = None
         if self._pool is not None:
             self._pool.close()
             self._pool = None

@@ -8,8 +8,9 @@ from typing import Any, Literal, cast
 import lightning.pytorch as pl
 import torch
 
-from qam_lightning.callbacks.base import Callback, Order, ours
+from qam_lightning.callbacks.base import Callback, Order, begins_anew, ours
 from qam_lightning.callbacks.divergence import culprit
+from qam_lightning.checkpoints import check_unused
 from qam_lightning.loggers import CsvLogger, WandbLogger
 from qam_lightning.loggers.base import PREFIX, RunLogger
 from qam_lightning.methods.base import Method
@@ -71,6 +72,16 @@ class MetricsLogger(Callback):
         trainer.loggers = [*self._loggers, *others]
         trainer.log_every_n_steps = self.every_n_steps  # type: ignore[attr-defined]
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to begin a run in the folder of another.
+
+        Raises:
+            UserError: a logger's folder holds checkpoints or metrics, and this run does not resume.
+        """
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger) and begins_anew(trainer):
+                check_unused(logger.run_dir)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to log only now: until now, the run could still be refused."""
         for logger in trainer.loggers:
@@ -101,7 +112,7 @@ class MetricsLogger(Callback):
             raise UserError(
                 f"training diverged: {name} is {metrics[name]} at gradient step "
                 f"{method.gradient_step}; the checkpoints are older and intact; lower "
-                "learning_rate, or set grad_clip"
+                "learning_rate or grad_clip"
             )
         row = {**_counters(method), "steps_per_second": self._speed(method.gradient_step)}
         row |= metrics

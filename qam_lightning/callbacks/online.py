@@ -11,7 +11,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from qam_lightning.callbacks.base import Callback, Order, ours
+from qam_lightning.callbacks.base import Callback, Order, begins_anew, ours
+from qam_lightning.checkpoints import check_unused
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.envs.chunked import EnvSettings
 from qam_lightning.envs.worker import LocalWorker, ProcessWorker
@@ -82,6 +83,7 @@ class Online(Callback):
         self.collector: Collector | None = None
         self._schedule = Schedule(0, learning_starts, steps, utd_ratio)
         self._loaded: dict[str, Any] | None = None
+        self._max_steps: int | None = None  # the trainer's own, while it counts our updates too
 
     @property
     def path(self) -> Path:
@@ -96,10 +98,17 @@ class Online(Callback):
     # -- beginning and end -------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Add the online updates to the trainer's ``max_steps``, which counts the offline ones."""
+        """Add the online updates to the trainer's ``max_steps``, until `teardown`.
+
+        Raises:
+            ArgumentError: the trainer does not say how long the offline phase is.
+        """
         super().setup(trainer, pl_module, stage)
-        if self.steps:
+        if self.steps and stage == "fit":
             offline = trainer.max_steps if cast(Method, pl_module).offline_phase else 0
+            expected = "the number of gradient steps of the offline phase"
+            require(offline >= 0, pl.Trainer, "max_steps", offline, expected)
+            self._max_steps = trainer.max_steps
             self._schedule = self._schedule._replace(offline=offline)
             trainer.fit_loop.epoch_loop.max_steps = self._schedule.gradient_steps
 
@@ -107,10 +116,13 @@ class Online(Callback):
         """Open the replay, restore the running episodes, and give the data module its sampler.
 
         Raises:
-            UserError: The replay is not the checkpoint's, or cannot be written.
+            UserError: The replay is not the checkpoint's, or cannot be written; or the folder holds
+                another run.
         """
         if not self.steps:
             return
+        if begins_anew(trainer):
+            check_unused(self.run_dir)
         data = _data(trainer)
         num_envs = self._environments(trainer)
         self._check_data(data, num_envs)
@@ -141,11 +153,12 @@ class Online(Callback):
         )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """End the environments and close the replay."""
+        """End the environments, close the replay, and leave the trainer as it was."""
         if self.collector is not None:
             self.collector.close()
             self.collector = None
             _data(trainer).use_sampler(None)
+        self._restore(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -154,6 +167,13 @@ class Online(Callback):
         if self.collector is not None:
             for actor in self.collector.actors.values():
                 actor.close()
+        self._restore(trainer)
+
+    def _restore(self, trainer: pl.Trainer) -> None:
+        self._loaded = None
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps = self._max_steps
+            self._max_steps = None
 
     def _environments(self, trainer: pl.Trainer) -> int:
         """The number of environments: as set, else the checkpoint's, else one per process."""
@@ -267,8 +287,8 @@ class Online(Callback):
         for key, value in loaded.items():
             if now[key] != value:
                 raise UserError(
-                    f"{key} was {value} and is {now[key]}, which cannot change once the online "
-                    "phase has begun; set it back to resume"
+                    f"{key} is {now[key]}, expected {value} as in the checkpoint, because the "
+                    "online phase has begun; set it back to resume"
                 )
 
 

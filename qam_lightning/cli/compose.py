@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from qam_lightning.cli.settings import METHOD, known, settings_of
+from qam_lightning.cli.settings import METHOD, known, resolved, settings_of
 from qam_lightning.util.arguments import closest
 from qam_lightning.util.configs import CONFIGS, METHODS
 from qam_lightning.util.errors import UserError
@@ -92,6 +92,7 @@ def compose(argv: Sequence[str]) -> Composition:
         UserError: a name that no configuration has, or a file that cannot be read.
     """
     files, labels, flags = _split(argv)
+    _check_flags(labels, flags)
     layers = [layer for path in files for layer in _with_includes(path)]
     for layer in layers:
         _check_labels(layer)
@@ -164,7 +165,7 @@ def _integer(flag: str, types: dict[str, Any]) -> str:
     if (
         equals
         and _is_integer(key.lstrip("-"), types)
-        and re.fullmatch(r"[\d.]+e\+?\d+", value, re.I)
+        and re.fullmatch(r"(\d+\.?\d*|\.\d+)e\+?\d+", value, re.I)
     ):
         number = float(value)
         return f"{key}={int(number)}" if number.is_integer() else flag
@@ -205,6 +206,15 @@ def _choice(
     return labels.get("method", method), labels.get("domain", domain)
 
 
+def _check_flags(labels: dict[str, str], flags: list[str]) -> None:
+    """Refuse flags that choose a method by name and another one by class."""
+    named = Composition({}, flags, {}).class_path
+    if "method" in labels and named != METHOD:
+        meant = _file("method", labels["method"])["model"]["class_path"]
+        if resolved(named) != meant and not meant.endswith(f".{named}"):
+            raise UserError(f"--method is {labels['method']}, but --model is {named}; remove one")
+
+
 def _check_labels(layer: Layer) -> None:
     """Refuse labels that choose nothing, or something else than the file's own settings."""
     config, path = layer.config, layer.path
@@ -212,6 +222,8 @@ def _check_labels(layer: Layer) -> None:
         ("method", layer.class_path),
         ("domain", config.get("data", {}).get("env")),
     ):
+        if not isinstance(config.get(kind), str | None):
+            raise UserError(f"{path}: {kind} is {config[kind]!r}, expected a name")
         if kind in config and not defined and not _is_shipped(config[kind], kind):
             try:
                 find_config(str(config[kind]), kind)
@@ -346,10 +358,13 @@ def domains() -> list[str]:
 def _with_includes(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Layer]:
     """Yield the files that a file includes, then the file itself."""
     if path in above:
-        raise UserError(f"{path}: includes itself")
+        raise UserError(f"{path}: includes itself; remove the include")
     config = dict(read_config(path))
     included = config.pop("include", [])
-    for name in [included] if isinstance(included, str) else included:
+    names = [included] if isinstance(included, str) else included
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: include is {included!r}, expected a file or a list of files")
+    for name in names:
         yield from _with_includes(find_config(name, beside=path.parent), (*above, path))
     yield Layer(path, config)
 
@@ -360,10 +375,12 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Config:
         lines: dict[str, int] = {}
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused below
             line = key.start_mark.line + 1
             if key.value in lines:
-                where = f"lines {lines[key.value]} and {line}"
-                raise UserError(f"{self.name}: '{key.value}' stands twice, in {where}")
+                where = f"on lines {lines[key.value]} and {line}"
+                raise UserError(f"{self.name}: '{key.value}' is set twice, {where}; remove one")
             lines[key.value] = line
         return super().construct_mapping(node, deep)
 
@@ -401,7 +418,19 @@ def read_config(path: Path) -> Config:
             raise UserError(f"{path}: the key {key!r} is no name")
         if key in sections and not isinstance(value, dict):
             raise UserError(f"{path}: {key} is {value!r}, expected keys with values")
+    _check_model(config.get("model", {}), path)
     return config
+
+
+def _check_model(model: Config, path: Path) -> None:
+    if not isinstance(model.get("class_path", ""), str):
+        found = model["class_path"]
+        raise UserError(f"{path}: model.class_path is {found!r}, expected the name of a class")
+    if model.get("init_args", {}) is None:
+        model["init_args"] = {}  # the heading alone
+    if not isinstance(model.get("init_args", {}), dict):
+        found = model["init_args"]
+        raise UserError(f"{path}: model.init_args is {found!r}, expected keys with values")
 
 
 def leaves(config: Config, prefix: str = "") -> Iterator[str]:

@@ -13,7 +13,7 @@ from qam_lightning.util.errors import UserError
 if TYPE_CHECKING:
     from qam_lightning.data.datamodule import ChunkDataModule
 
-_TRAINING_ONLY = {"horizon", "discount", "sparse", "batch_size", "fraction", "keep", "storage"}
+_TRAINING_ONLY = {"horizon", "discount", "sparse", "batch_size", "fraction", "storage"}
 _TRAINING_ONLY |= {"prefetch", "seed"}
 _PICTURE = Setting("str", "", "Image to write; beside the store if not given.")
 
@@ -36,9 +36,7 @@ def main(argv: list[str]) -> int:
     from qam_lightning.data.datamodule import ChunkDataModule
 
     parser = ArgumentParser(prog=called(f"data {argv[0]}"), exit_on_error=False)
-    parser.add_class_arguments(
-        ChunkDataModule, "data", skip=_TRAINING_ONLY & set(settings_of(GROUPS["data"]))
-    )
+    parser.add_class_arguments(ChunkDataModule, "data", skip=_TRAINING_ONLY)
     if argv[0] == "info":
         parser.add_argument("--picture", type=str, help=_PICTURE.help)
     # The settings are those of a training run, so their prefix may be left out.
@@ -79,7 +77,8 @@ def info(data: "ChunkDataModule", picture: str | None = None) -> int:
     try:
         draw_dataset(path, found.lines()[0], found.positions, found.walls, returns)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the picture {path}: {error}; choose --picture") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be written: {reason}; choose --picture") from None
     print(path)
     return 0
 
@@ -102,7 +101,7 @@ def verify(data: "ChunkDataModule") -> int:
         if source is None or (validation and not source.store.exists()):
             continue
         if not source.store.exists():
-            raise UserError(f"{source.store} does not exist; training or `data info` makes it")
+            raise UserError(f"{source.store}: does not exist; training or `data info` makes it")
         store = Store(source.store)
         found = store.verify(source.files) + damaged_labels(store)
         print("\n".join(found) or f"{source.store}: good")

@@ -1,11 +1,11 @@
 """Choose a command, run it, and turn errors into one line and an exit code."""
 
 import importlib
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qam_lightning.util.arguments import answered
 from qam_lightning.util.errors import ArgumentError, UserError
 
 COMMANDS = {
@@ -15,7 +15,7 @@ COMMANDS = {
     "data": "info: what a dataset holds, and a picture of it; verify: check its store",
     "laboratory": "compare every method's policy with the optimum where it is known",
 }
-_MODULES = {"eval": "evaluate", "laboratory": "laboratory.__main__"}
+_MODULES = {"eval": "evaluate"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,31 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
-    try:
-        return _command(arguments[0])(arguments[1:])
-    except ArgumentError as error:
-        from qam_lightning.cli.explain import spoken
-
-        return _refuse(spoken(error))
-    except UserError as error:
-        return _refuse(str(error))
-    except OSError as error:  # a full disk, a folder without permission
-        return _refuse(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return answered(lambda: _command(arguments[0])(arguments[1:]), _spoken)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'; expected {', '.join(COMMANDS)}")
-    package = "qam_lightning" if "." in _MODULES.get(name, "") else "qam_lightning.cli"
-    return importlib.import_module(f"{package}.{_MODULES.get(name, name)}").main
+    return importlib.import_module(f"qam_lightning.cli.{_MODULES.get(name, name)}").main
 
 
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+def _spoken(error: ArgumentError) -> str:
+    from qam_lightning.cli.explain import spoken  # it needs OmegaConf, which help does not
+
+    return spoken(error)
 
 
 def program() -> str:

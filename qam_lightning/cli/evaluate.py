@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qam_lightning.cli.dispatch import called
-from qam_lightning.util.arguments import Parser, at_least, run
+from qam_lightning.util.arguments import Parser, answered, at_least
 from qam_lightning.util.errors import UserError
 
 FRAMES_IN_PICTURE = 6
@@ -40,6 +40,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=at_least(1),
         metavar="N",
         help="act with the best of N samples by the critic; default: as trained",
+    )
+    add(
+        "--num_envs",
+        type=at_least(1),
+        default=8,
+        metavar="N",
+        help="environments that run at once; default: %(default)s",
     )
     add(
         "--workers",
@@ -76,11 +83,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(evaluate, parse(arguments))
+    options = parse(arguments)
+    return answered(lambda: evaluate(options))
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    """Rebuild the policy, roll it out, and report."""
+def evaluate(options: argparse.Namespace) -> int:
+    """Rebuild the policy, roll it out, and report; return the exit code."""
     # Imported only now, so that --help and mistakes in the command line answer at once.
     import torch
     from rich.console import Console
@@ -113,7 +121,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     policy = EpisodePolicy(method.to(options.device), options.seed, options.policy == "behavior")
     recorded, every = frames_wanted(options, env, task)
-    with RolloutPool(env, task, sparse, options.workers) as pool:
+    with RolloutPool(env, task, sparse, options.workers, options.num_envs) as pool:
         episodes = with_progress(options.episodes, pool, policy, options.seed, recorded, every)
 
     report = build_report(subject, episodes)
@@ -127,6 +135,7 @@ def evaluate(options: argparse.Namespace) -> None:
     print(f"wrote {written}")
     for path in draw(options, report, run, curves, name, episodes, every):
         print(f"wrote {path}")
+    return 0
 
 
 def locate(source: Path, which: str) -> tuple[Path, Path]:
@@ -150,16 +159,22 @@ def describe(
     differences = mismatches(meta["versions"])
     if differences:
         print(f"warning: {'; '.join(differences)}", file=sys.stderr)
+    if not meta["environment"]:
+        raise UserError(
+            f"{checkpoint}: names no environment; only what was trained on a ChunkDataModule can "
+            "be evaluated here, load_policy acts anywhere"
+        )
     kept = ("method", "config_hash", "gradient_step", "env_step", "phase")
     return {
         "checkpoint": str(checkpoint),
-        **{key: meta[key] for key in kept},
+        **{key: meta[key] for key in kept if key in meta},
         **meta["environment"],
         "task": meta["environment"]["task"] if options.task is None else options.task,
         "trained_task": meta["environment"]["task"],
         "policy": options.policy,
         "best_of_n": method.best_of_n,
         "seed": options.seed,
+        "num_envs": options.num_envs,
         "device": options.device,
         "versions": versions(),
         "trained_versions": meta["versions"],

@@ -68,7 +68,9 @@ def check_resume(path: Path, model: torch.nn.Module, settings: str) -> None:
         raise UserError(f"{path} holds {found.method}, but the configuration asks for {method}")
     stored = found.shapes
     built = {name: list(x.shape) for name, x in model.state_dict().items()}
-    changes = changed(yaml.safe_load(found.config) or {}, yaml.safe_load(settings))
+    # A checkpoint from a notebook has none to compare with.
+    before = yaml.safe_load(found.config)
+    changes = changed(before, yaml.safe_load(settings)) if before else []
     if stored != built:
         name = next(n for n in sorted({*stored, *built}) if stored.get(n) != built.get(n))
         because = "; ".join(c for c in changes if c.startswith(("model.", "data."))) or name

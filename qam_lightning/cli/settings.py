@@ -31,6 +31,9 @@ CALLBACKS = ("log", "evaluation", "checkpoints", "progress", "online")
 
 METHOD = "qam_lightning.methods.base.Method"
 
+_SLOW = ("lightning", "torch")
+"""Packages that are imported when their modules are looked for; they hold no settings of ours."""
+
 DERIVED = {
     "data": {"seed"},
     "log": {"run_dir"},
@@ -68,14 +71,16 @@ def settings_of(name: str) -> dict[str, Setting]:
     """Return the settings of a class or function.
 
     Args:
-        name: with its module, e.g. ``qam_lightning.methods.qam.QAM``.
+        name: with its module, e.g. ``qam_lightning.methods.qam.QAM``, or with the package that it
+            is exported from.
 
     Returns:
         Argument -> setting; empty if the source cannot be found. Arguments that a class hands on
         (``**kwargs``) and fields of data classes are those of its bases, too.
     """
+    name = resolved(name)
     module, _, attribute = name.rpartition(".")
-    tree = _tree(module)
+    tree, _ = _source(module)
     node = next((n for n in tree.body if getattr(n, "name", None) == attribute), None)
     if isinstance(node, ast.FunctionDef):
         return _arguments(node, ast.get_docstring(node))
@@ -85,35 +90,62 @@ def settings_of(name: str) -> dict[str, Setting]:
     inherited: dict[str, Setting] = {}
     if not isinstance(constructor, ast.FunctionDef) or constructor.args.kwarg:
         for base in reversed(node.bases):
-            inherited |= settings_of(_qualified(ast.unparse(base), module, tree))
+            inherited |= settings_of(_qualified(ast.unparse(base), module))
     if isinstance(constructor, ast.FunctionDef):
         texts = (ast.get_docstring(node), ast.get_docstring(constructor))
         return inherited | _arguments(constructor, "\n\n".join(filter(None, texts)))
     return inherited | dict(_fields(node))
 
 
-def _tree(module: str) -> ast.Module:
+def resolved(name: str) -> str:
+    """Return a class's name with the module that defines it, e.g. for ``qam_lightning.QAM``."""
+    module, _, attribute = name.rpartition(".")
+    if module == "qam_lightning":  # imported when first used, so not by an import statement
+        home = qam_lightning._HOMES.get(attribute)
+        return f"{module}.{home}.{attribute}" if home else name
+    origin = _qualified(attribute, module)
+    return name if origin == name else resolved(origin)
+
+
+@functools.cache
+def _source(module: str) -> tuple[ast.Module, bool]:
+    """Return a module's text, parsed, and whether it is a package; empty if it cannot be found."""
     package, _, rest = module.partition(".")
+    path = Path()
     if package == "qam_lightning":
-        path = Path(qam_lightning.__file__).parent / f"{rest.replace('.', '/')}.py"
-    else:
+        path = Path(qam_lightning.__file__).parent / rest.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    elif package not in _SLOW:
         try:
             spec = importlib.util.find_spec(module)
         except (ImportError, ValueError):
             spec = None
-        path = Path(spec.origin) if spec and spec.origin else Path()
-    return ast.parse(
-        path.read_text(encoding="utf-8") if path.suffix == ".py" and path.exists() else ""
-    )
+        path = Path(spec.origin) if spec and spec.origin else path
+    text = path.read_text(encoding="utf-8") if path.suffix == ".py" and path.exists() else ""
+    return ast.parse(text), path.name == "__init__.py"
 
 
-def _qualified(name: str, module: str, tree: ast.Module) -> str:
-    """Return a base's name with the module that it is imported from."""
+def _qualified(name: str, module: str) -> str:
+    """Return a name with the module that it is imported from, as a module's text says."""
+    tree, is_package = _source(module)
+    package = module if is_package else module.rpartition(".")[0]
+    first, dot, rest = name.partition(".")
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return f"{node.module}.{alias.name}"
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        for alias in node.names:
+            if isinstance(node, ast.Import):
+                if alias.asname == first:
+                    return f"{alias.name}{dot}{rest}"
+                if alias.asname is None and alias.name.partition(".")[0] == first:
+                    return name
+            elif (alias.asname or alias.name) == first:
+                relative = f"{'.' * node.level}{node.module or ''}"
+                try:
+                    source = importlib.util.resolve_name(relative, package)
+                except ImportError:  # beyond the outermost package
+                    continue
+                return f"{source}.{alias.name}{dot}{rest}"
     return f"{module}.{name}"
 
 

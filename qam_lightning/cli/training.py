@@ -151,9 +151,8 @@ class FitCLI(LightningCLI):
         """
         if not self.model.offline_phase and not self.config.online.steps:
             raise UserError(
-                f"{type(self.model).__name__} has no offline phase, it learns from its own "
-                "environment steps only; set --online.steps, or choose another --method to train "
-                "on a dataset"
+                f"{type(self.model).__name__} has no offline phase: online.steps is 0, expected "
+                "more than online.learning_starts; set --online.steps, or choose another --method"
             )
         settings = self.settings()
         if self.checkpoint is not None:

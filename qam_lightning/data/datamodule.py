@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import ogbench.utils
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -64,7 +65,7 @@ class ChunkDataModule(L.LightningDataModule):
                 and so on.
             task: Task of the environment, 1 to 5, whose rewards the dataset is given.
             horizon: Environment steps per action chunk, H.
-            discount: Discount γ per environment step, in [0, 1].
+            discount: Discount γ per environment step, above 0 and at most 1.
             sparse: Map every reward but 0 to -1.
             batch_size: Chunks per gradient step, over all processes together.
             fraction: Share of the dataset to use, in whole trajectories from its beginning.
@@ -96,9 +97,9 @@ class ChunkDataModule(L.LightningDataModule):
         for name, least in lowest.items():
             value = getattr(self, name)
             require(value >= least, own, name, value, f"at least {least}")
-        require(0.0 <= discount <= 1.0, own, "discount", discount, "a number from 0 to 1")
-        expected = "a number above 0, at most 1"
-        require(0.0 < fraction <= 1.0, own, "fraction", fraction, expected)
+        for name in ("discount", "fraction"):
+            value = getattr(self, name)
+            require(0.0 < value <= 1.0, own, name, value, "above 0 and at most 1")
 
     @functools.cached_property
     def _task_env(self) -> gymnasium.Env:
@@ -221,7 +222,8 @@ class ChunkDataModule(L.LightningDataModule):
             device=self._device(size),
         )
         if not made.num_whole_chunks:
-            problem = f"is {self.horizon}, but no trajectory of {store.folder} is as long"
+            found = f"every trajectory in {store.folder} is shorter"
+            problem = f"is {self.horizon}, but {found}; lower it"
             raise ArgumentError(type(self), "horizon", problem)
         return made
 
@@ -233,7 +235,7 @@ class ChunkDataModule(L.LightningDataModule):
         if self.trainer is not None and self.storage == "device":
             device = self.trainer.strategy.root_device
         if device.type not in ("cpu", "cuda"):
-            problem = f"is device, expected disk or memory with a {device.type} accelerator"
+            problem = f"is device, but training runs on {device.type}; use disk or memory"
             raise ArgumentError(type(self), "storage", problem)
         if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
             problem = (
@@ -272,9 +274,14 @@ class ChunkDataModule(L.LightningDataModule):
         return self._chunks.observation_statistics()
 
     def train_dataloader(self) -> Batches:
-        """Return an endless iterable of batches that starts at the method's gradient step."""
+        """Return an endless iterable of batches that starts at the method's gradient step.
+
+        Raises:
+            UserError: Nothing would end the training.
+        """
         assert self.trainer is not None
         trainer = self.trainer
+        _check_end(trainer)
         method: Any = trainer.lightning_module  # a Method, which counts its gradient steps
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         on_device = self.storage == "device"
@@ -285,6 +292,15 @@ class ChunkDataModule(L.LightningDataModule):
             may_prefetch=self.sampler.may_prefetch,
             pin=trainer.strategy.root_device.type == "cuda" and not on_device,
         )
+
+
+def _check_end(trainer: L.Trainer) -> None:
+    """Raise a `UserError` if a trainer would take batches for ever: an epoch has no end here."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    timed = any(isinstance(callback, Timer) for callback in callbacks)
+    if trainer.max_steps == -1 and isinstance(trainer.limit_train_batches, float) and not timed:
+        problem = "is not set, expected a number, because the data are endless"
+        raise ArgumentError(L.Trainer, "max_steps", problem)
 
 
 def _recorded_versions(record: Path) -> dict[str, str]:

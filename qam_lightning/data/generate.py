@@ -217,7 +217,9 @@ def _concatenate(paths: list[Path]) -> Arrays:
                 for key in file.files:
                     pieces.setdefault(key, []).append(file[key])
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} cannot be read ({error}); delete it and start again") from None
+            raise UserError(
+                f"{path}: cannot be read: {error}; delete it, and start again"
+            ) from None
     return {key: np.concatenate(values) for key, values in pieces.items()}
 
 

@@ -54,7 +54,7 @@ def damaged_labels(store: Store) -> list[str]:
             continue  # made again when next needed
         for name, expected in json.loads(record.read_text())["crc32"].items():
             if checksum(folder / name) != expected:
-                again = f"delete {folder} to have it made again"
+                again = f"delete {folder}, and the next run computes it again"
                 wrong.append(f"{folder / name} fails its checksum; {again}")
     return wrong
 

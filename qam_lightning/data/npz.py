@@ -36,12 +36,12 @@ class NpzFile:
         """
         self.path = path
         if not path.exists():
-            raise UserError(f"{path} does not exist")
+            raise UserError(f"{path}: does not exist")
         with self._reading():
             if not zipfile.is_zipfile(path):
                 raise UserError(
-                    f"{path} is not an npz file, or only the beginning of one; move it away to "
-                    "have it fetched again"
+                    f"{path}: cannot be read: it is not an npz file, or only the beginning of one; "
+                    "move it away, and the next run downloads it again"
                 )
             self._zip = zipfile.ZipFile(path)
 
@@ -207,8 +207,8 @@ class NpzFile:
         except (OSError, ValueError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"{self.path} cannot be read ({' '.join(str(reason).split())}); move it away to "
-                "have it fetched again"
+                f"{self.path}: cannot be read: {' '.join(str(reason).split())}; move it away, and "
+                "the next run downloads it again"
             ) from None
 
 

@@ -54,7 +54,7 @@ class Store:
             self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
             if self.manifest["format"] != FORMAT:
                 raise OutdatedStore(
-                    f"{folder} has format {self.manifest['format']}, expected {FORMAT}; training "
+                    f"{folder}: has format {self.manifest['format']}, expected {FORMAT}; training "
                     "makes it again from its npz files, so bring those back if they are gone"
                 )
             self.arrays: dict[str, np.ndarray] = {
@@ -68,7 +68,8 @@ class Store:
         except (OSError, EOFError, ValueError, TypeError, LookupError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(
-                f"{folder} cannot be read ({reason}); delete it to have it made again"
+                f"{folder}: cannot be read: {reason}; delete it, and the next run converts the "
+                "files again"
             ) from None
 
     def path(self, key: str) -> Path:
@@ -83,7 +84,8 @@ class Store:
         """
         for key, column in layout.items():
             if key not in self.arrays:
-                raise UserError(f"{self.folder} holds no {key}; delete it to have it made again")
+                problem = f"{self.folder}: holds no {key}"
+                raise UserError(f"{problem}; delete it, and the next run converts the files again")
             found = (*self.arrays[key].shape, 0)[1]
             if found != column.columns:
                 raise UserError(

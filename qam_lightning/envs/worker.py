@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qam_lightning.envs.chunked import ChunkedEnv, EnvSettings, Request
+from qam_lightning.util.errors import UserError
 
 
 class WorkerError(RuntimeError):
-    """An environment failed in its process, or the process died."""
+    """An environment failed, or its process died."""
 
 
 class Worker(Protocol):
@@ -49,7 +50,12 @@ class LocalWorker:
         self._answers = self.work(requests)
 
     def receive(self) -> Any:
-        return next(self._answers)
+        try:
+            return next(self._answers)
+        except UserError:
+            raise
+        except Exception as error:
+            raise WorkerError(f"an environment failed: {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         for env in self.envs.values():

@@ -36,5 +36,5 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = 20) -> Path
             macro_block_size=2,
         )
     except OSError as error:
-        raise UserError(f"{path}: the video cannot be written: {error}".splitlines()[0]) from error
+        raise UserError(f"{path}: cannot be written: {error}".splitlines()[0]) from error
     return path

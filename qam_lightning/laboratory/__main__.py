@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from qam_lightning.util.arguments import Parser, at_least, run
+from qam_lightning.util.arguments import Parser, answered, at_least, closest
 from qam_lightning.util.errors import UserError
 
+PROGRAM = "python -m qam_lightning.laboratory"
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+
+def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(
-        prog="python -m qam_lightning.laboratory",
+        prog=prog,
         description="Train every method's policy against an exact Q on problems where "
         "π_β exp(τ Q) is known, and report how near its samples come. Results are added to those "
         "in the folder; what has been trained there with the same effort is not trained again.",
@@ -39,9 +41,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    return run(experiment, parse(arguments))
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
+    """Run the command line, which was called ``prog``; return the exit code."""
+    options = parse(arguments, prog)
+    return answered(lambda: experiment(options))
 
 
 def chosen(flag: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
@@ -50,8 +53,6 @@ def chosen(flag: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
     Raises:
         UserError: a name is unknown.
     """
-    from qam_lightning.util.arguments import closest
-
     known = list(known)
     for name in names:
         if name not in known:
@@ -59,8 +60,8 @@ def chosen(flag: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
     return list(names) or known
 
 
-def experiment(options: argparse.Namespace) -> None:
-    """Train, measure and report; save each result as soon as it is there."""
+def experiment(options: argparse.Namespace) -> int:
+    """Train, measure and report, keeping each result at once; return the exit code."""
     # Imported only now, so that --help and mistakes in the command line answer at once.
     import torch
     from rich.console import Console
@@ -97,6 +98,7 @@ def experiment(options: argparse.Namespace) -> None:
             row, seconds = report.measure(entry), time.perf_counter() - start
             console.print(f"{problem:<10} {method:<11} W1 {row.w1:.3f}  {seconds:4.0f} s  {text}")
     print("\n" + report.write_all(options.out, entries, effort.flow_steps))
+    return 0
 
 
 if __name__ == "__main__":

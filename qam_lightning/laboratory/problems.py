@@ -73,13 +73,6 @@ class Mixture(NamedTuple):
         mass = self.weights.log() - 0.5 * (len(peak) * overlap.log() + distance)
         return Mixture(mass.softmax(0), means, total.rsqrt())
 
-    def mass_outside(self) -> float:
-        """Return the probability of lying outside the box [-1, 1]^D."""
-        upper, lower = ((edge - self.means) / self.stds[:, None] for edge in (1.0, -1.0))
-        normal = torch.special.ndtr
-        inside = (normal(upper.double()) - normal(lower.double())).prod(-1)
-        return (self.weights.double() * (1.0 - inside)).sum().item()
-
 
 class Problem(NamedTuple):
     """A behaviour, a value function and a temperature.

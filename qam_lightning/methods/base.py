@@ -38,7 +38,14 @@ from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.standardize import Standardize
 from qam_lightning.nets.velocity_field import VelocityField
 from qam_lightning.util.errors import ArgumentError, UserError
+from qam_lightning.util.provenance import versions
 from qam_lightning.util.rng import Stream, torch_generator
+
+ENTRY = "qam_lightning"
+"""The entry of a checkpoint that says how to rebuild the method, and where it was trained."""
+
+FORMAT = 2
+"""Number of the format of that entry; version 0.1 had none."""
 
 Losses = dict[str, Tensor]
 """Named scalars that a step sums and differentiates."""
@@ -51,11 +58,22 @@ Metrics = dict[str, Tensor]
 class TrainingData(Protocol):
     """What a method asks of a data module that belongs to it."""
 
+    spaces: Spaces
     discount: float
 
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
         """Return the mean and standard deviation (O,) of the observations."""
         ...
+
+
+@runtime_checkable
+class TaskData(Protocol):
+    """What a data module knows of the environment that its data come from."""
+
+    env: str
+    dataset: str
+    task: int
+    sparse: bool
 
 
 class Method(Configurable):
@@ -85,7 +103,7 @@ class Method(Configurable):
     """Gradient steps in which the step size falls to 0 along half a cosine; 0 keeps it constant."""
     grad_clip: float = setting(default=0.0, at_least=0)
     """Bound on the gradient; 0 switches clipping off."""
-    grad_clip_mode: Literal["norm", "value"] = setting(default="norm", choices=("norm", "value"))
+    grad_clip_mode: Literal["norm", "value"] = "norm"
     """"norm" rescales all gradients to joint norm ``grad_clip``; "value" clips element-wise."""
     target_rate: float = setting(default=0.005, above=0, at_most=1)
     """Rate λ at which target networks follow the trained networks, per update."""
@@ -248,8 +266,16 @@ class Method(Configurable):
     # A training step ---------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Attach the target networks' update to any trainer."""
-        return [EmaTargets(self.target_rate)]
+        """Attach what any trainer needs: the target networks' update, and rows for its loggers."""
+        # Not at the top: the callback works on methods.
+        from qam_lightning.callbacks.metrics import MetricsLogger
+
+        callbacks: list[L.Callback] = [EmaTargets(self.target_rate)]
+        trainer: Any = self._trainer  # None until there is one
+        every = trainer.log_every_n_steps if trainer and trainer.loggers else 0
+        if every and not any(isinstance(c, MetricsLogger) for c in trainer.callbacks):
+            callbacks.append(MetricsLogger(every_n_steps=every))
+        return callbacks
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the one Adam over everything that is trained."""
@@ -267,14 +293,10 @@ class Method(Configurable):
 
     def on_fit_start(self) -> None:
         """Check trainer and data, note the ranks, and take the dataset's statistics if wanted."""
-        precision = str(self.trainer.precision)
-        if precision.startswith("16"):  # its scaled gradients would be clipped, scale and all
-            raise UserError(f"precision is {precision}, expected 32-true, bf16-mixed or 64-true")
+        self._check_trainer()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, TrainingData) and data.discount != self.discount:
-            raise ArgumentError(
-                type(self), "discount", f"is {self.discount}, but the data's is {data.discount}"
-            )
+        if isinstance(data, TrainingData):
+            self._check_data(data)
         self.ranks, self.rank = self.trainer.world_size, self.trainer.global_rank
         # A checkpoint is read onto the CPU.
         self.metrics = {name: x.to(self.device) for name, x in self.metrics.items()}
@@ -285,6 +307,29 @@ class Method(Configurable):
             self.obs_norm.fit(*data.observation_statistics())
         # Not in the constructor: a compiled function can be neither copied nor pickled.
         self._compiled = torch.compile(self.losses) if self.compile else None
+
+    def _check_trainer(self) -> None:
+        precision = str(self.trainer.precision)
+        if precision.startswith("16"):  # its scaled gradients would be clipped, scale and all
+            problem = f"is {precision}, expected 32-true, bf16-mixed or 64-true"
+            raise ArgumentError(L.Trainer, "precision", problem)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        count = sum(isinstance(callback, EmaTargets) for callback in callbacks)
+        if count != 1 and self.ema_pairs():
+            raise UserError(
+                f"{type(self).__name__}: the trainer has {count} EmaTargets callbacks, expected 1; "
+                "call super().configure_callbacks() where you override it, and give the trainer "
+                "none"
+            )
+
+    def _check_data(self, data: TrainingData) -> None:
+        if data.discount != self.discount:
+            problem = f"is {self.discount}, but the data's is {data.discount}"
+            raise ArgumentError(type(self), "discount", problem)
+        if data.spaces != self.spaces:
+            problem = f"are {tuple(self.spaces)}, but the data's are {tuple(data.spaces)}"
+            names = f"({', '.join(self.spaces._fields)})"
+            raise ArgumentError(type(self), "spaces", f"{names} {problem}; pass data.spaces")
 
     def on_fit_end(self) -> None:
         """Drop the compiled losses, so that the module can be copied again."""
@@ -370,7 +415,21 @@ class Method(Configurable):
     # Counters ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store our own counters, and the metrics that a delayed loss left from its last step."""
+        """Store how to rebuild the method, the counters, and the latest metrics.
+
+        A delayed loss keeps the metrics of its last step. `Checkpoints` adds to the entry.
+        """
+        kind = type(self)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        names = TaskData.__annotations__ if isinstance(data, TaskData) else ()
+        checkpoint[ENTRY] = {
+            "format": FORMAT,
+            "method": f"{kind.__module__}.{kind.__qualname__}",
+            "model": dict(self.hparams),
+            "environment": {name: getattr(data, name) for name in names},
+            "versions": versions(),
+            **checkpoint.get(ENTRY, {}),
+        }
         mean = self.trainer.strategy.reduce  # over ranks, as they are logged
         checkpoint["metrics"] = {n: mean(x.clone()).cpu() for n, x in self.metrics.items()}
         checkpoint["counters"] = {

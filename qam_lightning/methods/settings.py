@@ -10,20 +10,24 @@ The constructor ``Mine(spaces, *, tau, ...)``, its checks, the command line's fl
 and the entry in checkpoints follow from that.
 """
 
+import contextlib
 import dataclasses
+import inspect
 import math
-from typing import Any, dataclass_transform
+import types
+from typing import Any, Literal, Union, dataclass_transform, get_args, get_origin
 
 import lightning as L
 
 from qam_lightning.util.errors import require
 
 _RANGE = "range"
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values a setting may have.
+    """The numbers a setting may have.
 
     Attributes:
         at_least: smallest value.
@@ -31,7 +35,6 @@ class Range:
         at_most: largest value.
         below: bound that values stay under.
         infinite: whether infinity is allowed.
-        choices: all values, where they are no numbers.
     """
 
     at_least: float | None = None
@@ -39,12 +42,9 @@ class Range:
     at_most: float | None = None
     below: float | None = None
     infinite: bool = False
-    choices: tuple[str, ...] = ()
 
     def holds(self, value: Any) -> bool:
-        """Whether a value lies in the range; NaN lies in none."""
-        if self.choices:
-            return value in self.choices
+        """Whether a value is a number in the range; NaN lies in none."""
         if not isinstance(value, int | float) or not (self.infinite or math.isfinite(value)):
             return False
         return (
@@ -56,8 +56,6 @@ class Range:
 
     def __str__(self) -> str:
         """The range in words, as in ``at least 0 and finite``."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
         bounds = (
             ("at least", self.at_least),
             ("above", self.above),
@@ -86,8 +84,8 @@ def setting(*, default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
 class Configurable(L.LightningModule):
     """A Lightning module whose annotated attributes are its settings.
 
-    Every subclass becomes a dataclass with keyword arguments. The constructor checks the ranges,
-    stores the settings as ``hparams`` and calls `build`.
+    Every subclass becomes a dataclass with keyword arguments. The constructor checks types and
+    ranges, stores the settings as ``hparams`` and calls `build`.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -97,9 +95,11 @@ class Configurable(L.LightningModule):
     def __post_init__(self) -> None:
         super().__init__()
         settings = dataclasses.fields(self)  # type: ignore[arg-type]
+        kinds = _annotations(type(self))
         for field in settings:
             value, allowed = getattr(self, field.name), field.metadata.get(_RANGE)
-            if allowed is not None:
+            _check_type(type(self), field.name, value, kinds.get(field.name, Any))
+            if allowed is not None and value is not None:
                 require(allowed.holds(value), type(self), field.name, value, str(allowed))
         self.save_hyperparameters({f.name: _primitive(getattr(self, f.name)) for f in settings})
         self.build()
@@ -107,6 +107,44 @@ class Configurable(L.LightningModule):
     def build(self) -> None:
         """Create the networks; all settings are set and checked by now."""
         raise NotImplementedError
+
+
+def _annotations(kind: type) -> dict[str, Any]:
+    """Return the types of a class's settings, without those that only a type checker can name."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if issubclass(base, Configurable):
+            with contextlib.suppress(NameError, AttributeError):
+                found |= inspect.get_annotations(base, eval_str=True)
+    return found
+
+
+def _check_type(owner: type, name: str, value: object, kind: Any) -> None:
+    """Raise an `ArgumentError` unless a value is of its annotated type, where that is simple.
+
+    An integer is also a number; True is neither, and 10.0 is no integer.
+    """
+    if get_origin(kind) is Literal:
+        choices = ", ".join(map(str, get_args(kind)))
+        require(value in get_args(kind), owner, name, value, f"one of {choices}")
+    elif (expected := _in_words(kind)) is not None:
+        require(_is_of(value, kind), owner, name, repr(value), expected)
+
+
+def _in_words(kind: Any) -> str | None:
+    """Name a type; None unless it is simple."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return "None" if kind is type(None) else _WORDS.get(kind)
+    words = [_in_words(part) for part in get_args(kind)]
+    return None if None in words else " or ".join(map(str, words))
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_is_of(value, part) for part in get_args(kind))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def _primitive(value: Any) -> Any:

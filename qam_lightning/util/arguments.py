@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -28,22 +29,34 @@ def at_least(bound: int) -> Any:
     return integer
 
 
-def run(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Run a command; return the exit code: 0, 2 for a user's mistake, 130 on Ctrl-C."""
+def _by_name(error: ArgumentError) -> str:
+    return f"{error.name} {error.problem}"
+
+
+def answered(command: Callable[[], int], spoken: Callable[[ArgumentError], str] = _by_name) -> int:
+    """Run a command and answer every mistake with one line.
+
+    Args:
+        command: what to do; returns the exit code.
+        spoken: words an argument that was refused in terms of the command line.
+
+    Returns:
+        The command's exit code, 2 for a user's mistake or an unusable file, 130 on Ctrl-C.
+    """
     try:
-        command(options)
+        return command()
     except ArgumentError as error:
-        print(f"error: {error.name} {error.problem}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        message = spoken(error)
+    except (UserError, OSError) as error:  # a full disk, a folder without permission
+        message = str(error)
     except KeyboardInterrupt:
-        return 130
-    return 0
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def closest(name: str, known: Sequence[str], count: int = 1) -> str:
     """Return a hint: the most similar names, or all of them if none is similar."""
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+    return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"

@@ -48,4 +48,4 @@ def cannot_write(path: Path, error: OSError, option: str) -> UserError:
     advice = f"choose another {option}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         advice = f"free some space and repeat, the work done so far is kept; or {advice}"
-    return UserError(f"{path}: cannot write: {error.strerror or error}; {advice}")
+    return UserError(f"{path}: cannot be written: {error.strerror or error}; {advice}")

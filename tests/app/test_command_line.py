@@ -54,6 +54,11 @@ SCENE = ("fit", "--config", "scene.yaml")
         ((*SCENE, "--data.chunk", "2"), "unknown key 'data.chunk'; it is data.horizon now"),
         ((*SCENE, "--model.clip=1"), "unknown key 'model.clip'; it is model.grad_clip now"),
         ((*SCENE, "stray"), "unexpected argument 'stray'"),
+        ((*SCENE, "--data.batch_size", "1.2.3e5"), "data.batch_size: expected int, found 1.2.3e5"),
+        (
+            (*SCENE, "--method", "qam", "--model", "pkg.Other"),
+            "--method is qam, but --model is pkg.Other; remove one",
+        ),
         ((*SCENE, "--task", "two"), "data.task: expected int, found two"),
         ((*SCENE, "--model.tau", "hot"), "model.tau: expected float, found hot"),
         ((*SCENE, "--log.wandb", "on"), "log.wandb: expected one of .*'offline'.*, found on"),
@@ -119,16 +124,27 @@ def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
         ),
         ("evaluation: 5", "FILE: evaluation is 5, expected keys with values"),
         ("1: 5", "FILE: the key 1 is no name"),
-        ("seed: 1\ndata: {task: 1}\nseed: 2", "FILE: 'seed' stands twice, in lines 1 and 3"),
+        (
+            "seed: 1\ndata: {task: 1}\nseed: 2",
+            "FILE: 'seed' is set twice, on lines 1 and 3; remove one",
+        ),
         ("method: qamm", "no method named 'qamm'; did you mean qam.* .in FILE."),
         (
             "method: fql\nmodel: {class_path: qam_lightning.methods.qam.QAM}",
             "FILE: method is fql, but model.class_path is .*QAM; remove one",
         ),
         ("include: nowhere.yaml", "no config named 'nowhere.yaml'"),
-        ("include: mine.yaml", "mine.yaml: includes itself"),
+        ("include: mine.yaml", "mine.yaml: includes itself; remove the include"),
         ("a: 1\nb: [", "FILE, line 2: not valid YAML"),
         ("- 1", "FILE: expected keys with values, found list"),
+        ("include:", "FILE: include is None, expected a file or a list of files"),
+        ("include: 3", "FILE: include is 3, expected a file or a list of files"),
+        ("include: [scene, 3]", "FILE: include is .*, expected a file or a list of files"),
+        ("model: {class_path: }", "FILE: model.class_path is None, expected the name of a class"),
+        ("model: {class_path: 3}", "FILE: model.class_path is 3, expected the name of a class"),
+        ("model: {init_args: 3}", "FILE: model.init_args is 3, expected keys with values"),
+        ("model: {init_args: {tau: {{ x }}}}", "FILE, line 1: not valid YAML: found unhashable"),
+        ("domain: 5\ndata: {env: scene}", "FILE: domain is 5, expected a name"),
         ("domain: moon", "no domain named 'moon'; .* .in FILE."),
         (
             "domain: moon\ndata: {env: Moon-v0}",
@@ -144,10 +160,24 @@ def test_a_mistake_in_a_file_names_the_file(text, says, refused, tmp_path):
     assert re.search(says.replace("FILE", re.escape(str(path))), message), message
 
 
+def test_files_that_include_each_other_are_refused(refused, tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(f"include: {other}.yaml")
+    message = refused(*SCENE, "--config", str(tmp_path / "a.yaml"))
+    assert message == f"error: {tmp_path / 'a.yaml'}: includes itself; remove the include"
+
+
 def test_a_file_that_is_no_text_is_refused(refused, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     assert f"{path}: not a YAML text file" in refused(*SCENE, "--config", str(path))
+
+
+def test_a_trainers_setting_that_a_method_refuses_is_named(small_run, refused):
+    message = refused(*small_run(1, "--trainer.precision=16-true"))
+    assert message == (
+        "error: trainer.precision is 16-true, expected 32-true, bf16-mixed or 64-true"
+    )
 
 
 def test_a_missing_dataset_is_answered_in_one_line(small_run, refused, tmp_path):
@@ -164,7 +194,7 @@ def test_generate_collects_and_refuses_to_overwrite(refused, tmp_path, capsys):
 
 
 def test_a_method_without_an_offline_phase_is_refused_a_dataset(refused, small_run, tmp_path):
-    assert "RLPD has no offline phase" in refused(
+    assert "RLPD has no offline phase: online.steps is 0" in refused(
         *small_run(1, "--method", "rlpd", "--online.steps=0")
     )
     assert not (tmp_path / "run").exists()
@@ -183,6 +213,13 @@ def test_help(arguments, told, capsys):
         main(list(arguments))
     assert exit_.value.code == 0
     assert told in capsys.readouterr().out
+
+
+def test_the_laboratory_names_itself_as_it_was_called(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["qam"])
+    with pytest.raises(SystemExit):
+        main(["laboratory", "--help"])
+    assert "usage: qam laboratory " in capsys.readouterr().out
 
 
 def test_the_program_starts_quietly_and_shows_its_usage():

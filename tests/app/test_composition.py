@@ -5,6 +5,7 @@ import yaml
 
 from qam_lightning.cli import main
 from qam_lightning.cli.compose import compose, find_config
+from qam_lightning.cli.settings import is_method, settings_of
 from qam_lightning.util.configs import CONFIGS
 from qam_lightning.util.configs import METHODS as FOLDER
 from qam_lightning.util.errors import UserError
@@ -213,3 +214,45 @@ def test_an_unknown_name_names_the_closest():
         find_config("cube_tripel.yaml")
     with pytest.raises(UserError, match=r"no method named 'qam_fqll'; did you mean qam_fql"):
         find_config("qam_fqll", "method")
+
+
+# -- methods of a user's own -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("imports", "base"),
+    [
+        ("from qam_lightning import Method", "Method"),
+        ("from qam_lightning import Method as Base", "Base"),
+        ("import qam_lightning", "qam_lightning.Method"),
+        ("import qam_lightning.methods.base as b", "b.Method"),
+    ],
+)
+def test_a_users_method_has_all_settings(imports, base, tmp_path, monkeypatch):
+    package = f"mine_{abs(hash(imports))}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("from .method import Mine\n")
+    text = f"{imports}\n\n\nclass Mine({base}):\n    own: int = 3\n    '''Mine.'''\n"
+    (tmp_path / package / "method.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in (f"{package}.Mine", f"{package}.method.Mine"):
+        found = settings_of(name)
+        assert found.keys() == settings_of("qam_lightning.methods.base.Method").keys() | {"own"}
+        assert (found["own"].default, found["own"].help) == ("3", "Mine.")
+        assert found["rho"].type == "float, at least 0" and is_method(name)
+        config = compose(["--domain=scene", f"--model={name}", "--model.num_critics=1e1"])
+        assert config.flags[-1] == "--model.num_critics=10"
+
+
+def test_public_names_are_the_classes_they_stand_for():
+    assert settings_of("qam_lightning.QAM") == settings_of("qam_lightning.methods.qam.QAM")
+    assert compose(["--domain=scene", "--method=qam", "--model=qam_lightning.QAM"])
+    with pytest.raises(UserError, match="--method is qam, but --model is qam_lightning.FQL"):
+        compose(["--domain=scene", "--method=qam", "--model=qam_lightning.FQL"])
+
+
+def test_a_heading_without_settings_changes_nothing(file):
+    mine = file("method: qam\nmodel:\n  init_args:\n")
+    for method in ("qam", "fql"):
+        config = composed("--domain=scene", "--config", mine, f"--method={method}")
+        assert config == composed("--domain=scene", f"--method={method}")

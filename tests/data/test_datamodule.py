@@ -245,7 +245,9 @@ def test_a_finished_store_is_never_written_to(scene, monkeypatch):
 def test_labels_that_cannot_be_written_are_explained(scene, monkeypatch):
     load("scene", scene)
     monkeypatch.setattr(labels, "relabel_dataset", refuse_to_write)
-    with pytest.raises(UserError, match="task2: cannot write: No space left .*free some") as caught:
+    with pytest.raises(
+        UserError, match="task2: cannot be written: No space left .*free some"
+    ) as caught:
         load("scene", scene, task=2)
     assert "\n" not in str(caught.value)
     store = scene / "scene-play-v0.store"
@@ -444,7 +446,7 @@ def test_data_from_other_physics_warn(scene):
         ({"task": 6}, "task is 6, but scene has tasks 1 to 5"),
         ({"task": 0}, "task is 0, expected at least 1"),
         ({"horizon": 0}, "ChunkDataModule: horizon is 0, expected at least 1"),
-        ({"horizon": 100}, "horizon is 100, but no trajectory of .* is as long"),
+        ({"horizon": 100}, "horizon is 100, but every trajectory in .* is shorter; lower it"),
         ({"horizon": 500}, "horizon is 500, but .* holds 240 transitions"),
         ({"env": "Nothing-v1"}, "env is 'Nothing-v1', which gymnasium cannot make"),
         ({"env": "Pendulum-v1", "task": 2}, "task is 2, but Pendulum-v1 has one task only"),
@@ -455,8 +457,9 @@ def test_data_from_other_physics_warn(scene):
         ),
         ({"path": "nowhere.npz"}, "path is nowhere.npz, which does not exist"),
         ({"batch_size": -1}, "batch_size is -1"),
-        ({"discount": 1.5}, "discount is 1.5, expected a number from 0 to 1"),
-        ({"fraction": 0.0}, "fraction is 0.0, expected a number above 0, at most 1"),
+        ({"discount": 0.0}, "discount is 0.0, expected above 0 and at most 1"),
+        ({"discount": 1.5}, "discount is 1.5, expected above 0 and at most 1"),
+        ({"fraction": 0.0}, "fraction is 0.0, expected above 0 and at most 1"),
         ({"fraction": 1.5}, "fraction is 1.5"),
         ({"prefetch": -1}, "prefetch is -1"),
     ],

@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up_is_explained_and_the_transfer_goes_on_later(
         fetch(server, tmp_path)
     train = tmp_path / "scene-play-v0.npz"
     assert str(caught.value).startswith(
-        f"{train}: cannot write: No space left on device; free some"
+        f"{train}: cannot be written: No space left on device; free some"
     )
     assert str(caught.value).endswith("choose another directory")
     monkeypatch.undo()
@@ -160,7 +160,7 @@ def test_a_disk_that_fills_up_is_explained_and_the_transfer_goes_on_later(
 
 def test_a_folder_that_cannot_be_written_is_explained(server, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write: .*choose another directory"):
+    with pytest.raises(UserError, match="cannot be written: .*choose another directory"):
         fetch(server, tmp_path / "file")
     assert server.requests == []
 

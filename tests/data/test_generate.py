@@ -182,7 +182,7 @@ def test_a_disk_that_fills_up_is_explained(tmp_path):
     message = answers.get(timeout=240)
     run.join()
     assert "\n" not in message
-    assert "cannot write" in message and "000000.npz" in message
+    assert "cannot be written" in message and "000000.npz" in message
     assert message.endswith("the same command continues from there")
 
 
@@ -237,7 +237,7 @@ def test_parts_of_another_collection_are_not_mixed_in(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
-    refused(["cannot write", "choose another directory"], directory=str(tmp_path / "file"))
+    refused(["cannot be written", "choose another directory"], directory=str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize(

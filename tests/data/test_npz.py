@@ -177,5 +177,5 @@ def test_something_else_is_refused(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=re.escape(str(tmp_path / "a.npz")) + " does not exist"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "a.npz")) + ": does not exist"):
         check_npz(tmp_path / "a.npz", LAYOUT)

@@ -158,7 +158,7 @@ def test_a_damaged_store_is_explained(shards, tmp_path):
     whole = actions.read_bytes()
     for damaged in (whole[:-4], whole[:100], b"", b"x" + whole[1:]):
         actions.write_bytes(damaged)
-        refused(shards, folder, "cannot be read", "delete it to have it made again")
+        refused(shards, folder, "cannot be read", "delete it, and the next run converts")
     actions.unlink()
     refused(shards, folder, "actions.npy", "delete it")
     actions.write_bytes(whole)
@@ -166,7 +166,7 @@ def test_a_damaged_store_is_explained(shards, tmp_path):
     lists = manifest | {"source": [1]}
     for damaged in ("{", "[]", "{}", "null", json.dumps(lists), '{"format": 2, "crc32": {}}'):
         (folder / "manifest.json").write_text(damaged)
-        refused(shards, folder, f"{folder} cannot be read", "delete it to have it made again")
+        refused(shards, folder, f"{folder}: cannot be read", "delete it, and the next run converts")
 
 
 def test_a_store_of_another_format_is_made_again_or_left_alone(shards, tmp_path):
@@ -175,7 +175,7 @@ def test_a_store_of_another_format_is_made_again_or_left_alone(shards, tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
     gone = [path.rename(path.with_suffix(".gone")) for path in shards[1:]]
-    with pytest.raises(UserError, match="a.store has format 1, expected 2; .*bring those back"):
+    with pytest.raises(UserError, match="a.store: has format 1, expected 2; .*bring those back"):
         ensure_store(shards, folder, LAYOUT)
     assert json.loads((folder / "manifest.json").read_text())["format"] == 1
     for path in gone:
@@ -285,7 +285,7 @@ def test_a_disk_that_fills_up_is_explained_and_the_work_goes_on_later(shards, tm
     message = answers.get(timeout=60)
     run.join()
     assert "\n" not in message
-    assert "cannot write" in message and "the work done so far is kept" in message
+    assert "cannot be written" in message and "the work done so far is kept" in message
     assert not folder.exists()
     assert_holds(ensure_store(shards, folder, LAYOUT), range(3))
 
@@ -297,7 +297,7 @@ def test_too_little_space_is_noticed_beforehand(shards, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_is_explained(shards, tmp_path):
-    refused(shards, shards[0] / "a.store", "cannot write", "choose another store")
+    refused(shards, shards[0] / "a.store", "cannot be written", "choose another store")
 
 
 def convert_and_count(files, folder, started, made):

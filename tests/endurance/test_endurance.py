@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_whole(
 
     monkeypatch.setattr(Checkpoints, "_write", writing)
     (line,) = told(2, *arguments(*FLAGS))
-    assert line.startswith("error: ") and "last.ckpt: cannot write the checkpoint: File too" in line
+    assert line.startswith("error: ") and "last.ckpt: cannot be written: File too" in line
     assert [step_of(path) for path in last_checkpoints(run)] == [4]
     assert not list(run.rglob("*.tmp"))
     monkeypatch.undo()
@@ -273,7 +273,9 @@ def test_a_full_disk_under_a_table_is_told(table, made, arguments, told, monkeyp
 
     monkeypatch.setattr(CsvLogger, "write", writing)
     (line,) = told(2, *arguments(*FLAGS))
-    assert line == f"error: {run}/metrics/{table}.csv: cannot write: {os.strerror(errno.EFBIG)}"
+    assert (
+        line == f"error: {run}/metrics/{table}.csv: cannot be written: {os.strerror(errno.EFBIG)}"
+    )
     monkeypatch.undo()
     assert main(arguments(*FLAGS, "--ckpt_path=last")) == 0
     assert_same_runs(made["whole"], run)

@@ -154,13 +154,16 @@ def test_a_dead_worker_is_reported_and_replaced():
         assert len(pool.run(still, 1, seed=0)) == 1
 
 
-def test_a_failing_environment_is_reported():
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failing_environment_is_reported(workers):
     def misshapen(observations, episodes):
         return np.zeros((len(observations), 1, 3), np.float32)
 
-    with RolloutPool(ENV, TASK, workers=1) as pool:
-        with pytest.raises(WorkerError, match="environment failed in a rollout worker"):
+    with RolloutPool(ENV, TASK, workers=workers) as pool:
+        with pytest.raises(WorkerError, match="an environment failed") as caught:
             pool.run(misshapen, 1, seed=0)
+    if not workers:
+        assert caught.value.__cause__ is not None
 
 
 def test_processes_end_with_the_pool():

@@ -37,12 +37,13 @@ def test_a_run_is_evaluated_from_its_checkpoint(run, capsys):
     report = json.loads(path.read_text())
     assert report["method"] == "qam_lightning.methods.qam.QAM"
     assert (report["env"], report["task"], report["gradient_step"]) == ("pointmaze-medium", 1, 4)
+    assert report["num_envs"] == 8
     assert report["episodes"] == len(report["results"]) == 2
     assert report["success"]["low"] <= report["success"]["mean"] <= report["success"]["high"]
     assert report["versions"]["torch"] == report["trained_versions"]["torch"]
 
     # The same again gives the same numbers, in another file, whoever simulates.
-    assert command.main([str(run), "--episodes", "2", "--workers", "2", "--seed", "3"]) == 0
+    assert command.main([str(run), "--episodes=2", "--workers=2", "--seed=3", "--num_envs=8"]) == 0
     again = json.loads(path.with_name(f"{path.stem}-2.json").read_text())
     assert again["results"] == report["results"]
 
@@ -94,6 +95,7 @@ def test_other_software_is_warned_about_in_one_line(run, tmp_path, capsys):
         (["--picture", "--runs", "elsewhere"], "eval.csv: no such file"),
         (["--checkpoint", "worst"], "invalid choice: 'worst'"),
         (["--episodes", "0"], "expected at least 1, found 0"),
+        (["--num_envs", "0"], "expected at least 1, found 0"),
         (["--seed", "many"], "invalid integer value: 'many'"),
         (["--vidoe"], "unrecognized arguments: --vidoe"),
     ],

@@ -346,6 +346,16 @@ def test_settings_are_checked_completed_and_typed(build: Build) -> None:
     for wrong in (Spaces(3, 0), Spaces(0, 1), Spaces(1, 1, 0)):
         with pytest.raises(ArgumentError, match="is 0, expected at least 1"):
             QAM(wrong, tau=3.0)
+    wrong: dict[str, tuple[Any, str]] = {
+        "flow_steps": (10.0, "10.0, expected an integer"),
+        "best_of_n": (True, "True, expected an integer"),
+        "tau": ("3", "'3', expected a number"),
+        "rho": (None, "None, expected a number"),
+        "standardize": (1, "1, expected true or false"),
+    }
+    for name, (value, told) in wrong.items():
+        with pytest.raises(ArgumentError, match=f"^QAM: {name} is {told}"):
+            QAM(Spaces(3, 2), **{"tau": 3, name: value})
     with pytest.raises(ArgumentError, match="grad_clip_mode is max, expected one of norm, value"):
         QAM(Spaces(3, 2), tau=3.0, grad_clip_mode="max")  # type: ignore[arg-type]
 

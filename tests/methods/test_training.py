@@ -6,14 +6,21 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from qam_lightning.callbacks.base import Callback
+from qam_lightning.callbacks.ema import EmaTargets
+from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.data.batch import Batch
+from qam_lightning.data.spaces import Spaces
+from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.qam import QAM
 from qam_lightning.util.errors import ArgumentError, UserError
+from tests.app.conftest import read_csv
+from tests.conftest import SPACES
 from tests.methods.test_every_method import Build, make
 
 
@@ -89,7 +96,7 @@ def test_lightnings_own_checkpoints_resume_and_load(
 def test_float16_is_refused(build: Build, batch: Batch, tmp_path: Path) -> None:
     """On CPUs Lightning itself turns 16-mixed into bf16-mixed, so 16-true stands for both."""
     half = trainer(tmp_path, precision="16-true", logger=False)
-    with pytest.raises(UserError, match="precision is 16-true, expected 32-true, bf16"):
+    with pytest.raises(UserError, match="Trainer: precision is 16-true, expected 32-true, bf16"):
         half.fit(make(QAM, build), loader(batch))
 
 
@@ -101,12 +108,12 @@ def test_other_precisions_train(build: Build, batch: Batch, tmp_path: Path, prec
     assert method.gradient_step == 3 and method.metrics["loss"].isfinite()
 
 
-class OtherDiscount(pl.LightningDataModule):
-    discount = 0.5
+class Data(pl.LightningDataModule):
+    """The batch again and again, as of some spaces and discount."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, spaces: Spaces = SPACES, discount: float = 0.97) -> None:
         super().__init__()
-        self.batch = batch
+        self.batch, self.spaces, self.discount = batch, spaces, discount
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return loader(self.batch)
@@ -117,13 +124,14 @@ class OtherDiscount(pl.LightningDataModule):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_discount_that_is_not_the_datas_is_refused(
-    build: Build, batch: Batch, tmp_path: Path
-) -> None:
+def test_what_does_not_fit_the_data_is_refused(build: Build, batch: Batch, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="QAM: discount is 0.97, but the data's is 0.5"):
-        trainer(tmp_path, logger=False).fit(make(QAM, build), OtherDiscount(batch))
-    method = make(QAM, build, discount=0.5, standardize=True)
-    trainer(tmp_path, logger=False).fit(method, OtherDiscount(batch))
+        trainer(tmp_path, logger=False).fit(make(QAM, build), Data(batch, discount=0.5))
+    chunks = SPACES._replace(horizon=5)
+    with pytest.raises(ArgumentError, match=r"spaces .* are \(7, 3, 2\), but .* \(7, 3, 5\); pass"):
+        trainer(tmp_path, logger=False).fit(make(QAM, build), Data(batch, chunks))
+    method = make(QAM, build, standardize=True)
+    trainer(tmp_path, logger=False).fit(method, Data(batch))
     torch.testing.assert_close(method.obs_norm.mean, batch.observations.mean(0))
 
 
@@ -133,3 +141,60 @@ def test_standardising_needs_the_datas_statistics(
 ) -> None:
     with pytest.raises(ArgumentError, match="QAM: standardize needs a data module"):
         trainer(tmp_path, logger=False).fit(make(QAM, build, standardize=True), loader(batch))
+
+
+class Forgets(QAM):
+    """A method of a user's whose callbacks replace those of all methods."""
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return []
+
+
+class MyTargets(EmaTargets):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "given", "count"), [(Forgets, [], 0), (QAM, [MyTargets(0.1)], 2)])
+def test_targets_that_nobody_or_two_would_move_are_refused(
+    kind: type[Method],
+    given: list[pl.Callback],
+    count: int,
+    build: Build,
+    batch: Batch,
+    tmp_path: Path,
+) -> None:
+    fitting = trainer(tmp_path, callbacks=given, logger=False)
+    with pytest.raises(
+        UserError, match=f"has {count} EmaTargets callbacks, expected 1; call super"
+    ):
+        fitting.fit(make(kind, build), loader(batch))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_logger_of_a_plain_trainer_gets_the_metrics(
+    build: Build, batch: Batch, tmp_path: Path
+) -> None:
+    loggers = [CSVLogger(tmp_path / "theirs"), CsvLogger(tmp_path / "ours")]
+    fitting = trainer(tmp_path, 4, logger=loggers, log_every_n_steps=2)
+    fitting.fit(make(QAM, build), loader(batch, 4))
+    (theirs,) = (tmp_path / "theirs").rglob("metrics.csv")
+    for path in (theirs, tmp_path / "ours/metrics/train.csv"):
+        rows = read_csv(path)
+        assert [row["gradient_step"] for row in rows] == ["2", "4"]
+        assert all(float(row["critic/loss"]) >= 0 for row in rows)
+    kinds = [type(callback) for callback in fitting.callbacks]  # type: ignore[attr-defined]
+    assert kinds.count(MetricsLogger) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_metrics_logger_of_the_users_is_the_only_one(
+    build: Build, batch: Batch, tmp_path: Path
+) -> None:
+    mine = MetricsLogger(every_n_steps=1)
+    fitting = trainer(tmp_path, callbacks=[mine], logger=CsvLogger(tmp_path / "ours"))
+    fitting.fit(make(QAM, build), loader(batch))
+    rows = read_csv(tmp_path / "ours/metrics/train.csv")
+    assert [row["gradient_step"] for row in rows] == ["1", "2", "3"]
+    found = [c for c in fitting.callbacks if isinstance(c, MetricsLogger)]  # type: ignore[attr-defined]
+    assert found == [mine]

@@ -229,7 +229,7 @@ def test_a_full_disk_stops_the_run_with_what_was_saved(
     monkeypatch.setattr(replay.Replay, "_grow", full)
     assert main(arguments(*flags, "--checkpoints.every_n_steps=7")) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and "replay.bin: cannot write: No space left" in error
+    assert error.startswith("error: ") and "replay.bin: cannot be written: No space left" in error
     assert last(run)["counters"]["gradient_step"] == 7  # not a state with a step half done
     monkeypatch.undo()
     assert main(arguments(*flags, "--ckpt_path=last")) == 0
@@ -251,13 +251,13 @@ def test_an_offline_run_can_go_on_online(whole, arguments, tmp_path):
     [
         (
             "--online.learning_starts=11",
-            "online.learning_starts was 10 and is 11, which cannot change",
+            "online.learning_starts is 11, expected 10 as in the checkpoint",
         ),
-        ("--online.utd_ratio=2", "online.utd_ratio was 1 and is 2"),
-        ("--online.num_envs=2", "online.num_envs was 1 and is 2"),
-        ("--trainer.max_steps=5", "trainer.max_steps was 4 and is 5"),
+        ("--online.utd_ratio=2", "online.utd_ratio is 2, expected 1"),
+        ("--online.num_envs=2", "online.num_envs is 2, expected 1"),
+        ("--trainer.max_steps=5", "trainer.max_steps is 5, expected 4"),
         ("--online.steps=0", "steps is 0, but the checkpoint has taken 24"),
-        ("--data.sparse=true", "data.sparse was False and is True"),
+        ("--data.sparse=true", "data.sparse is True, expected False"),
     ],
 )
 def test_what_cannot_change_is_refused(flag, told, whole, arguments, capsys):

@@ -204,4 +204,4 @@ def test_a_first_process_that_fails_ends_those_it_started(data: Path, tmp_path: 
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {run}/metrics/train.csv: cannot write: ")
+    assert line.startswith(f"error: {run}/metrics/train.csv: cannot be written: ")
