@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from qam_lightning.evaluation.statistics import bootstrap_interval
+from qam_lightning.evaluation.statistics import MIN_SEEDS, bootstrap_interval
 from qam_lightning.util.errors import UserError
 
 matplotlib.use("Agg")  # files only; needs no display
@@ -79,7 +79,8 @@ def draw_picture(
     """Draw success over both phases of training, above a strip of rollout frames, as a PNG file.
 
     A dotted line marks where the online phase begins. Several runs (seeds of one configuration)
-    are drawn faintly, with their mean and its 95% bootstrap band at the steps that all evaluated.
+    are drawn faintly, with their mean at the steps that all evaluated. The band is the mean's 95%
+    bootstrap interval or, with fewer than five runs, reaches from the smallest to the largest.
 
     Args:
         path: the file to write; its folder is made, an older file replaced.
@@ -154,11 +155,17 @@ def _draw_mean(axes: Axes, curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndar
     for curve in curves:
         axes.plot(curve.steps, curve.success, color=_FAINT, lw=0.8)
     at = [dict(zip(curve.steps.tolist(), curve.success, strict=True)) for curve in curves]
-    mean, low, high = np.array([bootstrap_interval([c[s] for c in at]) for s in common]).T
+    values = np.array([[c[s] for s in common] for c in at])  # (runs, steps)
+    if len(curves) < MIN_SEEDS:
+        mean, low, high = values.mean(0), values.min(0), values.max(0)
+        band = "smallest to largest"
+    else:
+        mean, low, high = np.array([bootstrap_interval(column) for column in values.T]).T
+        band = "95% bootstrap band"
     axes.fill_between(common, low, high, color=_LINE, alpha=0.2, lw=0)
     axes.plot(common, mean, "-o", color=_LINE, lw=2, ms=4, zorder=3, clip_on=False)
     axes.text(
-        0.01, 0.97, f"mean of {len(curves)} runs, 95% bootstrap band", transform=axes.transAxes,
+        0.01, 0.97, f"mean of {len(curves)} runs, {band}", transform=axes.transAxes,
         fontsize=8, color=_INK, va="top",
     )  # fmt: skip
     return np.array(common), mean

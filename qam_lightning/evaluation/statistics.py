@@ -47,6 +47,10 @@ def wilson_interval(successes: float, episodes: int) -> Interval:
     return Interval(rate, max(0.0, min(rate, center - half)), min(1.0, max(rate, center + half)))
 
 
+MIN_SEEDS = 5
+"""The fewest seeds whose mean has a bootstrap interval."""
+
+
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray,
     rng: np.random.Generator | int = 0,
@@ -55,17 +59,17 @@ def bootstrap_interval(
     """95% percentile bootstrap interval of the mean over independent training seeds.
 
     Args:
-        values: (n,) one number per seed, n at least 1. With n = 1 the interval has no width: one
-            seed says nothing about the spread between seeds.
+        values: (n,) one number per seed, n at least `MIN_SEEDS`. Of fewer seeds the interval is
+            just the smallest and the largest value, which is no 95% interval.
         rng: generator or seed of the resampling.
         resamples: number of resamples.
 
     Raises:
-        ValueError: ``values`` is empty, not one-dimensional or not finite.
+        ValueError: ``values`` has fewer numbers, is not one-dimensional or not finite.
     """
     sample = np.asarray(values, np.float64)
-    if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
-        raise ValueError(f"expected a list of at least one finite number, got {values!r}")
+    if sample.ndim != 1 or sample.size < MIN_SEEDS or not np.isfinite(sample).all():
+        raise ValueError(f"expected a list of at least {MIN_SEEDS} finite numbers, got {values!r}")
     picks = np.random.default_rng(rng).integers(sample.size, size=(resamples, sample.size))
     low, high = np.percentile(sample[picks].mean(1), [2.5, 97.5])
     return Interval(float(sample.mean()), float(low), float(high))

@@ -64,7 +64,10 @@ def test_info_of_ones_own_data(capsys, tmp_path):
         ((), "data: expected info or verify"),
         (("show",), "data: expected info or verify, found 'show'"),
         (("info", "--envv", "scene"), "unknown key"),
-        (("verify", "--env", "scene", "--directory", "nowhere"), "scene-play-v0.store: does not exist"),
+        (
+            ("verify", "--env", "scene", "--directory", "nowhere"),
+            "scene-play-v0.store: does not exist",
+        ),
         (("info", "--env", "moon"), "env is 'moon', expected a gymnasium id"),
     ],
 )
