@@ -66,7 +66,7 @@ def test_info_of_ones_own_data(capsys, tmp_path):
         (("info", "--envv", "scene"), "unknown key"),
         (
             ("verify", "--env", "scene", "--directory", "nowhere"),
-            "scene-play-v0.store: does not exist",
+            "play-v0.store: does not exist",
         ),
         (("info", "--env", "moon"), "env is 'moon', expected a gymnasium id"),
     ],

@@ -51,9 +51,7 @@ def test_bootstrap_is_decided_by_its_generator():
     assert bootstrap_interval(values, 1, 200) != bootstrap_interval(values, 2, 200)
 
 
-@pytest.mark.parametrize(
-    "values", [[], [[1.0] * 5], [0.5, math.nan, 0.1, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4]]
-)
+@pytest.mark.parametrize("values", [[], [[1.0] * 5], [0.5, math.nan, 0.1, 0.2, 0.3], [0.1] * 4])
 def test_bootstrap_refuses_what_it_cannot_average(values):
     with pytest.raises(ValueError, match="at least 5 finite numbers"):
         bootstrap_interval(values)
