@@ -61,7 +61,7 @@ check: install  ## lint and types
 docs: install  ## build the site in build/docs; a warning is an error
 	$(RUN) -m sphinx -q -W --keep-going -b html docs build/docs
 
-quickstart: $(DATA)/cube-single-play-v0.npz  ## collect data, train QAM, score it: 12 minutes on two cores
+quickstart: $(DATA)/cube-single-play-v0.npz  ## collect data, train QAM, score it: 10 minutes on two cores
 	$(RUN) train.py fit --config quickstart.yaml \
 		$$(test -e $(QUICK)/checkpoints/last.ckpt && echo --ckpt_path last)
 	$(RUN) eval.py $(QUICK) --policy behavior

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         text = "info: print what a dataset holds, and draw it.\nverify: check its store."
         groups = {"dataset": settings, "info": {"picture": _PICTURE}}
-        print(page(called("data info|verify"), text, groups), end="")
+        print(page(called("data info|verify"), text, groups), end="", flush=True)
         raise SystemExit(0)
     if not argv or argv[0] not in actions:
         found = f", found '{argv[0]}'" if argv else ""

@@ -32,9 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if arguments else 2
+        return answered(lambda: _print_usage(0 if arguments else 2))
     return answered(lambda: _command(arguments[0])(arguments[1:]), _spoken)
+
+
+def _print_usage(code: int) -> int:
+    print(usage())
+    return code
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -47,7 +47,7 @@ _FILES = {
 def main(argv: list[str]) -> int:
     """Train a method as the arguments say; return the exit code."""
     if {"-h", "--help", "--model.help"} & set(argv):
-        print(_help(argv), end="")
+        print(_help(argv), end="", flush=True)
         raise SystemExit(0)
     from qam_lightning.cli.training import FitCLI
 

@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         groups = {"options": settings_of("qam_lightning.data.generate.generate")}
         text = "Collect a dataset in OGBench's format with OGBench's scripted oracles."
-        print(page(called("generate"), text, groups), end="")
+        print(page(called("generate"), text, groups), end="", flush=True)
         raise SystemExit(0)
     from jsonargparse import ArgumentParser
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -41,10 +42,16 @@ def answered(command: Callable[[], int], spoken: Callable[[ArgumentError], str] 
         spoken: words an argument that was refused in terms of the command line.
 
     Returns:
-        The command's exit code, 2 for a user's mistake or an unusable file, 130 on Ctrl-C.
+        The command's exit code; 2 for a user's mistake or an unusable file, 130 on Ctrl-C, 141 if
+        the reader of the output has left.
     """
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of the output has left, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except ArgumentError as error:
         message = spoken(error)
     except (UserError, OSError) as error:  # a full disk, a folder without permission

@@ -271,3 +271,10 @@ def test_help_shows_the_values_of_the_files(capsys):
         r"--model.target_rate TARGET_RATE .*?\(float, above 0, at most 1, default: 0.005\)",
     ):
         assert re.search(line, shown)
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
+    for arguments in ("--help", "fit --help"):
+        command = f"{sys.executable} train.py {arguments} | head -n 1"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.startswith("usage: ") and not done.stderr
