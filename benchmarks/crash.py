@@ -356,6 +356,7 @@ class Killer:
 def write(killer: Killer, folder: Path, seconds: float) -> bool:
     """Write the tables; returns whether every kill left and ended as it should."""
     kills = killer.done
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "crash_table.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([Kill._fields, *kills])
