@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -341,6 +342,8 @@ def test_settings_are_checked_completed_and_typed(build: Build) -> None:
     assert (method.tau, method.num_critics, method.grad_clip) == (3.0, 10, 1.0)
     assert dict(method.hparams)["spaces"] == {"obs_dim": 3, "action_dim": 2, "horizon": 1}
     assert QAM(**{**method.hparams, "width": 8}).width == 8
+    scalars = QAM(Spaces(3, 2), tau=np.float64(3), width=np.int64(8))
+    assert (type(scalars.tau), type(scalars.hparams["width"])) == (float, int)
     with pytest.raises(TypeError, match="tua"):
         QAM(Spaces(3, 2), tua=3.0)  # type: ignore[call-arg]
     for wrong in (Spaces(3, 0), Spaces(0, 1), Spaces(1, 1, 0)):
