@@ -98,9 +98,7 @@ class Configurable(L.LightningModule):
         kinds = _annotations(type(self))
         for field in settings:
             value, allowed = getattr(self, field.name), field.metadata.get(_RANGE)
-            if hasattr(
-                value, "item"
-            ):  # a scalar of numpy or torch, which no checkpoint should hold
+            if hasattr(value, "item"):  # numpy's scalars: checkpoints hold plain numbers
                 value = value.item()
                 setattr(self, field.name, value)
             _check_type(type(self), field.name, value, kinds.get(field.name, Any))
