@@ -25,7 +25,6 @@ from typing import Any, Self
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import ENTRY, FORMAT, Method
 from qam_lightning.util.errors import UserError
 
@@ -249,12 +248,9 @@ def load_method(path: str | Path, **overrides: Any) -> tuple[Method, dict[str, A
         path = checkpoint_path(path, "last")
     checkpoint = read_checkpoint(path)
     entry = checkpoint[ENTRY]
-    settings = {**entry["model"], **overrides}
-    if isinstance(spaces := settings.get("spaces"), dict):
-        settings["spaces"] = Spaces(**spaces)
     kind = _method_class(entry["method"], path)
     try:
-        method = kind(**settings)
+        method = kind(**{**entry["model"], **overrides})
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot build {entry['method']}: {error}") from error
     try:

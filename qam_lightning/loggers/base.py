@@ -16,9 +16,9 @@ class RunLogger(Logger):
     """A Lightning logger of whole rows, which begin and resume at a gradient step.
 
     `MetricsLogger`, which every method attaches to a trainer with loggers, sends a row per
-    ``log_metrics`` call: numbers, the text ``phase`` and
-    ``gradient_step``. Other callbacks of Lightning and Lightning itself log single metrics at steps
-    of their own counting; these become columns of the next row, unless it has them already.
+    ``log_metrics`` call: numbers, the text ``phase`` and ``gradient_step``. Other callbacks of
+    Lightning and Lightning itself log single metrics at steps of their own counting; these become
+    columns of the next row, unless it has them already.
 
     Args:
         run_dir: folder of the run.

@@ -30,7 +30,13 @@ from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.critic import pessimistic, td_loss, td_target
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
-from qam_lightning.methods.noise import NoiseSource, PolicyNoise, StepNoise, map_noise
+from qam_lightning.methods.noise import (
+    CloningNoise,
+    NoiseSource,
+    PolicyNoise,
+    StepNoise,
+    map_noise,
+)
 from qam_lightning.methods.optimization import clip_gradients, decayed_learning_rate
 from qam_lightning.methods.settings import Configurable, setting
 from qam_lightning.nets.critic import CriticEnsemble
@@ -158,6 +164,10 @@ class Method(Configurable):
     def actor_noise(self, draw: NoiseSource) -> Any:
         """Draw what `actor_losses` takes; None if it takes nothing."""
         return None
+
+    def cloning_noise(self, draw: NoiseSource) -> CloningNoise:
+        """Draw what the flow matching loss takes, for the actor's losses that contain it."""
+        return CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
 
     def policy_noise(self, draw: NoiseSource) -> Any:
         """Draw what `policy` takes."""

@@ -51,7 +51,7 @@ class CGQL(Method):
         return TimeConditionedCritic(in_dim, self.width, self.depth, self.num_critics)
 
     def actor_noise(self, draw: NoiseSource) -> Any:
-        return CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+        return self.cloning_noise(draw)
 
     def actor_losses(self, batch: Batch, noise: CloningNoise) -> tuple[Losses, Metrics]:
         field = self.behavior.at(batch.observations)

@@ -67,7 +67,7 @@ class DSRL(Method):
         self.latent_critic = CriticEnsemble(obs_dim + self.dim, width, depth, self.num_critics)
 
     def actor_noise(self, draw: NoiseSource) -> DSRLNoise:
-        cloning = CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+        cloning = self.cloning_noise(draw)
         return DSRLNoise(cloning, policy=draw.normal(self.dim), latent_z=draw.normal(self.dim))
 
     def actor_losses(self, batch: Batch, noise: DSRLNoise) -> tuple[Losses, Metrics]:

@@ -40,7 +40,7 @@ class FAWAC(Method):
         self.value = ValueNetwork(self.spaces.obs_dim, self.width, self.depth)
 
     def actor_noise(self, draw: NoiseSource) -> CloningNoise:
-        return CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+        return self.cloning_noise(draw)
 
     def actor_losses(self, batch: Batch, noise: CloningNoise) -> tuple[Losses, Metrics]:
         s, a = batch.observations, batch.actions

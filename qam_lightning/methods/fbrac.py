@@ -51,7 +51,7 @@ class FBRAC(Method):
         self.flow = self.velocity_field()
 
     def actor_noise(self, draw: NoiseSource) -> FBRACNoise:
-        cloning = CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+        cloning = self.cloning_noise(draw)
         return FBRACNoise(cloning, z=draw.normal(self.dim))
 
     def actor_losses(self, batch: Batch, noise: FBRACNoise) -> tuple[Losses, Metrics]:

@@ -58,7 +58,7 @@ class FEdit(Method):
         return EditNoise(z=draw.normal(self.dim), edit=draw.normal(self.dim))
 
     def actor_noise(self, draw: NoiseSource) -> FEditNoise:
-        cloning = CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+        cloning = self.cloning_noise(draw)
         return FEditNoise(cloning, self.policy_noise(draw))
 
     def actor_losses(self, batch: Batch, noise: FEditNoise) -> tuple[Losses, Metrics]:

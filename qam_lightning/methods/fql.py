@@ -52,7 +52,7 @@ class FQL(Method):
         self.one_step = OneStepPolicy(self.spaces.obs_dim, self.dim, self.width, self.depth)
 
     def actor_noise(self, draw: NoiseSource) -> FQLNoise:
-        cloning = CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+        cloning = self.cloning_noise(draw)
         return FQLNoise(cloning, z=draw.normal(self.dim))
 
     def actor_losses(self, batch: Batch, noise: FQLNoise) -> tuple[Losses, Metrics]:

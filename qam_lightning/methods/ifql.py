@@ -56,7 +56,7 @@ class IFQL(Method):
         return self.value(s)
 
     def actor_noise(self, draw: NoiseSource) -> CloningNoise:
-        return CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
+        return self.cloning_noise(draw)
 
     def actor_losses(self, batch: Batch, noise: CloningNoise) -> tuple[Losses, Metrics]:
         s, a = batch.observations, batch.actions

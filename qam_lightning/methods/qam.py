@@ -75,7 +75,7 @@ class QAM(Method):
 
     def actor_noise(self, draw: NoiseSource) -> QAMNoise:
         return QAMNoise(
-            cloning=CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1)),
+            cloning=self.cloning_noise(draw),
             path_x_0=draw.normal(self.dim),
             path_z=draw.normal(self.flow_steps - 1, self.dim),
         )
