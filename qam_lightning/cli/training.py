@@ -204,6 +204,7 @@ def _filter_warnings() -> None:
         ".*ended before the epoch ended.*",  # batches follow from the gradient step
         ".*does not have many workers.*",  # a batch is a look-up in memory
         ".*GPU available but not used.*",
+        ".*`srun` command is available.*",  # on every login node
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own
         ".*precision lowered by casting.*",  # OGBench's spaces
         ".*DISPLAY environment variable.*",  # nothing is shown in a window
