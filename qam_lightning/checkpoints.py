@@ -87,23 +87,6 @@ def last_checkpoints(run_dir: str | Path) -> list[Path]:
     return sorted((p for p, age in ages.items() if age.isdigit()), key=lambda p: int(ages[p]))
 
 
-def check_unused(run_dir: str | Path) -> None:
-    """Check that a folder holds no run, which a new one would overwrite.
-
-    Metrics beside a ``config.yaml``, without a checkpoint, are of a run that was killed before its
-    first one. It can only begin again.
-
-    Raises:
-        UserError: the folder holds checkpoints or metrics.
-    """
-    folder = Path(run_dir)
-    held = [*last_checkpoints(folder), checkpoint_path(folder, "best")]
-    if not (folder / "config.yaml").exists():
-        held += (folder / "metrics").glob("*.csv")
-    if any(path.exists() for path in held):
-        raise UserError(f"{folder} already holds a run; resume it, or choose another run_dir")
-
-
 def describe(path: str | Path) -> CheckpointInfo:
     """Return what the JSON beside a checkpoint says, or the checkpoint itself if that is stale.
 

@@ -10,7 +10,6 @@ import torch
 
 from qam_lightning.callbacks.base import Callback, Order, begins_anew, ours
 from qam_lightning.callbacks.divergence import culprit
-from qam_lightning.checkpoints import check_unused
 from qam_lightning.loggers import CsvLogger, WandbLogger
 from qam_lightning.loggers.base import PREFIX, RunLogger
 from qam_lightning.methods.base import Method
@@ -73,20 +72,20 @@ class MetricsLogger(Callback):
         trainer.log_every_n_steps = self.every_n_steps  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse to begin a run in the folder of another.
+        """Claim the folders of the loggers.
 
         Raises:
-            UserError: a logger's folder holds checkpoints or metrics, and this run does not resume.
+            UserError: see `Callback.claim`.
         """
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger) and begins_anew(trainer):
-                check_unused(logger.run_dir)
+        for folder in sorted({x.run_dir for x in trainer.loggers if isinstance(x, RunLogger)}):
+            self.claim(trainer, folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to log only now: until now, the run could still be refused."""
+        step = None if begins_anew(trainer) else cast(Method, pl_module).gradient_step
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
-                logger.begin(cast(Method, pl_module).gradient_step)
+                logger.begin(step, self.config)
         self._start_clock(cast(Method, pl_module))
 
     def on_collection(self, trainer: pl.Trainer, method: Method) -> None:

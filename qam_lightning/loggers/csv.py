@@ -36,10 +36,11 @@ class CsvLogger(RunLogger):
         return self.run_dir / "metrics" / "eval.csv"
 
     @rank_zero_only
-    def begin(self, gradient_step: int) -> None:
+    def begin(self, gradient_step: int | None, config: str = "") -> None:
         """Drop the rows after ``gradient_step``: the resumed run writes them again."""
-        for path in (self.train_csv, self.eval_csv):
-            rewind(path, gradient_step)
+        if gradient_step is not None:
+            for path in (self.train_csv, self.eval_csv):
+                rewind(path, gradient_step)
 
     def write(self, row: Row) -> None:
         """Append a row to the file it belongs to.
@@ -76,12 +77,12 @@ def append(path: Path, row: Row) -> None:
 
 
 def rewind(path: Path, gradient_step: int) -> None:
-    """Drop the rows after ``gradient_step``, all of them if it is 0."""
+    """Drop the rows after ``gradient_step``."""
     if not path.exists():
         return
     with writing(path):
         columns, rows = _read(path)
-        kept = [row for row in rows if 0 < gradient_step >= int(row["gradient_step"])]
+        kept = [row for row in rows if gradient_step >= int(row["gradient_step"])]
         if kept:
             _replace(path, columns, kept)
         else:

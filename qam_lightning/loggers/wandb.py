@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.loggers.base import RunLogger
 from qam_lightning.util.errors import UserError
-from qam_lightning.util.provenance import config_text, versions
+from qam_lightning.util.provenance import versions
 
 
 class WandbLogger(RunLogger):
@@ -52,7 +52,7 @@ class WandbLogger(RunLogger):
         return self._run
 
     @rank_zero_only
-    def begin(self, gradient_step: int) -> None:
+    def begin(self, gradient_step: int | None, config: str = "") -> None:
         """Open the run: only now, since a run that is refused before should leave no trace.
 
         Raises:
@@ -65,10 +65,10 @@ class WandbLogger(RunLogger):
             print("wandb: no API key found, recording offline; upload later with `wandb sync`")
             mode = "offline"
         identity = self.run_dir / "wandb_run_id"
-        if not identity.exists():
+        if gradient_step is None or not identity.exists():
             self.run_dir.mkdir(parents=True, exist_ok=True)
             identity.write_text(secrets.token_hex(4), encoding="utf-8")
-        config = yaml.safe_load(config_text(self.run_dir)) or {}
+        settings = yaml.safe_load(config) or {}
         try:
             self._run = wandb.init(
                 project=self.project,
@@ -77,7 +77,7 @@ class WandbLogger(RunLogger):
                 resume="allow",
                 mode=mode,
                 dir=str(self.run_dir),
-                config={**config, "versions": versions()},
+                config={**settings, "versions": versions()},
                 settings=wandb.Settings(silent=True),
             )
         except (wandb.errors.Error, OSError) as error:

@@ -50,12 +50,6 @@ def git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def config_text(run_dir: str | Path) -> str:
-    """Return a run's resolved configuration, ``config.yaml``; empty if it has none."""
-    path = Path(run_dir) / "config.yaml"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
 def mismatches(recorded: Mapping[str, str]) -> list[str]:
     """Compare recorded versions with the installed ones.
 
