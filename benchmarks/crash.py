@@ -209,8 +209,6 @@ class Life:
         arguments = ["fit", *(f"--{key}={value}" for key, value in settings.items()), *flags]
         if last_checkpoints(run):
             arguments.append("--ckpt_path=last")
-        elif run.exists():
-            shutil.rmtree(run)  # nothing of it was saved, so it begins again
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
 

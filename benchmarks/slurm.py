@@ -49,6 +49,7 @@ SMALL = {k: v for k, v in SETTINGS.items() if k != "config"} | {
     "checkpoints.every_n_steps": 100,
     "evaluation.every_n_steps": 500,
 }
+SUBMITTED: list[str] = []
 
 
 class Slow(pl.Callback):
@@ -117,7 +118,8 @@ class Folder:
         own = arguments(self.data, trainer__callbacks=json.dumps([slowly]), **settings)
         asked = ("--parsable", "--gres=none", "--time=10", *options)
         words = (f"--{key}={value}" for key, value in own.items())
-        return command("sbatch", *asked, script, *words, cwd=self.path)
+        SUBMITTED.append(command("sbatch", *asked, script, *words, cwd=self.path))
+        return SUBMITTED[-1]
 
     def training(self, job: str, seed: int = 0) -> None:
         """Wait until a job has written a checkpoint."""
@@ -450,6 +452,7 @@ def main() -> int:
             stack.enter_context(started())
         elif not sinfo("%T"):
             raise SystemExit("there is no SLURM here; --start starts one")
+        stack.callback(lambda: command("scancel", "--quiet", *SUBMITTED))
         start = time.monotonic()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=Path.cwd())))
         data = folder / "data.npz"
