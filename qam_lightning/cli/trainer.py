@@ -5,8 +5,15 @@ from collections.abc import Iterable
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from qam_lightning.util.errors import require
+
+
+class _Connector(_CheckpointConnector):
+    """Resumes from what it is told to, not from an ``hpc_ckpt_*.ckpt`` in the working directory."""
+
+    _hpc_resume_path = None
 
 
 class Trainer(pl.Trainer):
@@ -54,6 +61,7 @@ class Trainer(pl.Trainer):
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # our batches are functions of step and rank
         )
+        self._checkpoint_connector = _Connector(self)
         cluster = self._accelerator_connector.cluster_environment
         if isinstance(cluster, SLURMEnvironment):
             cluster.auto_requeue = False  # it would put checkpoints into the working directory

@@ -12,7 +12,7 @@ import pytest
 from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
-from tests.online.test_online import last
+from tests.online.test_online import last, table
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = {
@@ -78,6 +78,17 @@ def test_lightning_does_not_requeue_by_itself(
     assert set(before) == {signal.SIG_DFL}  # before the first step, too
     assert last(tmp_path / "run")["counters"]["gradient_step"] == 3
     assert not slurm.exists() and not list(tmp_path.glob("*.ckpt"))
+
+
+def test_a_checkpoint_of_lightnings_requeueing_is_not_resumed_unasked(
+    slurm: Path, arguments, tmp_path: Path
+) -> None:
+    """Lightning looks for one in the working directory, where another program may have put it."""
+    assert main(arguments(online__steps=0)) == 0
+    (tmp_path / "run/checkpoints/last.ckpt").rename(tmp_path / "hpc_ckpt_1.ckpt")
+    assert main(arguments(online__steps=0, run_dir=tmp_path / "other")) == 0
+    steps = [row["gradient_step"] for row in table(tmp_path / "other")]
+    assert steps == ["1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize("right", [True, False])
