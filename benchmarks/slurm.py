@@ -163,13 +163,15 @@ def facts(job: str) -> dict[str, str]:
 
 def end(job: str) -> dict[str, str]:
     """Wait for a job's end; returns what SLURM knows of it."""
+    moved = set()
 
     def ended() -> dict[str, str] | None:
         found = facts(job)
         if found["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED"):
-            if found["Reason"] == "BeginTime":  # two minutes after it was requeued
-                with contextlib.suppress(Failed):  # not yet
-                    command("scontrol", "update", f"job={job}", "StartTime=now")
+            # SLURM waits for two minutes; it needs some seconds to forget the job's last life.
+            if found["Reason"] == "BeginTime" and found["Restarts"] not in moved:
+                moved.add(found["Restarts"])
+                command("scontrol", "update", f"job={job}", "StartTime=now+10")
             return None
         return found
 
@@ -224,8 +226,8 @@ def several(at: Folder) -> str:
 
 
 def time_up(at: Folder) -> str:
-    """`--time=1 --signal=USR1@15`."""
-    completed(at.submit("--time=1", "--signal=USR1@15", slow=0.04), 1)
+    """`--time=2 --signal=USR1@15`."""
+    completed(at.submit("--time=2", "--signal=USR1@15", slow=0.08), 1)
     at.equal(at.run())
     return at.stops() + ", requeued"
 
@@ -409,11 +411,12 @@ def sinfo(form: str) -> str:
 
 def check(folder: Path, whole: dict[str, Path], data: Path, name: str) -> tuple[str, str, str]:
     """Do one check; returns its row of the table."""
-    do, start = (CHECKS | ALONE)[name], time.monotonic()
+    do, at, start = (CHECKS | ALONE)[name], Folder(folder / name, whole, data), time.monotonic()
     try:
-        row = do.__doc__.rstrip("."), do(Folder(folder / name, whole, data)), "equal"
+        row = do.__doc__.rstrip("."), do(at), "equal"
     except Failed as error:
         row = do.__doc__.rstrip("."), str(error), "**failed**"
+        print(at.said[-4000:])
     print(f"{name}, {time.monotonic() - start:.0f} s: {'; '.join(row)}", flush=True)
     return row
 
