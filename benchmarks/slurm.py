@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import lightning.pytorch as pl
 from crash import SETTINGS, collect, compare
 
-from qam_lightning.checkpoints import last_checkpoints
+from qam_lightning.checkpoints import describe, last_checkpoints
+from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,12 +123,14 @@ class Folder:
         return SUBMITTED[-1]
 
     def training(self, job: str, seed: int = 0) -> None:
-        """Wait until a job has written a checkpoint."""
+        """Wait until a job has written a checkpoint of some steps."""
 
         def saved() -> bool:
             if facts(job)["JobState"] in ("FAILED", "COMPLETED", "CANCELLED"):
                 raise Failed(f"ended before its first checkpoint: {self.said}")
-            return bool(last_checkpoints(self.run(seed)))
+            with contextlib.suppress(UserError):  # it was renamed meanwhile
+                return any(describe(p).gradient_step for p in last_checkpoints(self.run(seed)))
+            return False
 
         until(saved, "a checkpoint")
 
