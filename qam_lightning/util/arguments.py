@@ -19,6 +19,9 @@ from qam_lightning.util.output import tolerant
 class Parser(argparse.ArgumentParser):
     """A parser that answers a mistake with one line."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {_one_line(message)}; see --help\n")
 
@@ -33,6 +36,20 @@ def at_least(bound: int) -> Any:
         return value
 
     return integer
+
+
+def path(text: str) -> Path:
+    """Return an argument's path, with the home folder for ``~``.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no path, or ``~name`` names nobody of this machine.
+    """
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected the name of a file or folder, found '{text}'")
+    found = os.path.expanduser(text)
+    if found.startswith("~"):
+        raise argparse.ArgumentTypeError(f"there is no user of {text}; is ./{text} meant?")
+    return Path(found)
 
 
 def _by_name(error: ArgumentError) -> str:
