@@ -36,7 +36,7 @@ def shown(value: object, limit: int = 80) -> str:
 
     Args:
         value: text, or anything else as `str` spells it.
-        limit: characters that are kept; ``…`` stands for what is left out in the middle.
+        limit: characters that are kept; ``…`` stands for the rest.
 
     Returns:
         The text with line breaks, NUL and everything else that cannot be printed escaped as in a
@@ -47,8 +47,7 @@ def shown(value: object, limit: int = 80) -> str:
     except (ValueError, RecursionError):  # an integer of thousands of digits, a bottomless list
         text = f"<{type(value).__name__}>"
     if len(text) > limit:
-        kept = limit - 1
-        text = f"{text[: kept - kept // 4]}…{text[len(text) - kept // 4 :]}"
+        text = f"{text[:limit]}…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
