@@ -134,7 +134,7 @@ def load_policy(
     from qam_lightning.checkpoints import load_method
 
     path = Path(run_or_checkpoint).expanduser()
-    overrides = {} if best_of_n is None else {"best_of_n": best_of_n}
+    overrides: dict[str, Any] = {} if best_of_n is None else {"best_of_n": best_of_n}
     require(seed >= 0, "load_policy", "seed", seed, "at least 0")
     method, metadata = load_method(path, **overrides)
     try:

@@ -38,20 +38,16 @@ from qam_lightning.methods.noise import (
     map_noise,
 )
 from qam_lightning.methods.optimization import clip_gradients, decayed_learning_rate
+from qam_lightning.methods.restore import check_training, check_weights
 from qam_lightning.methods.settings import Configurable, setting
 from qam_lightning.nets.critic import CriticEnsemble
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.standardize import Standardize
 from qam_lightning.nets.velocity_field import VelocityField
+from qam_lightning.util.checkpoint import ENTRY, FORMAT, check_content
 from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.provenance import versions
 from qam_lightning.util.rng import Stream, torch_generator
-
-ENTRY = "qam_lightning"
-"""The entry of a checkpoint that says how to rebuild the method, and where it was trained."""
-
-FORMAT = 2
-"""Number of the format of that entry; version 0.1 had none."""
 
 Losses = dict[str, Tensor]
 """Named scalars that a step sums and differentiates."""
@@ -438,6 +434,7 @@ class Method(Configurable):
             "model": dict(self.hparams),
             "environment": {name: getattr(data, name) for name in names},
             "versions": versions(),
+            "moments": [len(found["state"]) for found in checkpoint.get("optimizer_states", [])],
             **checkpoint.get(ENTRY, {}),
         }
         mean = self.trainer.strategy.reduce  # over ranks, as they are logged
@@ -449,7 +446,19 @@ class Method(Configurable):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters and metrics."""
+        """Check that all of a checkpoint fits, and restore the counters and metrics.
+
+        Lightning calls this before anything else is restored.
+
+        Raises:
+            UserError: something in it is missing, damaged or of another method.
+        """
+        trainer: Any = self._trainer  # None where only the weights are loaded
+        path = "checkpoint" if trainer is None else trainer.ckpt_path
+        check_content(checkpoint, path)
+        check_weights(checkpoint["state_dict"], self, path)
+        if trainer is not None and trainer.state.fn == "fit":
+            check_training(checkpoint, self, path)
         self.metrics = dict(checkpoint.get("metrics", {}))
         for name, value in checkpoint["counters"].items():
             setattr(self, name, value)

@@ -13,6 +13,7 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from pydantic import AfterValidator as Checked
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
@@ -20,8 +21,10 @@ from qam_lightning.util.errors import UserError, shown
 
 Kind = TypeVar("Kind")
 
-Count = Annotated[int, Field(ge=0, strict=True)]
-"""An integer of at least 0."""
+__all__ = ["Checked", "Count", "Key", "Number", "Schema", "Text", "read_json", "validated"]
+
+Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
+"""An integer of at least 0, and of at most 63 bits."""
 
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 """A finite number."""
@@ -34,13 +37,18 @@ class Schema(BaseModel):
     """A mapping of known keys; types are strict (True is no integer), and other keys are refused.
 
     A subclass that allows other keys says ``class Entry(Schema, extra="allow")``. A check of one's
-    own is ``Annotated[kind, AfterValidator(check)]``, where ``check(value)`` returns the value or
-    raises ``ValueError("a text without spaces")``: what was expected.
+    own is ``Annotated[kind, Checked(check)]``, where ``check(value)`` returns the value or raises
+    ``ValueError("a text without spaces")``: what was expected.
     """
 
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, arbitrary_types_allowed=True
     )
+
+
+def Key(name: str) -> Any:  # noqa: N802  (a word of the declarations)
+    """Declare that a field of a `Schema` has another name in the file."""
+    return Field(alias=name)
 
 
 def validated(kind: Any, content: object, path: Path | str, what: str, advice: str) -> Any:
