@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
-from qam_lightning.util.checkpoint import ENTRY, Config, Environment, check_content
+from qam_lightning.util.checkpoint import ENTRY, Config, Environment, Versions, check_content
 from qam_lightning.util.errors import ArgumentError, UserError, shown
 from qam_lightning.util.schema import Count, Number, Schema, Text, read_json
 
@@ -62,7 +62,7 @@ class CheckpointInfo(Schema):
     best: Number | None
     environment: Environment
     config: Config
-    versions: dict[Text, Text]
+    versions: Versions
 
     @classmethod
     def of(cls, checkpoint: dict[str, Any], path: Path) -> Self:

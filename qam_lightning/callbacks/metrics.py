@@ -76,11 +76,14 @@ class MetricsLogger(Callback):
         """Refuse to begin a run in the folder of another.
 
         Raises:
-            UserError: a logger's folder holds checkpoints or metrics, and this run does not resume.
+            UserError: a logger's folder holds checkpoints or metrics, and this run does not resume;
+                or it resumes, and the metrics are damaged.
         """
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger) and begins_anew(trainer):
                 check_unused(logger.run_dir)
+            if isinstance(logger, CsvLogger):
+                logger.check()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to log only now: until now, the run could still be refused."""

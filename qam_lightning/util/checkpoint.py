@@ -57,6 +57,12 @@ def _lightnings_version(text: str) -> str:
     return text
 
 
+def _release(text: str) -> str:
+    if len(text) > 100 or not text.isprintable():
+        raise ValueError("the name of a version")
+    return text
+
+
 def _environment(found: dict[str, Any]) -> dict[str, Any]:
     kinds = {"env": str, "dataset": str, "task": int, "sparse": bool}
     if found and any(type(found.get(name)) is not kind for name, kind in kinds.items()):
@@ -145,6 +151,7 @@ def _config(text: str) -> str:
 Dense = Annotated[Tensor, Checked(dense)]
 Environment = Annotated[dict[Text, bool | int | Number | Text | None], Checked(_environment)]
 Config = Annotated[Text, Checked(_config)]
+Versions = dict[Text, Annotated[Text, Checked(_release)]]
 
 
 class Counters(Schema):
@@ -162,7 +169,7 @@ class Entry(Schema, extra="allow"):
     method: Annotated[Text, Checked(_class_name)]
     model: dict[Text, Any]  # the class checks its own settings
     environment: Environment
-    versions: dict[Text, Text]
+    versions: Versions
     moments: list[Count] | None = None  # of how many parameters each optimizer has a state
     config: Config = ""
     config_hash: Text = ""

@@ -13,20 +13,25 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator as Checked
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator as Checked  # noqa: F401
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from qam_lightning.util.errors import UserError, shown
 
 Kind = TypeVar("Kind")
 
-__all__ = ["Checked", "Count", "Key", "Number", "Schema", "Text", "read_json", "validated"]
-
 Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 """An integer of at least 0, and of at most 63 bits."""
 
-Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, int | float):  # what pydantic would convert: a tensor, for example
+        raise ValueError("a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_plain), Field(allow_inf_nan=False, strict=True)]
 """A finite number."""
 
 Text = Annotated[str, Field(strict=True)]
@@ -46,7 +51,17 @@ class Schema(BaseModel):
     )
 
 
-def Key(name: str) -> Any:  # noqa: N802  (a word of the declarations)
+def AtMost(bound: float) -> Any:  # noqa: N802  (words of the declarations)
+    """Give a number an upper bound, for ``Annotated``."""
+    return Field(le=bound)
+
+
+def Length(count: int) -> Any:  # noqa: N802
+    """Fix the length of a list, for ``Annotated``."""
+    return Field(min_length=count, max_length=count)
+
+
+def Key(name: str) -> Any:  # noqa: N802
     """Declare that a field of a `Schema` has another name in the file."""
     return Field(alias=name)
 
