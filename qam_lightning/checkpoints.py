@@ -13,6 +13,7 @@ import importlib
 import io
 import math
 import pickle
+import stat
 import sys
 import zipfile
 import zlib
@@ -27,6 +28,7 @@ from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
 from qam_lightning.util.checkpoint import ENTRY, Config, Environment, Versions, check_content
 from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.memory import memory_limit
 from qam_lightning.util.schema import Count, Number, Schema, Text, read_json
 
 _UNREADABLE = (
@@ -146,6 +148,10 @@ def verified(path: Path) -> io.BytesIO:
     """
     with _reading(path):
         facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
+            raise ValueError  # a pipe or a device has no end
+        if facts.st_size > memory_limit():
+            raise MemoryError
         return io.BytesIO(_content(path, facts.st_ino, facts.st_size, facts.st_mtime_ns))
 
 
@@ -153,6 +159,10 @@ def verified(path: Path) -> io.BytesIO:
 def _content(path: Path, *facts: int) -> bytes:
     content = path.read_bytes()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        parts = archive.infolist()
+        stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+        if not stored or sum(part.file_size for part in parts) > len(content):
+            raise zipfile.BadZipFile("it would grow beyond its size")
         if (name := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"{name} is damaged")
     return content
@@ -264,6 +274,25 @@ def load_method(
     check_weights(checkpoint["state_dict"], built, path)
     built.load_state_dict(checkpoint["state_dict"], strict=True)
     return built.eval(), {**entry, **checkpoint["counters"]}
+
+
+def check_env(env: str, where: object) -> None:
+    """Check that an environment which a checkpoint names needs no module but those imported.
+
+    Args:
+        env: see `qam_lightning.envs.make_env`.
+        where: the checkpoint, for the message.
+
+    Raises:
+        UserError: gymnasium would import a module for it.
+    """
+    module = env.rpartition(":")[0]
+    if module and module not in sys.modules:
+        raise UserError(
+            f"{where}: its environment {shown(env)} cannot be made: {shown(module)} is not "
+            "imported; a checkpoint imports nothing by itself: import the module first (eval.py "
+            "--import MODULE), or give make_env the environment as env"
+        )
 
 
 def _method_class(name: str, path: Path) -> object:

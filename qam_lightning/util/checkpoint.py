@@ -73,7 +73,7 @@ def _environment(found: dict[str, Any]) -> dict[str, Any]:
 def _python_state(state: Any) -> Any:
     try:
         random.Random().setstate(state)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, LookupError, OverflowError):
         raise ValueError("a state of Python's random") from None
     return state
 

@@ -86,7 +86,11 @@ def test_pictures_mark_where_the_online_phase_begins(tmp_path, runs):
         (["100,0,offline,high,0,0,0"], HEADER, "line 2: success is 'high', expected a number"),
         (["100,0,offline,,0,0,0"], HEADER, "line 2: success is '', expected a number"),
         (["100,0,offline,nan,0,0,0"], HEADER, "other numbers than those from 0 to 1"),
-        (["100,0,offline,0.5,0,0,0", "2e2,0,offline,0.5,0,0,0"], HEADER, "line 3: gradient_step is"),
+        (
+            ["100,0,offline,0.5,0,0,0", "2e2,0,offline,0.5,0,0,0"],
+            HEADER,
+            "line 3: gradient_step is",
+        ),
         (["100,0,idle,0.5,0,0,0"], HEADER, "line 2: phase is 'idle', expected offline or online"),
         (["100,0,offline,0.5,0,0,0,7"], HEADER, "line 2: has 8 values, expected 7"),
         (["100,0,offline,\0,0,0,0"], HEADER, r"line 2: success is '\\x00', expected a number"),
