@@ -75,10 +75,12 @@ class MetricsLogger(Callback):
         """Claim the folders of the loggers.
 
         Raises:
-            UserError: see `Callback.claim`.
+            UserError: see `Callback.claim`; or the metrics of a run that resumes are damaged.
         """
-        for folder in sorted({x.run_dir for x in trainer.loggers if isinstance(x, RunLogger)}):
-            self.claim(trainer, folder)
+        for logger in (x for x in trainer.loggers if isinstance(x, RunLogger)):
+            self.claim(trainer, logger.run_dir)
+            if isinstance(logger, CsvLogger):
+                logger.check()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to log only now: until now, the run could still be refused."""

@@ -1,6 +1,5 @@
 """One picture of a run: how success grew with training, and what the policy does now."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from qam_lightning.evaluation.statistics import MIN_SEEDS, bootstrap_interval
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.metrics_csv import read_metrics
 
 matplotlib.use("Agg")  # files only; needs no display
 
@@ -41,32 +41,23 @@ def read_curve(run: Path) -> Curve:
         UserError: the file is missing, empty or not such a file.
     """
     path = run / "metrics" / "eval.csv"
-    try:
-        rows = _rows(path)
-        gradient, env = (np.array([int(r[k]) for r in rows]) for k in ("gradient_step", "env_step"))
-        online = np.array([row["phase"] == "online" for row in rows])
-        success = np.array([float(row["success"]) for row in rows])
-    except OSError:
-        raise UserError(f"{path}: no such file; the learning curve is read from it") from None
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{path}: expected a CSV file with numbers in 'gradient_step', 'env_step' and "
-            "'success', and a 'phase'"
-        ) from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file; the learning curve is read from it")
+    _, rows = read_metrics(path, ("gradient_step", "env_step", "phase", "success"))
     if not rows:
         raise UserError(f"{path}: holds no evaluation yet; train for longer")
+    gradient, env = (np.array([int(r[k]) for r in rows]) for k in ("gradient_step", "env_step"))
+    online = np.array([row["phase"] == "online" for row in rows])
+    success = np.array([float(row["success"]) for row in rows])
+    if not np.all((success >= 0) & (success <= 1)):  # NaN is not, either
+        raise UserError(f"{path}: success holds other numbers than those from 0 to 1")
     if not online.any():
         return Curve(gradient, success, None)
     # Rows of training come more often than evaluations, so they know the last offline step better.
     train = path.with_name("train.csv")
-    known = [*rows, *(_rows(train) if train.exists() else [])]
+    known = [*rows, *(read_metrics(train, ("gradient_step", "phase"))[1] if train.exists() else [])]
     start = max((int(r["gradient_step"]) for r in known if r["phase"] == "offline"), default=0)
     return Curve(np.where(online, start + env, gradient), success, start)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def draw_picture(
