@@ -3,9 +3,7 @@
 import io
 import json
 import logging
-import struct
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
-from wandb.proto import wandb_internal_pb2
 
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.metrics import host_values
@@ -216,49 +213,6 @@ def test_metrics_reach_the_host_in_one_transfer(monkeypatch):
     logged = {"a": torch.tensor(9.0), "d": 0.1}  # given to self.log
     assert host_values(metrics, logged=logged) == {"a": 1.23457, "b": 2.0, "c": 3.0, "d": 0.1}
     assert calls == [1]
-
-
-def wandb_records(path: Path) -> list[wandb_internal_pb2.Record]:
-    """The records of a W&B file: they lie in chunks (checksum, length, part) in blocks."""
-    content, place, record, records = path.read_bytes(), 7, b"", []
-    while place + 7 <= len(content):
-        if (room := -place % 32768) < 7:
-            place += room
-        length, part = struct.unpack_from("<HB", content, place + 4)
-        record += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if part in (1, 4):  # whole, or the last part
-            records.append(wandb_internal_pb2.Record.FromString(record))
-            record = b""
-    return records
-
-
-def test_wandb_without_a_key_records_offline_and_goes_on(small_run, tmp_path, monkeypatch, capsys):
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stdin", None)  # asking for a key would fail
-    assert main(small_run(2, "--log.wandb=online")) == 0
-    assert "no API key found, recording offline" in capsys.readouterr().out
-    run = tmp_path / "run"
-    identity = (run / "wandb_run_id").read_text()
-    assert main(small_run(4, "--log.wandb=offline", "--ckpt_path=last")) == 0
-    assert (run / "wandb_run_id").read_text() == identity
-    recorded = list(run.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb"))
-    assert recorded and all(b"critic/q_mean" in path.read_bytes() for path in recorded)
-    # Its steps are gradient steps, so a row that comes again falls onto what is there.
-    records = [wandb_records(path) for path in recorded]
-    steps = [[r.history.step.num for r in life if r.HasField("history")] for life in records]
-    assert sorted(steps) == [[1, 2], [3, 4]]
-    for life in records:
-        axes = {(r.metric.name or r.metric.glob_name, r.metric.step_metric) for r in life}
-        assert axes - {("", "")} == {
-            ("gradient_step", ""),
-            ("env_step", ""),
-            ("*", "gradient_step"),
-        }
-    assert not (tmp_path / "wandb").exists()
 
 
 # -- progress ------------------------------------------------------------------------------------
