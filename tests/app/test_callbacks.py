@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,6 @@ from qam_lightning.cli import main
 from qam_lightning.cli.resume import changed
 from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.qam import QAM
-from qam_lightning.util import provenance
 from qam_lightning.util.errors import UserError
 from tests.app.conftest import read_csv
 
@@ -282,44 +280,3 @@ def test_lightning_says_nothing_of_itself(small_run, capsys, caplog):
         assert main(small_run(1)) == 0
     assert capsys.readouterr().err == ""
     assert [r.message for r in caplog.records if r.name.startswith("lightning")] == []
-
-
-def test_versions_are_told_and_compared(monkeypatch):
-    now = provenance.versions()
-    names = "python qam_lightning torch lightning ogbench mujoco gymnasium numpy"
-    assert set(now) - {"commit"} == set(names.split())
-    assert now["torch"] == torch.__version__
-    assert provenance.mismatches(now) == []
-    assert provenance.mismatches({**now, "numpy": "0.1", "gymnasium": "0.1", "other": "1"}) == []
-    (line,) = provenance.mismatches({**now, "mujoco": "3.9.0"})
-    assert "3.9.0" in line and now["mujoco"] in line
-
-
-def test_the_commit_is_told_where_there_is_one(tmp_path, monkeypatch):
-    package = tmp_path / "qam_lightning"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    monkeypatch.setattr(provenance.qam_lightning, "__file__", str(package / "__init__.py"))
-
-    def asked() -> str | None:
-        provenance.git_commit.cache_clear()
-        return provenance.git_commit()
-
-    def git(*arguments: str) -> str:
-        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
-        command = ["git", "-C", str(tmp_path), *identity, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        assert asked() is None and "commit" not in provenance.versions()
-        git("init", "--quiet")
-        git("add", ".")
-        git("commit", "--quiet", "--message", "one")
-        commit = git("rev-parse", "HEAD")
-        assert asked() == commit == provenance.versions()["commit"]
-        (package / "__init__.py").write_text("changed = True")
-        assert asked() == f"{commit}-dirty"
-        monkeypatch.setenv("PATH", "")
-        assert asked() is None
-    finally:
-        provenance.git_commit.cache_clear()
