@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from qam_lightning.evaluation.statistics import MIN_SEEDS, bootstrap_interval
+from qam_lightning.evaluation.statistics import MIN_SEEDS, t_interval
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.metrics_csv import read_metrics
 
@@ -71,7 +71,8 @@ def draw_picture(
 
     A dotted line marks where the online phase begins. Several runs (seeds of one configuration)
     are drawn faintly, with their mean at the steps that all evaluated. The band is the mean's 95%
-    bootstrap interval or, with fewer than five runs, reaches from the smallest to the largest.
+    interval by Student's t or, with fewer than five runs, reaches from the smallest to the largest;
+    the picture says which.
 
     Args:
         path: the file to write; its folder is made, an older file replaced.
@@ -149,14 +150,15 @@ def _draw_mean(axes: Axes, curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndar
     values = np.array([[c[s] for s in common] for c in at])  # (runs, steps)
     if len(curves) < MIN_SEEDS:
         mean, low, high = values.mean(0), values.min(0), values.max(0)
-        band = "smallest to largest"
+        band = "smallest to largest run"
     else:
-        mean, low, high = np.array([bootstrap_interval(column) for column in values.T]).T
-        band = "95% bootstrap band"
+        mean, low, high = np.array([t_interval(column) for column in values.T]).T
+        low, high = low.clip(0, 1), high.clip(0, 1)
+        band = "95% interval of the mean at each step"
     axes.fill_between(common, low, high, color=_LINE, alpha=0.2, lw=0)
     axes.plot(common, mean, "-o", color=_LINE, lw=2, ms=4, zorder=3, clip_on=False)
     axes.text(
-        0.01, 0.97, f"mean of {len(curves)} runs, {band}", transform=axes.transAxes,
+        0.01, 0.97, f"mean of {len(curves)} runs; band: {band}", transform=axes.transAxes,
         fontsize=8, color=_INK, va="top",
     )  # fmt: skip
     return np.array(common), mean

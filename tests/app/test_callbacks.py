@@ -3,9 +3,6 @@
 import io
 import json
 import logging
-import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
-from wandb.proto import wandb_internal_pb2
 
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.callbacks.metrics import host_values
@@ -23,7 +19,6 @@ from qam_lightning.cli import main
 from qam_lightning.cli.resume import changed
 from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.qam import QAM
-from qam_lightning.util import provenance
 from qam_lightning.util.errors import UserError
 from tests.app.conftest import read_csv
 
@@ -225,49 +220,6 @@ def test_metrics_reach_the_host_in_one_transfer(monkeypatch):
     assert calls == [1]
 
 
-def wandb_records(path: Path) -> list[wandb_internal_pb2.Record]:
-    """The records of a W&B file: they lie in chunks (checksum, length, part) in blocks."""
-    content, place, record, records = path.read_bytes(), 7, b"", []
-    while place + 7 <= len(content):
-        if (room := -place % 32768) < 7:
-            place += room
-        length, part = struct.unpack_from("<HB", content, place + 4)
-        record += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if part in (1, 4):  # whole, or the last part
-            records.append(wandb_internal_pb2.Record.FromString(record))
-            record = b""
-    return records
-
-
-def test_wandb_without_a_key_records_offline_and_goes_on(small_run, tmp_path, monkeypatch, capsys):
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stdin", None)  # asking for a key would fail
-    assert main(small_run(2, "--log.wandb=online")) == 0
-    assert "no API key found, recording offline" in capsys.readouterr().out
-    run = tmp_path / "run"
-    identity = (run / "wandb_run_id").read_text()
-    assert main(small_run(4, "--log.wandb=offline", "--ckpt_path=last")) == 0
-    assert (run / "wandb_run_id").read_text() == identity
-    recorded = list(run.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb"))
-    assert recorded and all(b"critic/q_mean" in path.read_bytes() for path in recorded)
-    # Its steps are gradient steps, so a row that comes again falls onto what is there.
-    records = [wandb_records(path) for path in recorded]
-    steps = [[r.history.step.num for r in life if r.HasField("history")] for life in records]
-    assert sorted(steps) == [[1, 2], [3, 4]]
-    for life in records:
-        axes = {(r.metric.name or r.metric.glob_name, r.metric.step_metric) for r in life}
-        assert axes - {("", "")} == {
-            ("gradient_step", ""),
-            ("env_step", ""),
-            ("*", "gradient_step"),
-        }
-    assert not (tmp_path / "wandb").exists()
-
-
 # -- progress ------------------------------------------------------------------------------------
 
 
@@ -335,44 +287,3 @@ def test_lightning_says_nothing_of_itself(small_run, capsys, caplog):
         assert main(small_run(1)) == 0
     assert capsys.readouterr().err == ""
     assert [r.message for r in caplog.records if r.name.startswith("lightning")] == []
-
-
-def test_versions_are_told_and_compared(monkeypatch):
-    now = provenance.versions()
-    names = "python qam_lightning torch lightning ogbench mujoco gymnasium numpy"
-    assert set(now) - {"commit"} == set(names.split())
-    assert now["torch"] == torch.__version__
-    assert provenance.mismatches(now) == []
-    assert provenance.mismatches({**now, "numpy": "0.1", "gymnasium": "0.1", "other": "1"}) == []
-    (line,) = provenance.mismatches({**now, "mujoco": "3.9.0"})
-    assert "3.9.0" in line and now["mujoco"] in line
-
-
-def test_the_commit_is_told_where_there_is_one(tmp_path, monkeypatch):
-    package = tmp_path / "qam_lightning"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    monkeypatch.setattr(provenance.qam_lightning, "__file__", str(package / "__init__.py"))
-
-    def asked() -> str | None:
-        provenance.git_commit.cache_clear()
-        return provenance.git_commit()
-
-    def git(*arguments: str) -> str:
-        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
-        command = ["git", "-C", str(tmp_path), *identity, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        assert asked() is None and "commit" not in provenance.versions()
-        git("init", "--quiet")
-        git("add", ".")
-        git("commit", "--quiet", "--message", "one")
-        commit = git("rev-parse", "HEAD")
-        assert asked() == commit == provenance.versions()["commit"]
-        (package / "__init__.py").write_text("changed = True")
-        assert asked() == f"{commit}-dirty"
-        monkeypatch.setenv("PATH", "")
-        assert asked() is None
-    finally:
-        provenance.git_commit.cache_clear()

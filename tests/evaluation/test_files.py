@@ -78,6 +78,25 @@ def test_pictures_mark_where_the_online_phase_begins(tmp_path, runs):
 
 
 @pytest.mark.parametrize(
+    ("number", "band", "low", "high"),
+    [
+        (3, "mean of 3 runs; band: smallest to largest run", 0.4, 0.8),
+        (5, "mean of 5 runs; band: 95% interval of the mean at each step", 0.44, 1.0),
+    ],
+)
+def test_pictures_say_what_a_band_is(tmp_path, number, band, low, high):
+    scores = [0.4, 0.6, 0.8, 0.9, 1.0][:number]
+    rows = [f"100,0,offline,{score},0,0,0" for score in scores]
+    curves = [read_curve(write_curve(tmp_path / row, [row])) for row in rows]
+    axes = Figure().add_subplot()
+    _draw_curves(axes, curves)
+    assert band in [text.get_text() for text in axes.texts]
+    (area,) = axes.collections
+    edges = area.get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == pytest.approx((low, high), abs=0.01)
+
+
+@pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
         ([], HEADER, "holds no evaluation yet"),
