@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
-from tests.online.test_online import last
+from tests.online.test_online import last, table
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = {
@@ -77,3 +78,33 @@ def test_lightning_does_not_requeue_by_itself(
     assert set(before) == {signal.SIG_DFL}  # before the first step, too
     assert last(tmp_path / "run")["counters"]["gradient_step"] == 3
     assert not slurm.exists() and not list(tmp_path.glob("*.ckpt"))
+
+
+def test_a_checkpoint_of_lightnings_requeueing_is_not_resumed_unasked(
+    slurm: Path, arguments, tmp_path: Path
+) -> None:
+    """Lightning looks for one in the working directory, where another program may have put it."""
+    assert main(arguments(online__steps=0)) == 0
+    (tmp_path / "run/checkpoints/last.ckpt").rename(tmp_path / "hpc_ckpt_1.ckpt")
+    assert main(arguments(online__steps=0, run_dir=tmp_path / "other")) == 0
+    steps = [row["gradient_step"] for row in table(tmp_path / "other")]
+    assert steps == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_an_installed_srun_that_is_not_used_is_not_worth_a_word(
+    right: bool, slurm: Path, arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on every login node."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # The method without an offline phase is refused only after the trainer is there.
+    command = arguments(online__steps=0) if right else arguments("--method=rlpd", online__steps=0)
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *command], stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == (0 if right else 2)
+    lines = done.stderr.splitlines()
+    assert len(lines) == (0 if right else 1) and all(line.startswith("error: ") for line in lines)
+    assert not slurm.exists()
