@@ -76,7 +76,8 @@ def arrays(rows: int = 66, length: int = 11) -> dict[str, np.ndarray]:
 def build(folder: Path) -> None:
     """Make the files in ``folder``; for a process that ends then, as it starts to train."""
     from qam_lightning.cli import main
-    from qam_lightning.data.generate import _claim, _collect_part, _start
+    from qam_lightning.data.generate import make_collector
+    from qam_lightning.util.provenance import versions
 
     folder.mkdir(parents=True)
     os.chdir(folder)
@@ -88,10 +89,13 @@ def build(folder: Path) -> None:
         part = slice(33 * number, 33 * number + 33)
         np.savez(f"own/half-{number:03d}.npz", **{k: v[part] for k, v in whole.items()})
     parts = Path("collection", f"{NAME}.parts")
-    _claim(parts, {"env": MAZE, "dataset": "navigate", "seed": 0, "episode_steps": 12})
-    _start(MAZE, "navigate", 12)
+    parts.mkdir(parents=True)
+    settings = {"env": MAZE, "dataset": "navigate", "seed": 0, "episode_steps": 12}
+    engines = {key: versions()[key] for key in ("mujoco", "ogbench", "qam_lightning")}
+    (parts / "settings.json").write_text(json.dumps(settings | engines))
+    collector = make_collector(MAZE, "navigate", 12)
     for number in range(3):
-        _collect_part(parts, 0, number)
+        np.savez_compressed(parts / f"{number:06d}.npz", **collector.episode(0, number))
     shutil.copytree("collection", "maze")
     for command in (FIT, [*GENERATE, "--directory=maze"], ["data", "info", *MAZE_FLAGS]):
         assert main(command) == 0, command
