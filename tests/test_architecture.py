@@ -13,7 +13,7 @@ LAYERS = (
     {"cli", "__main__"},
     {"laboratory"},
     {"callbacks", "loggers"},
-    {"online", "policy", "checkpoints"},
+    {"online", "policy", "checkpoints", "run_folder"},
     {"methods", "evaluation"},
     {"envs", "data"},
     {"nets"},

@@ -7,9 +7,14 @@ needs another's work, either that work has a hook of its own here (targets move 
 
 from collections.abc import Mapping
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_only
+
+from qam_lightning.run_folder import Claim, check_unused
+from qam_lightning.util.errors import UserError
 
 if TYPE_CHECKING:
     from qam_lightning.methods.base import Method
@@ -42,11 +47,51 @@ class Callback(pl.Callback):
 
     order: ClassVar[Order] = Order.ANY
 
+    _claims: tuple[Claim, ...] = ()
+
+    config: str = ""
+    """The run's resolved configuration as YAML, if the trainer was composed from one."""
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Sort the trainer's callbacks. An override must call ``super().setup(...)``."""
         super().setup(trainer, pl_module, stage)
+        # Who is first is the trainer's to say: variables of a launcher may be left over.
+        rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
         # A new list: Lightning is iterating over the old one.
         trainer.callbacks = sorted(trainer.callbacks, key=_order)  # type: ignore[attr-defined]
+
+    def claim(self, trainer: pl.Trainer, run_dir: str | Path) -> None:
+        """Claim a run's folder until the fit ends; check that it holds no other run.
+
+        All ranks call this at once, in ``on_fit_start``. The first one claims, and all raise the
+        same error.
+
+        Raises:
+            UserError: another process writes to the folder, or it holds a run and the fit begins
+                one.
+        """
+        problem = None
+        if trainer.is_global_zero:
+            try:
+                self._claims += (Claim(run_dir),)
+                if begins_anew(trainer):
+                    check_unused(run_dir)
+            except UserError as error:
+                problem = str(error)
+        if (problem := trainer.strategy.broadcast(problem)) is not None:
+            raise UserError(problem)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Release the claims. An override must call ``super().teardown(...)``, last."""
+        for claim in self._claims:
+            claim.release()
+        self._claims = ()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Release the claims. An override must call ``super().on_exception(...)``, last."""
+        Callback.teardown(self, trainer, pl_module, "fit")
 
     @property
     def mid_step(self) -> bool:

@@ -14,31 +14,31 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from qam_lightning.callbacks.base import Callback, Order, begins_anew, ours
+from qam_lightning.callbacks.base import Callback, Order, ours
 from qam_lightning.callbacks.checkpoint_files import SafeFile, keep_last, move, set_aside
 from qam_lightning.callbacks.divergence import not_finite
-from qam_lightning.checkpoints import check_unused, checkpoint_path, describe
+from qam_lightning.checkpoints import checkpoint_path, describe
 from qam_lightning.methods.base import ENTRY, Method
 from qam_lightning.util.errors import UserError, require
-from qam_lightning.util.files import sync
-from qam_lightning.util.provenance import config_text
+from qam_lightning.util.files import replacing, sync
 
-# SLURM is mostly asked to send the last one before a job's time is up.
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# A closed terminal sends SIGHUP; SLURM is mostly asked to send SIGUSR1 before a job's time is up.
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Checkpoints(Callback):
     """Writes ``last.ckpt`` and ``best.ckpt``, and turns signals into an orderly stop.
 
-    ``last.ckpt`` is written every ``every_n_steps`` gradient steps, at the end of training, at the
-    next step boundary after SIGINT, SIGTERM or SIGUSR1, and when training fails, unless it failed
-    mid-step. It replaces the older one only after its bytes were read back from disk.
+    ``last.ckpt`` is written before the first gradient step, so that a run can always be resumed,
+    then every ``every_n_steps`` gradient steps, at the end of training, at the next step boundary
+    after SIGINT, SIGTERM, SIGUSR1 or SIGHUP, and when training fails, unless it failed mid-step.
+    It replaces the older one only after its bytes were read back from disk.
     ``best.ckpt`` follows the evaluated success rate; of equal rates the newer wins. Nothing is
     written when a loss, a weight or the optimizer's state is not finite.
 
     Lightning's ``ModelCheckpoint`` has none of this: an atomic write that is verified, older
     checkpoints to fall back to, the refusal of a state that is not finite, a stop by any of the
-    three signals. It may be used besides.
+    four signals. It may be used besides.
 
     Attributes:
         received_signal: number of the signal that stopped training, None if none did.
@@ -68,7 +68,6 @@ class Checkpoints(Callback):
         self._best = float("-inf")
         self._losses: torch.Tensor | None = None  # their sum since the last check
         self._random: dict[str, Any] | None = None
-        self._config = ""  # the run's resolved configuration, as it was when training started
         self._boundary: int | None = None  # the last gradient step that is complete
         self._written: int | None = None  # the gradient step of last.ckpt
 
@@ -84,18 +83,22 @@ class Checkpoints(Callback):
         trainer.strategy.checkpoint_io = SafeFile()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse to begin a run in the folder of another.
+        """Claim the folder.
 
         Raises:
-            UserError: the folder holds checkpoints or metrics, and this run does not resume.
+            UserError: see `Callback.claim`.
         """
-        if begins_anew(trainer):
-            check_unused(self.run_dir)
+        self.claim(trainer, self.run_dir)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore the random generators, and turn the first signal into an orderly stop."""
+        """Restore the random generators, and turn the first signal into an orderly stop.
+
+        Write the run's first checkpoint, then its ``config.yaml``: a refused run leaves neither.
+
+        Raises:
+            UserError: they cannot be written.
+        """
         self._boundary = cast(Method, pl_module).gradient_step
-        self._config = config_text(self.run_dir)
         if trainer.is_global_zero:
             set_aside(self.run_dir, Path(trainer.ckpt_path or ""))
         states, self._random = self._random, None
@@ -105,6 +108,11 @@ class Checkpoints(Callback):
             for number in _STOPPING:
                 if signal.getsignal(number) != signal.SIG_IGN:  # ignored e.g. in the background
                     self._handlers[number] = signal.signal(number, self._on_signal)
+        if not trainer.strategy.broadcast(self.path("last").exists()):
+            self._write_last(trainer)
+        if self.config and trainer.is_global_zero:
+            with replacing(Path(self.run_dir) / "config.yaml", alone=True) as temporary:
+                temporary.write_text(self.config, encoding="utf-8")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
@@ -138,6 +146,7 @@ class Checkpoints(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget what belongs to the fit that ends."""
         self._random = None
+        super().teardown(trainer, pl_module, stage)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -151,6 +160,7 @@ class Checkpoints(Callback):
         if whole and trainer.world_size == 1 and self._written != self._boundary:
             with contextlib.suppress(UserError):  # the first failure is the one to report
                 self._write_last(trainer)
+        super().on_exception(trainer, pl_module, exception)
 
     def on_evaluation(
         self, trainer: pl.Trainer, method: Method, result: Mapping[str, float]
@@ -212,8 +222,8 @@ class Checkpoints(Callback):
         """Add the random generators, and the run to the method's entry."""
         checkpoint["random"] = random_states(cast(Method, pl_module).device)
         checkpoint[ENTRY] = {
-            "config": self._config,
-            "config_hash": hashlib.sha256(self._config.encode()).hexdigest()[:16],
+            "config": self.config,
+            "config_hash": hashlib.sha256(self.config.encode()).hexdigest()[:16],
             "run_dir": str(self.run_dir),
         }
 

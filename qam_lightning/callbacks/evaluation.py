@@ -109,6 +109,7 @@ class Evaluate(Callback):
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        super().teardown(trainer, pl_module, stage)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the latest results, and the gradient step they are of."""

@@ -11,8 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from qam_lightning.callbacks.base import Callback, Order, begins_anew, ours
-from qam_lightning.checkpoints import check_unused
+from qam_lightning.callbacks.base import Callback, Order, ours
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.envs.chunked import EnvSettings
 from qam_lightning.envs.worker import LocalWorker, ProcessWorker
@@ -23,6 +22,7 @@ from qam_lightning.online.collector import Collector
 from qam_lightning.online.replay import Replay, read_rows, row_type
 from qam_lightning.online.sampler import MixedSampler
 from qam_lightning.online.schedule import Schedule
+from qam_lightning.online.state import online_state
 from qam_lightning.util.errors import ArgumentError, UserError, require
 from qam_lightning.util.rng import Stream, numpy_generator, seed_of
 
@@ -113,16 +113,17 @@ class Online(Callback):
             trainer.fit_loop.epoch_loop.max_steps = self._schedule.gradient_steps
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the replay, restore the running episodes, and give the data module its sampler.
+        """Claim the folder, open the replay, and restore the running episodes.
+
+        The data module gets its sampler.
 
         Raises:
-            UserError: The replay is not the checkpoint's, or cannot be written; or the folder holds
-                another run.
+            UserError: See `Callback.claim`; or the replay is not the checkpoint's, or cannot be
+                written.
         """
         if not self.steps:
             return
-        if begins_anew(trainer):
-            check_unused(self.run_dir)
+        self.claim(trainer, self.run_dir)
         data = _data(trainer)
         num_envs = self._environments(trainer)
         self._check_data(data, num_envs)
@@ -159,6 +160,7 @@ class Online(Callback):
             self.collector = None
             _data(trainer).use_sampler(None)
         self._restore(trainer)
+        super().teardown(trainer, pl_module, stage)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -168,6 +170,7 @@ class Online(Callback):
             for actor in self.collector.actors.values():
                 actor.close()
         self._restore(trainer)
+        super().on_exception(trainer, pl_module, exception)
 
     def _restore(self, trainer: pl.Trainer) -> None:
         self._loaded = None
@@ -259,7 +262,9 @@ class Online(Callback):
                 )
                 raise ArgumentError(Online, "steps", problem)
             return
-        self._loaded = checkpoint.get("online")
+        spaces = cast(Method, pl_module).spaces
+        chunk = (spaces.horizon, spaces.action_dim)
+        self._loaded = online_state(checkpoint, chunk, trainer.ckpt_path)
         offline = self._schedule.offline
         if not taken and updates > offline:
             raise ArgumentError(

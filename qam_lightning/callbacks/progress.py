@@ -100,6 +100,7 @@ class Progress(Callback, ProgressBar):
     ) -> None:
         """Free the terminal for the error message."""
         self._stop()
+        super().on_exception(trainer, pl_module, exception)
 
     def _stop(self) -> None:
         if self._live is not None:

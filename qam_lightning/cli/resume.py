@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
@@ -15,43 +14,58 @@ from qam_lightning.checkpoints import (
     last_checkpoints,
     newest,
 )
+from qam_lightning.run_folder import check_unused, contents
 from qam_lightning.util.errors import UserError
-from qam_lightning.util.files import replacing, writing
 from qam_lightning.util.provenance import mismatches
 
 
+def check_folder(wanted: str | None, run_dir: Path) -> None:
+    """Check early, as it is quick and the most common mistake, that a run may use its folder.
+
+    Args:
+        wanted: see `resume_path`.
+        run_dir: folder of the run.
+
+    Raises:
+        UserError: the folder holds a run, and this one begins or continues another.
+    """
+    held = contents(run_dir)
+    if wanted is None and any(path.suffix == ".ckpt" for path in held):
+        raise UserError(
+            f"{run_dir} already holds a run; continue it with --ckpt_path last, or choose another "
+            "--run_dir"
+        )
+    if wanted is None:
+        check_unused(run_dir)
+    elif wanted not in ("last", "best"):
+        path = Path(wanted).expanduser()
+        if held and run_dir.resolve() not in path.resolve().parents:
+            raise UserError(
+                f"{run_dir} already holds a run, and {path} is not part of it; choose another "
+                "--run_dir"
+            )
+
+
 def resume_path(wanted: str | None, run_dir: Path) -> Path | None:
-    """Decide what to resume from, protecting the checkpoints of other runs.
+    """Return the checkpoint to resume from; print a line if it is not the newest, but damaged.
 
     Args:
         wanted: ``"last"``, ``"best"``, a path, or None for a new run.
         run_dir: folder of the run.
 
     Raises:
-        UserError: the checkpoint does not exist, the folder holds another run's checkpoints, or its
-            own run is further.
+        UserError: the checkpoint does not exist, or its run is further.
     """
-    best = checkpoint_path(run_dir, "best")
-    held = [*last_checkpoints(run_dir), *([best] if best.exists() else [])]
     if wanted is None:
-        if held and getattr(rank_zero_only, "rank", 0) == 0:
-            raise UserError(
-                f"{run_dir} already holds a run; continue it with --ckpt_path last, or choose "
-                "another --run_dir"
-            )
         return None
     if wanted == "last":
         if not last_checkpoints(run_dir):
             path = checkpoint_path(run_dir, "last")
             raise UserError(f"--ckpt_path last: there is no {path}; leave it out to start anew")
         return newest(run_dir)
-    path = best if wanted == "best" else Path(wanted).expanduser()
+    path = checkpoint_path(run_dir, "best") if wanted == "best" else Path(wanted).expanduser()
     if not path.is_file():
         raise UserError(f"--ckpt_path {wanted}: no such file; expected last, best or a checkpoint")
-    if held and run_dir.resolve() not in path.resolve().parents:
-        raise UserError(
-            f"{run_dir} already holds a run, and {path} is not part of it; choose another --run_dir"
-        )
     check_newest(path, run_dir)
     return path
 
@@ -92,22 +106,3 @@ def changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
         elif before != after:
             lines.append(f"{prefix}{key}: {before} -> {after}")
     return lines
-
-
-class SaveConfig(pl.Callback):
-    """Writes the configuration when training starts, so that a refused run leaves none."""
-
-    def __init__(self, path: Path, text: str) -> None:
-        self._path, self._text = path, text
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the file, with its folders.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        if trainer.is_global_zero:
-            with writing(self._path):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self._path, alone=True) as temporary:
-                temporary.write_text(self._text, encoding="utf-8")

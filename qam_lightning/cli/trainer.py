@@ -3,11 +3,30 @@
 from collections.abc import Iterable
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.util.errors import require
+
+
+class Alone(LightningEnvironment):
+    """A run of one process, whatever a launcher's variables say.
+
+    ``srun`` and ``torchrun`` may have started several such runs, one for each seed; ``RANK`` and
+    ``LOCAL_RANK`` may be left over.
+    """
+
+    creates_processes_externally = True  # type: ignore[assignment]  # there is none to launch
+
+    def local_rank(self) -> int:
+        """Return 0: the first device is meant."""
+        return 0
+
+    def node_rank(self) -> int:
+        """Return 0."""
+        return 0
 
 
 class _Connector(_CheckpointConnector):
@@ -22,7 +41,8 @@ class Trainer(pl.Trainer):
     Args:
         max_steps: Gradient steps of the offline phase, at least 1.
         accelerator: Where to train: auto, cpu, gpu, ...
-        devices: How many devices, or which, on each node.
+        devices: How many devices, or which, on each node. One on one node is a run of its own,
+            also where a launcher started several processes.
         num_nodes: How many nodes, started by torchrun or SLURM.
         strategy: How several devices work together.
         precision: Number format, e.g. 32-true or bf16-mixed.
@@ -45,6 +65,10 @@ class Trainer(pl.Trainer):
         callbacks: list[pl.Callback] | None = None,
     ) -> None:
         require(max_steps >= 1, Trainer, "max_steps", max_steps, "at least 1")
+        # Lightning itself would take bf16-mixed on a CPU. Scaled gradients would be clipped, scale
+        # and all, on a GPU.
+        allowed = "32-true, bf16-mixed or 64-true"
+        require(not str(precision).startswith("16"), Trainer, "precision", precision, allowed)
         super().__init__(
             max_steps=max_steps,
             max_epochs=-1,
@@ -59,9 +83,20 @@ class Trainer(pl.Trainer):
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            plugins=[Alone()] if num_nodes == 1 and _is_one(devices) else None,
             use_distributed_sampler=False,  # our batches are functions of step and rank
         )
         self._checkpoint_connector = _Connector(self)
         cluster = self._accelerator_connector.cluster_environment
         if isinstance(cluster, SLURMEnvironment):
             cluster.auto_requeue = False  # it would put checkpoints into the working directory
+        # Until now it followed the environment.
+        rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
+
+
+def _is_one(devices: int | str | list[int]) -> bool:
+    """Whether this asks for one device: 1, "1", [3] or "3,"."""
+    if isinstance(devices, str):
+        named = devices.replace(" ", "")
+        return named == "1" or named.count(",") == 1 and named.endswith(",")
+    return devices == 1 if isinstance(devices, int) else len(devices) == 1

@@ -19,16 +19,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
+from qam_lightning.callbacks.base import ours
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.cli.compose import compose
 from qam_lightning.cli.dispatch import called
 from qam_lightning.cli.explain import explain, first_sentence, user_error_in
 from qam_lightning.cli.fit import RUN
-from qam_lightning.cli.resume import SaveConfig, check_resume, resume_path
+from qam_lightning.cli.resume import check_folder, check_resume, resume_path
 from qam_lightning.cli.settings import CALLBACKS, GROUPS, is_method, known
 from qam_lightning.cli.trainer import Trainer
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.methods.base import Method
+from qam_lightning.run_folder import Claim
 from qam_lightning.util.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -107,10 +109,10 @@ class FitCLI(LightningCLI):
         pl.seed_everything(self.config.seed, workers=True, verbose=False)
 
     def before_instantiate_classes(self) -> None:
-        """Check the run folder first: it is quick, and the most common mistake."""
+        """Check the run folder first."""
         self.run_dir = Path(self.config.run_dir).expanduser()
         self.config.run_dir = str(self.run_dir)
-        self.checkpoint = resume_path(self.config.ckpt_path, self.run_dir)
+        check_folder(self.config.ckpt_path, self.run_dir)
         torch.set_float32_matmul_precision(self.config.matmul_precision)
         if self.config.threads is not None:
             if self.config.threads < 1:
@@ -155,21 +157,27 @@ class FitCLI(LightningCLI):
                 "more than online.learning_starts; set --online.steps, or choose another --method"
             )
         settings = self.settings()
-        if self.checkpoint is not None:
-            check_resume(self.checkpoint, self.model, settings)
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks.insert(0, SaveConfig(self.run_dir / "config.yaml", settings))
+        for callback in ours(self.trainer):
+            callback.config = settings
+        # The data may take hours to fetch; nobody else begins in the folder meanwhile.
+        claim = Claim(self.run_dir) if self.trainer.is_global_zero else None
         try:
+            checkpoint = resume_path(self.config.ckpt_path, self.run_dir)
+            if checkpoint is not None:
+                check_resume(checkpoint, self.model, settings)
             with self._plain_errors():
                 self.trainer.fit(
                     self.model,
                     datamodule=self.datamodule,
-                    ckpt_path=self.checkpoint,
+                    ckpt_path=checkpoint,
                     weights_only=True,
                 )
         except SIGTERMException:  # Lightning's answer to one that came before training began
             return 128 + signal.SIGTERM
-        received = next(c.received_signal for c in callbacks if isinstance(c, Checkpoints))
+        finally:
+            if claim is not None:
+                claim.release()
+        received = next(c.received_signal for c in ours(self.trainer) if isinstance(c, Checkpoints))
         if received is None:
             return 0
         print(

@@ -59,8 +59,13 @@ class RunLogger(Logger):
         """Do nothing: the run's folder holds ``config.yaml``."""
 
     @abstractmethod
-    def begin(self, gradient_step: int) -> None:
-        """Begin to log after ``gradient_step``; rows after it will be logged again."""
+    def begin(self, gradient_step: int | None, config: str = "") -> None:
+        """Begin to log.
+
+        Args:
+            gradient_step: rows after it will be logged again; None begins a run.
+            config: the run's resolved configuration, YAML, if there is one.
+        """
 
     @abstractmethod
     def write(self, row: dict[str, Any]) -> None:

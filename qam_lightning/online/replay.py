@@ -158,7 +158,8 @@ class Replay:
             self._file.write(content)
             self._file.truncate()
             self.count, self.crc32 = len(rows), zlib.crc32(content)
-            self._grow()
+            if self.count:
+                self._grow()
 
     def sync(self) -> None:
         """Wait until all rows are on disk.

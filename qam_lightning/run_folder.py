@@ -1,0 +1,115 @@
+"""A run's folder: what it holds of a run, and that one process at a time writes to it.
+
+The lock is ``flock`` on ``.lock`` in the folder. The system releases it when its process ends,
+however that ends. It reaches across machines where the file system passes locks on: NFS since
+version 4 (version 3 with lockd), Lustre mounted with ``flock``, GPFS, CephFS. Where the file system
+has no locks, a line says so, and nothing keeps a second run out.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import IO, ClassVar
+
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import writing
+
+LOCK = ".lock"
+_KEPT = ("config.yaml", "picture.png", "checkpoints/*", "metrics/*", "eval/*", "videos/*")
+_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def contents(run_dir: str | Path) -> list[Path]:
+    """Return the files of a run in a folder: everything of value to its owner.
+
+    Hidden files are not: a lock, what a kill left of a file. Neither are empty files, nor the
+    files of Weights & Biases, which come before the first checkpoint and which no run overwrites.
+    """
+    folder = Path(run_dir)
+    found = [path for pattern in _KEPT for path in sorted(folder.glob(pattern))]
+    return [p for p in found if not p.name.startswith(".") and (p.is_dir() or p.stat().st_size)]
+
+
+def check_unused(run_dir: str | Path) -> None:
+    """Check that a folder holds nothing of a run, which a new one would overwrite.
+
+    Raises:
+        UserError: it does.
+    """
+    folder = Path(run_dir)
+    if not (held := contents(folder)):
+        return
+    if any(path.suffix == ".ckpt" for path in held):
+        raise UserError(f"{folder} already holds a run; resume it, or choose another run_dir")
+    found = f"{held[0].relative_to(folder)}, but no checkpoint"
+    raise UserError(
+        f"{folder} already holds a run ({found}); choose another run_dir, or move that one away"
+    )
+
+
+class Claim:
+    """The right to write to a run's folder, from its making to `release`.
+
+    All callbacks of a process may claim the same folder; the last to release it frees it.
+
+    Args:
+        run_dir: the folder, which is made if need be.
+
+    Raises:
+        UserError: a run of another process writes to it, or it cannot be written.
+    """
+
+    _held: ClassVar[dict[Path, tuple[IO[str], list["Claim"]]]] = {}
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self._folder = Path(run_dir).resolve()
+        if self._folder not in self._held:
+            self._held[self._folder] = _lock(Path(run_dir)), []
+        self._held[self._folder][1].append(self)
+
+    def release(self) -> None:
+        """Let others write to the folder; an empty one goes. Harmless if repeated."""
+        file, claims = self._held.get(self._folder, (None, []))
+        if file is None or self not in claims:
+            return
+        claims.remove(self)
+        if not claims:
+            del self._held[self._folder]
+            with contextlib.suppress(OSError):
+                (self._folder / LOCK).unlink()
+                self._folder.rmdir()  # unless the run has begun
+            file.close()
+
+
+def _lock(folder: Path) -> IO[str]:
+    path = folder / LOCK
+    while True:
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                file.close()
+                raise UserError(
+                    f"{folder} is in use: {holder} is writing a run to it; wait for its end, or "
+                    "choose another run_dir"
+                ) from None
+            print(f"{folder}: this file system has no locks ({error.strerror}); nothing keeps a "
+                  "second run out of the folder", file=sys.stderr)  # fmt: skip
+        # Whoever held the lock before may have removed this very file.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()
+    with writing(path):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+    return file

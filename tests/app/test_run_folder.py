@@ -1,0 +1,264 @@
+"""A run folder: one process at a time, never overwritten, resumable from the first moment."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.utilities import rank_zero_only
+
+from qam_lightning.checkpoints import read_checkpoint
+from qam_lightning.cli import main
+from qam_lightning.cli.trainer import Trainer
+from qam_lightning.methods.base import Method
+from qam_lightning.run_folder import Claim, check_unused, contents
+from qam_lightning.util.errors import UserError
+from tests.app.conftest import read_csv
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def step_of(run: Path) -> int:
+    return read_checkpoint(run / "checkpoints/last.ckpt")["counters"]["gradient_step"]
+
+
+def wait_until(holds: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# -- what a folder holds ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml",
+        "picture.png",
+        "checkpoints/last.ckpt",
+        "checkpoints/last.ckpt.aside",
+        "checkpoints/best.json",
+        "checkpoints/replay.bin",
+        "metrics/eval.csv",
+        "eval/last-step4-learned-task1-seed1.json",
+        "videos/a.mp4",
+    ],
+)
+def test_a_folder_that_holds_anything_of_a_run_is_a_run(name: str, run: Path) -> None:
+    (run / name).parent.mkdir(parents=True)
+    (run / name).write_bytes(b"x")
+    assert contents(run) == [run / name]
+    with pytest.raises(UserError, match="already holds a run"):
+        check_unused(run)
+
+
+def test_what_precedes_the_first_checkpoint_is_no_run(run: Path) -> None:
+    for name in (".lock", "checkpoints/.last.ckpt.tmp", "wandb_run_id", "notes.txt"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(b"x")
+    (run / "checkpoints/replay.bin").touch()
+    check_unused(run)
+    check_unused(run / "absent")
+
+
+def test_a_run_without_its_checkpoints_is_not_overwritten(small_run, run, refused) -> None:
+    assert main(small_run(2)) == 0
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    before = snapshot(run)
+    message = refused(*small_run(2, "--seed=9"))
+    assert "already holds a run (config.yaml, but no checkpoint)" in message
+    assert snapshot(run) == before
+
+
+# -- one at a time ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def holder(run: Path) -> Iterator[subprocess.Popen]:
+    """Another process that claims the folder."""
+    code = (
+        "import sys; from qam_lightning.run_folder import Claim; claim = Claim(sys.argv[1]); "
+        "print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(run)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_folder_in_use_is_refused_until_its_process_ends(holder, small_run, run, refused) -> None:
+    for more in ([], ["--ckpt_path=last"]):
+        message = refused(*small_run(1, *more))
+        assert f"{run} is in use: process {holder.pid} on " in message
+    assert [path.name for path in run.iterdir()] == [".lock"]
+    holder.kill()  # a crash
+    holder.wait()
+    assert main(small_run(1)) == 0
+    assert not (run / ".lock").exists()
+
+
+def test_two_runs_in_one_folder_do_not_mix(small_run, run, refused) -> None:
+    arguments = small_run(3, "--seed=1")
+    process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT)
+    try:
+        wait_until((run / ".lock").exists, process)
+        process.send_signal(signal.SIGSTOP)
+        assert "is in use" in refused(*small_run(3, "--seed=5"))
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert process.wait() == 0
+    assert "seed: 1\n" in (run / "config.yaml").read_text()
+    assert [row["gradient_step"] for row in read_csv(run / "metrics/train.csv")] == ["1", "2", "3"]
+
+
+def test_a_process_may_claim_a_folder_several_times(run: Path) -> None:
+    first, second = Claim(run), Claim(run)
+    first.release()
+    first.release()
+    assert (run / ".lock").exists()
+    second.release()
+    assert not run.exists()  # it was made for the claim alone
+
+
+def test_a_refused_run_leaves_no_folder(small_run, run, refused) -> None:
+    refused(*small_run(1, "--data.path=nowhere.npz"))
+    assert not run.exists()
+
+
+def test_a_folder_that_cannot_be_claimed_is_refused_in_one_line(small_run, run, refused) -> None:
+    run.write_text("a file of that name")
+    assert f"{run}/.lock: cannot be written: " in refused(*small_run(1))
+
+
+# -- who is first ----------------------------------------------------------------------------------
+
+
+def test_leftover_variables_of_a_launcher_change_nothing(small_run, run) -> None:
+    script = "import sys; from qam_lightning.cli import main; a = sys.argv[1:]; " + (
+        "print(main(a), file=sys.stderr); print(main([*a, '--seed=2']), file=sys.stderr)"
+    )
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"), "1")
+    result = subprocess.run(
+        [sys.executable, "-c", script, *small_run(2)],
+        cwd=ROOT,
+        env={**os.environ, **ranks, "WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+    )
+    first, refusal, second = result.stderr.splitlines()
+    assert (first, second) == ("0", "2") and "already holds a run" in refusal
+    assert [row["gradient_step"] for row in read_csv(run / "metrics/train.csv")] == ["1", "2"]
+    assert "offline 2/2" in result.stdout
+
+
+def test_notices_are_printed_whatever_the_environment_says(
+    small_run, run, monkeypatch, capsys
+) -> None:
+    assert main(small_run(2)) == 0
+    last = run / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as RANK=1 sets it on import
+    capsys.readouterr()
+    assert main(small_run(3, "--ckpt_path=last", "--model.learning_rate=0.1")) == 0
+    printed = capsys.readouterr()
+    assert "changed since the checkpoint: model.learning_rate: 0.0003 -> 0.1" in printed.out
+    assert "falling back to" in printed.err
+
+
+@pytest.mark.parametrize("devices", [1, "1", [0], "0,"])
+def test_one_device_is_a_run_of_its_own_under_srun(devices, monkeypatch) -> None:
+    variables = {"SLURM_NTASKS": 4, "SLURM_NTASKS_PER_NODE": 4, "SLURM_PROCID": 3}
+    more = {"SLURM_LOCALID": 3, "SLURM_NODEID": 0, "SLURM_NNODES": 1, "SLURM_JOB_NAME": "seeds"}
+    for name, value in (variables | more).items():
+        monkeypatch.setenv(name, str(value))
+    if isinstance(devices, list | str) and devices != "1":
+        devices = 1 if not pytest.importorskip("torch").cuda.is_available() else devices
+    trainer = Trainer(devices=devices, accelerator="cpu")
+    assert (trainer.is_global_zero, trainer.world_size) == (True, 1)
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
+def test_half_precision_is_refused_on_every_device(precision, small_run, refused) -> None:
+    message = refused(*small_run(1, f"--trainer.precision={precision}"))
+    assert "trainer.precision" in message and "bf16-mixed" in message
+
+
+# -- resumable from the first moment ---------------------------------------------------------------
+
+
+def test_a_run_that_dies_in_its_first_step_is_resumed(small_run, run, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    assert main(small_run(3, run_dir=whole)) == 0
+    step = Method.training_step
+
+    def dying(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Method, "training_step", dying)
+    assert main(small_run(3)) == 130
+    assert step_of(run) == 0 and (run / "config.yaml").exists()
+    monkeypatch.setattr(Method, "training_step", step)
+    assert main(small_run(3, "--ckpt_path=last")) == 0
+    one, two = (read_checkpoint(r / "checkpoints/last.ckpt")["state_dict"] for r in (whole, run))
+    assert all(one[name].equal(two[name]) for name in one)
+
+
+def test_an_evaluation_at_the_start_stays_after_a_resume(small_run, run, monkeypatch) -> None:
+    step = Method.training_step
+
+    def dying(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Method, "training_step", dying)
+    assert main(small_run(2, "--evaluation.at_start=true")) == 130
+    monkeypatch.setattr(Method, "training_step", step)
+    assert main(small_run(2, "--evaluation.at_start=true", "--ckpt_path=last")) == 0
+    assert [row["gradient_step"] for row in read_csv(run / "metrics/eval.csv")] == ["0", "2"]
+
+
+def test_a_closed_terminal_saves_the_run(small_run, run) -> None:
+    arguments = small_run(100_000, "--checkpoints.every_n_steps=100000")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=_take_terminal,
+    )
+    os.close(theirs)
+    table = run / "metrics/train.csv"
+    wait_until(lambda: table.exists() and len(table.read_text().splitlines()) > 3, process)
+    os.close(ours)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert step_of(run) == len(table.read_text().splitlines()) - 1
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
