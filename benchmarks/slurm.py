@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -143,7 +144,7 @@ class Folder:
         """Where the run was saved."""
         steps = re.findall(r"stopped at gradient step (\d+)", self.said)
         if not steps:
-            raise Failed(f"nothing was saved: {self.said[-600:]}")
+            raise Failed("nothing was saved")
         return "saved at gradient step " + ", ".join(steps)
 
     def equal(self, run: Path, whole: str = "0") -> None:
@@ -283,8 +284,9 @@ def a_rank_killed(at: Folder) -> str:
     job = at.submit(*options, trainer__devices=2)
     at.training(job)
     pids = command("scontrol", "listpids", f"{job}.0").splitlines()[1:]
-    (first, *_) = [p.split()[0] for p in pids if p.split()[3] == "1"]
-    command("kill", "-KILL", first)
+    second = [int(pid) for pid, _, _, number, _ in map(str.split, pids) if number == "1"]
+    (rank,) = [p for p in second if "train.py" in Path(f"/proc/{p}/cmdline").read_text()]
+    os.kill(rank, signal.SIGKILL)
     found = end(job)
     if found["JobState"] != "FAILED":
         raise Failed(f"job ended {found['JobState']}")
@@ -418,7 +420,7 @@ def check(folder: Path, whole: dict[str, Path], data: Path, name: str) -> tuple[
     try:
         row = do.__doc__.rstrip("."), do(at), "equal"
     except Failed as error:
-        row = do.__doc__.rstrip("."), str(error), "**failed**"
+        row = do.__doc__.rstrip("."), str(error).partition("\n")[0], "**failed**"
         print(at.said[-4000:])
     print(f"{name}, {time.monotonic() - start:.0f} s: {'; '.join(row)}", flush=True)
     return row
