@@ -220,6 +220,7 @@ class Life:
                 rank_zero_only.rank = rank  # importing Lightning does so
                 arguments.append(f"--trainer.devices={ranks}")
                 note_meeting(self.pages[rank])
+            os.chdir(folder)  # a rank that loses the other leaves its traceback
             observe(self.pages[rank])
             return train(arguments)
 
