@@ -33,6 +33,7 @@ from rich.table import Table
 from qam_lightning.data.chunks import ChunkStorage
 from qam_lightning.data.sampler import sample_indices
 from qam_lightning.data.store import PHYSICAL_MEMORY, read_singly
+from qam_lightning.util.provenance import versions_line
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, EPISODE, DISTINCT = 55, 5, 5, 256, 1001, 200
 COLUMNS = {
@@ -195,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         Console().print(resident(Path(name), sorted(options.transitions), options.repeats))
         Console().print(cold(Path(name), options.cold, batches=20))
+    print(versions_line())
     print("load average:", *os.getloadavg())
 
 

@@ -1,4 +1,4 @@
-"""Every method on one task: equal data, networks and updates, several seeds.
+"""Every method on one task: equal data, networks and updates, unequal tuning, several seeds.
 
 python benchmarks/learning_table.py                      all methods, 3 seeds, the quickstart's task
 python benchmarks/learning_table.py --methods qam fql --seeds 1 --steps 2000
@@ -21,10 +21,20 @@ from typing import NamedTuple
 import yaml
 
 from qam_lightning.checkpoints import load_method
+from qam_lightning.evaluation.statistics import over_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.yaml"))
 RANDOM_STEPS = 1_000  # of RLPD, before its updates begin
+QUICKSTART: dict[str, str] = {
+    "qam": "τ: best of 3 on this task",
+    "bam": "τ: QAM's",
+    "qam_edit": "τ: QAM's; edit_scale: set by hand",
+    "qam_fql": "τ: QAM's; alpha: FQL's",
+    "fawac": "τ: best of 2 on this task",
+    **dict.fromkeys(("dac", "fbrac", "qsm"), "of `cube-double`; 1 other was no better here"),
+}
+"""How a method's values for the quickstart were chosen, where they are not `cube-double`'s."""
 
 
 class Row(NamedTuple):
@@ -37,6 +47,8 @@ class Row(NamedTuple):
         ms: milliseconds per update, of the fastest hundred in a row.
         parameters: trained ones.
         values: the hyperparameters that differ by domain.
+        chosen: how these were chosen.
+        commit: the code that trained it; empty if it ran outside a git checkout.
     """
 
     method: str
@@ -45,6 +57,8 @@ class Row(NamedTuple):
     ms: float
     parameters: int
     values: str
+    chosen: str
+    commit: str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,42 +115,59 @@ def read(run: Path, score: Path, method: str, seed: int) -> Row:
         rates = [float(row["steps_per_second"]) for row in csv.DictReader(file)]
     networks, _ = load_method(run / "checkpoints" / "last.ckpt")
     parameters = sum(p.numel() for p in networks.parameters() if p.requires_grad)
-    success = json.loads(score.read_text())["success"]["mean"]
+    report = json.loads(score.read_text())
+    success, commit = report["success"]["mean"], report["trained_versions"].get("commit", "")
     config = yaml.safe_load((run / "config.yaml").read_text())
     tuned = (config["tuned"] or {}).get(config["tuned_as"], {})
     used = config["model"]["init_args"]
     values = ", ".join(f"{key} {used[key]:g}" for key in tuned)
-    return Row(method, seed, success, 1000 / max(rates), parameters, values)
+    how = chosen(method, config["tuned_as"]) if tuned else "none to choose"
+    return Row(method, seed, success, 1000 / max(rates), parameters, values, how, commit)
+
+
+def chosen(method: str, tuned_as: str) -> str:
+    """Return how a method's values for a domain were chosen."""
+    if tuned_as == "quickstart":
+        return QUICKSTART.get(method, "of `cube-double`, not tuned here")
+    return f"of `{tuned_as.replace('_', '-')}` (the paper's Table 4)"
 
 
 def write(out: Path, rows: list[Row], args: argparse.Namespace) -> None:
     """Write the runs as CSV, and the methods in alphabetical order as a markdown table."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_suffix(".csv").open("w", newline="") as file:
+    with out.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(Row._fields)
         table.writerows(rows)
+    estimates = {
+        method: over_seeds([row.success for row in rows if row.method == method])
+        for method in args.methods
+        if any(row.method == method for row in rows)
+    }
+    commits = ", ".join(sorted({row.commit or "not in a git checkout" for row in rows}))
     lines = [
         "# All methods on one task",
         "",
         f"`benchmarks/learning_table.py`: {args.config}, {args.steps:,} updates, {args.episodes} "
-        f"episodes per seed, {args.seeds} seeds. Success in percent: the mean, then every seed. "
-        "Milliseconds are those of the fastest hundred updates in a row, compiled where the "
-        "configuration says so; runs may share the machine.",
+        f"episodes per seed, {args.seeds} seeds, commit {commits}. Milliseconds are those of the "
+        "fastest hundred updates in a row, compiled where the configuration says so; runs may "
+        "share the machine.",
         "",
-        "| method | mean | seeds | ms per update | trained parameters | settings |",
-        "|---|---:|---|---:|---:|---|",
+        "The methods were not tuned alike: the last column says how the settings of each were "
+        "chosen.",
+        "",
+        "| method | success | seeds, % | ms per update | trained parameters | settings | chosen |",
+        "|---|---|---|---:|---:|---|---|",
     ]
-    for method in args.methods:
-        if runs := [row for row in rows if row.method == method]:
-            mean = 100 * sum(row.success for row in runs) / len(runs)
-            seeds = ", ".join(f"{100 * row.success:.0f}" for row in runs)
-            ms = min(row.ms for row in runs)
-            lines.append(
-                f"| {method} | {mean:.0f} | {seeds} | {ms:.1f} "
-                f"| {runs[0].parameters:,} | {runs[0].values} |"
-            )
-    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    for method, estimate in estimates.items():
+        runs = [row for row in rows if row.method == method]
+        seeds = ", ".join(f"{100 * row.success:.0f}" for row in runs)
+        ms = min(row.ms for row in runs)
+        lines.append(
+            f"| {method} | {estimate} | {seeds} | {ms:.1f} "
+            f"| {runs[0].parameters:,} | {runs[0].values} | {runs[0].chosen} |"
+        )
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

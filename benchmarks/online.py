@@ -30,6 +30,7 @@ from qam_lightning.envs.make import make_env
 from qam_lightning.envs.rollout import RolloutPool, available_cores
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.methods.base import Method
+from qam_lightning.util.provenance import versions_line
 
 SIZES: dict[str, dict[str, int]] = {
     "paper": {"width": 512, "depth": 4, "num_critics": 10, "flow_steps": 10},
@@ -145,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     here, base = ([w.mean(p) for w in watches[False]] for p in ("online", "offline"))
     print(f"{options.method}, {options.size} size, {env}, {available_cores()} cores,", end=" ")
     print(f"{torch.get_num_threads()} threads, {options.rounds} rounds of {options.steps} updates")
+    print(versions_line())
     print("\n| A against B | A | B | A / B (range over pairs) |\n|---|---|---|---|")
     print(row("ms per step: online with `async_env` true (A), offline (B)", online, offline))
     print(row("ms per step: online with `async_env` false (A), offline (B)", here, base))

@@ -39,6 +39,7 @@ from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.optimization import clip_gradients
 from qam_lightning.util.configs import METHODS
+from qam_lightning.util.provenance import versions_line
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, TRANSITIONS = 46, 5, 5, 256, 300_000
 SIZES: dict[str, dict[str, int]] = {
@@ -219,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(versions_line())
     peak = matmul_peak(device)
     for size in SIZES if options.size == "all" else [options.size]:
         method = build(options.method, size, options.compile)

@@ -11,29 +11,35 @@ import contextlib
 import functools
 import importlib
 import io
-import json
 import math
 import pickle
+import stat
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from qam_lightning.methods.base import ENTRY, FORMAT, Method
-from qam_lightning.util.errors import UserError
+from qam_lightning.methods.base import Method
+from qam_lightning.methods.restore import check_weights
+from qam_lightning.util.checkpoint import ENTRY, Config, Environment, Versions, check_content
+from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.memory import memory_limit
+from qam_lightning.util.schema import Count, Number, Schema, Text, read_json
 
-_KEYS = frozenset(("format", "method", "model", "environment", "versions"))
-_UNREADABLE = (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
+_UNREADABLE = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, MemoryError),
+    *(RecursionError, OverflowError, AssertionError, NotImplementedError, zlib.error),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
+)
+"""What torch, pickle and zipfile raise for bytes that are no checkpoint."""
 
 
-@dataclass(frozen=True)
-class CheckpointInfo:
+class CheckpointInfo(Schema):
     """What it takes to choose a checkpoint and to check that it fits.
 
     Attributes:
@@ -49,27 +55,28 @@ class CheckpointInfo:
         versions: the software that wrote it, see `util.provenance.versions`.
     """
 
-    fingerprint: int
-    gradient_step: int
-    env_step: int
-    phase: str
-    method: str
-    shapes: dict[str, list[int]]
-    best: float | None
-    environment: dict[str, Any]
-    config: str
-    versions: dict[str, str]
+    fingerprint: Count
+    gradient_step: Count
+    env_step: Count
+    phase: Literal["offline", "online"]
+    method: Text
+    shapes: dict[Text, list[Count]]
+    best: Number | None
+    environment: Environment
+    config: Config
+    versions: Versions
 
     @classmethod
     def of(cls, checkpoint: dict[str, Any], path: Path) -> Self:
         """Summarise a checkpoint and the file it was read from or written to."""
         entry = checkpoint[ENTRY]
-        best = checkpoint.get("callbacks", {}).get("Checkpoints", {}).get("best", -math.inf)
+        state = checkpoint.get("callbacks", {}).get("Checkpoints")
+        best = state.get("best") if isinstance(state, dict) else None
         return cls(
             fingerprint=fingerprint(path),
             **checkpoint["counters"],
             shapes={name: list(x.shape) for name, x in checkpoint["state_dict"].items()},
-            best=best if best > -math.inf else None,
+            best=best if isinstance(best, float) and math.isfinite(best) else None,
             config=entry.get("config", ""),
             **{key: entry[key] for key in ("method", "environment", "versions")},
         )
@@ -94,8 +101,9 @@ def describe(path: str | Path) -> CheckpointInfo:
         UserError: the file is missing, not an archive, or see `read_checkpoint`.
     """
     path = Path(path)
-    with contextlib.suppress(OSError, ValueError, TypeError):  # none, or not of this format
-        info = CheckpointInfo(**json.loads(path.with_suffix(".json").read_text("utf-8")))
+    with contextlib.suppress(UserError):  # none, damaged, or not of this format
+        beside = path.with_suffix(".json")
+        info: CheckpointInfo = read_json(CheckpointInfo, beside, "facts of a checkpoint", "")
         if info.fingerprint == fingerprint(path):
             return info
     return CheckpointInfo.of(read_checkpoint(path), path)
@@ -123,6 +131,10 @@ def verified(path: Path) -> io.BytesIO:
     """
     with _reading(path):
         facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
+            raise ValueError  # a pipe or a device has no end
+        if facts.st_size > memory_limit():
+            raise MemoryError
         return io.BytesIO(_content(path, facts.st_ino, facts.st_size, facts.st_mtime_ns))
 
 
@@ -130,6 +142,10 @@ def verified(path: Path) -> io.BytesIO:
 def _content(path: Path, *facts: int) -> bytes:
     content = path.read_bytes()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        parts = archive.infolist()
+        stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+        if not stored or sum(part.file_size for part in parts) > len(content):
+            raise zipfile.BadZipFile("it would grow beyond its size")
         if (name := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"{name} is damaged")
     return content
@@ -147,26 +163,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         UserError: the file is missing, unreadable, damaged, from another version of this program,
-            or a checkpoint of something else.
+            or a checkpoint of something else; or anything in it is not what belongs there.
     """
     path = Path(path)
     content = verified(path)
     _content.cache_clear()
     with _reading(path):
         checkpoint = torch.load(content, map_location="cpu", weights_only=True)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path}: holds no training checkpoint (no 'state_dict' in it)")
-    entry = checkpoint.get(ENTRY)
-    if not isinstance(entry, dict):
-        raise UserError(f"{path}: holds no '{ENTRY}' entry; another program wrote it")
-    if entry.get("format") != FORMAT:
-        writer = entry.get("versions", {}).get("qam_lightning", "of another version")
-        raise UserError(
-            f"{path}: written by qam_lightning {writer}, whose checkpoints this version does not "
-            "read; resume it with that version, or train anew"
-        )
-    if missing := sorted(_KEYS - entry.keys()):
-        raise UserError(f"{path}: its '{ENTRY}' entry lacks {', '.join(missing)}")
+    check_content(checkpoint, path)
     return checkpoint
 
 
@@ -211,11 +215,15 @@ def check_newest(path: Path, run_dir: str | Path) -> None:
         )
 
 
-def load_method(path: str | Path, **overrides: Any) -> tuple[Method, dict[str, Any]]:
+def load_method(
+    path: str | Path, method: type[Method] | None = None, **overrides: Any
+) -> tuple[Method, dict[str, Any]]:
     """Rebuild a trained method from a checkpoint.
 
     Args:
         path: a checkpoint file, or a run folder, whose ``last.ckpt`` is then taken.
+        method: the method's class. It is needed where that is neither of this package nor of a
+            module that is imported already: on a file's word, nothing else is imported.
         **overrides: constructor arguments to replace, e.g. ``best_of_n=4``.
 
     Returns:
@@ -223,43 +231,72 @@ def load_method(path: str | Path, **overrides: Any) -> tuple[Method, dict[str, A
         ``"qam_lightning"`` entry with ``gradient_step``, ``env_step`` and ``phase``.
 
     Raises:
-        UserError: see `read_checkpoint`; also when the method's class cannot be imported or built,
-            or when the weights do not fit it.
+        UserError: see `read_checkpoint`; also when the method's class is not imported or cannot be
+            built, or when the weights do not fit it.
+        ArgumentError: the class or an override is refused.
     """
     path = Path(path)
     if path.is_dir():
         path = checkpoint_path(path, "last")
     checkpoint = read_checkpoint(path)
     entry = checkpoint[ENTRY]
-    kind = _method_class(entry["method"], path)
-    try:
-        method = kind(**{**entry["model"], **overrides})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: cannot build {entry['method']}: {error}") from error
-    try:
-        method.load_state_dict(checkpoint["state_dict"], strict=True)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: its weights do not fit {entry['method']}: {_first_detail(error)}"
-        ) from error
-    return method.eval(), {**entry, **checkpoint["counters"]}
-
-
-def _method_class(name: str, path: Path) -> type[Method]:
-    module, _, attribute = name.rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: its method {name} cannot be imported: {error}") from error
+    kind = _method_class(entry["method"], path) if method is None else method
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise UserError(f"{path}: {name} is not a method")
-    return kind
+        if method is not None:
+            raise ArgumentError("load_method", "method", f"is {method}, expected a class of Method")
+        raise UserError(f"{path}: {entry['method']} is not a method")
+    try:
+        built = kind(**{**entry["model"], **overrides})
+    except ArgumentError as error:
+        if error.name in overrides:
+            raise
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # whatever a class makes of arguments that are not its own
+        reason = shown(" ".join(str(error).split()) or type(error).__name__)
+        raise UserError(f"{path}: cannot build {entry['method']}: {reason}") from error
+    check_weights(checkpoint["state_dict"], built, path)
+    built.load_state_dict(checkpoint["state_dict"], strict=True)
+    return built.eval(), {**entry, **checkpoint["counters"]}
 
 
-def _first_detail(error: RuntimeError) -> str:
-    """The first difference from torch's many-line list of state-dict differences."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[1] if len(lines) > 1 else lines[0]
+def check_env(env: str, where: object) -> None:
+    """Check that an environment which a checkpoint names needs no module but those imported.
+
+    Args:
+        env: see `qam_lightning.envs.make_env`.
+        where: the checkpoint, for the message.
+
+    Raises:
+        UserError: gymnasium would import a module for it.
+    """
+    module = env.rpartition(":")[0]
+    if module and module not in sys.modules:
+        raise UserError(
+            f"{where}: its environment {shown(env)} cannot be made: {shown(module)} is not "
+            "imported; a checkpoint imports nothing by itself: import the module first (eval.py "
+            "--import MODULE), or give make_env the environment as env"
+        )
+
+
+def _method_class(name: str, path: Path) -> object:
+    """Return what a name in a checkpoint stands for, importing nothing but methods of ours."""
+    module, _, attribute = name.rpartition(".")
+    reason = f"{module} is not imported"
+    try:
+        if module.startswith("qam_lightning.methods."):
+            return getattr(importlib.import_module(module), attribute)
+        while module not in sys.modules and "." in module:  # a class within a class
+            module, _, outer = module.rpartition(".")
+            attribute = f"{outer}.{attribute}"
+        if module in sys.modules:
+            return functools.reduce(getattr, attribute.split("."), sys.modules[module])
+    except (ImportError, AttributeError) as error:
+        reason = shown(error)
+    raise UserError(
+        f"{path}: its method {shown(name)} cannot be found: {reason}; a checkpoint imports nothing "
+        "by itself: import the module first (eval.py --import MODULE), or give load_policy the "
+        "class as method"
+    )
 
 
 @contextlib.contextmanager

@@ -97,8 +97,9 @@ class Policy:
 
         Raises:
             UserError: the checkpoint names no environment, as it was trained on other data than
-                those of a `ChunkDataModule`.
+                those of a `ChunkDataModule`; or it names one of a module that is not imported.
         """
+        from qam_lightning.checkpoints import check_env
         from qam_lightning.envs.make import make_env
 
         trained = self.metadata["environment"]
@@ -109,6 +110,8 @@ class Policy:
             raise UserError(
                 "Policy: the checkpoint names no environment; give make_env env and task"
             )
+        if "env" not in settings:
+            check_env(named["env"], "Policy")
         return make_env(**named)
 
 
@@ -117,8 +120,12 @@ def load_policy(
     best_of_n: int | None = None,
     device: str = "cpu",
     seed: int = 0,
+    method: "type[Method] | None" = None,
 ) -> Policy:
     """Load a trained policy.
+
+    Nothing is imported because a checkpoint names it. So import a method of your own first, or give
+    its class.
 
     Args:
         run_or_checkpoint: a run folder, whose ``last.ckpt`` is taken, or a checkpoint file.
@@ -126,6 +133,7 @@ def load_policy(
             default.
         device: where the networks compute, for example ``"cuda"``.
         seed: seed of the policy's noise, at least 0.
+        method: the method's class, if it is not of this package.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged or of another version.
@@ -134,13 +142,13 @@ def load_policy(
     from qam_lightning.checkpoints import load_method
 
     path = Path(run_or_checkpoint).expanduser()
-    overrides = {} if best_of_n is None else {"best_of_n": best_of_n}
+    overrides: dict[str, Any] = {} if best_of_n is None else {"best_of_n": best_of_n}
     require(seed >= 0, "load_policy", "seed", seed, "at least 0")
-    method, metadata = load_method(path, **overrides)
+    loaded, metadata = load_method(path, method, **overrides)
     try:
-        method.to(device)
+        loaded.to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         reason = str(error).split("\n")[0]
         problem = f"is {device}, expected a device such as cpu or cuda: {reason}"
         raise ArgumentError("load_policy", "device", problem) from error
-    return Policy(method, metadata, seed)
+    return Policy(loaded, metadata, seed)

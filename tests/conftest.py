@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ import torch
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
+from qam_lightning.util import arguments
 
 SPACES = Spaces(obs_dim=7, action_dim=3, horizon=2)
 SMALL: dict[str, Any] = {
@@ -27,6 +28,18 @@ SMALL: dict[str, Any] = {
 def interruptible() -> None:
     """Take SIGINT as from a terminal, also where the tests were started in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def unforeseen(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], str]:
+    """Let unforeseen exceptions reach the test, instead of one line; the product's own answer."""
+    answer = arguments.unforeseen
+
+    def pass_on(error: Exception) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(arguments, "unforeseen", pass_on)
+    return answer
 
 
 @pytest.fixture

@@ -1,19 +1,22 @@
-"""Every command the README shows works, as far as it gets without data and hours."""
+"""The README: its commands, as far as they get without data and hours, numbers and names."""
 
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from jsonargparse import ArgumentParser
 
 from qam_lightning.cli import main
-from qam_lightning.data.generate import generate
+from qam_lightning.data.generate import COLLECTABLE, generate
+from qam_lightning.evaluation.statistics import over_seeds, wilson_interval
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
     shlex.split(line, comments=True)
     for block in BLOCKS
@@ -84,6 +87,122 @@ def test_eval_commands_get_as_far_as_the_missing_run(arguments: list[str], tmp_p
     assert len(result.stderr.splitlines()) == 1 and arguments[0] in result.stderr
 
 
-@pytest.mark.parametrize("arguments", commands("make"), ids=" ".join)
-def test_make_targets_exist(arguments: list[str]) -> None:
-    subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+@pytest.mark.parametrize("target", ["quickstart", "test", "docs"])
+def test_make_targets_exist(target: str) -> None:
+    assert f"make {target}" in README
+    subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_quickstart_collects_trains_scores_and_draws(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each of its commands, as `make` would call them."""
+    made = subprocess.run(
+        ["make", "--dry-run", "--always-make", "quickstart"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.replace("\\\n", " ")
+    lines = re.findall(r"python (?:train|eval)\.py [^$\n]*", made)
+    generated, fitted, *scored = (shlex.split(line)[1:] for line in lines)
+    test_generate_commands_parse(generated[2:])
+    test_fit_commands_resolve(fitted[2:], capsys)
+    assert generated[:2] == ["train.py", "generate"] and fitted[:2] == ["train.py", "fit"]
+    assert ["eval.py", "runs/quickstart", "--picture"] in scored
+
+
+# -- numbers, names, links -----------------------------------------------------------------------
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The tables of a page, as rows of cells, without their heads."""
+    found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    return [
+        [[c.strip() for c in row.split("|")[1:-1]] for row in t.splitlines()[2:]] for t in found
+    ]
+
+
+def seeds(text: str) -> list[list[list[str]]]:
+    """The tables with a row per seed and one of their mean."""
+    return [table for table in tables(text) if table[-1][0].startswith("mean (")]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_means_follow_from_the_seeds_and_say_what_their_bounds_are(page: str) -> None:
+    found = seeds((ROOT / page).read_text("utf-8"))
+    assert found
+    for *rows, (name, *means) in found:
+        for column, mean in enumerate(means, start=1):
+            scores = [int(re.match(r"\d+", row[column])[0]) / 100 for row in rows]  # type: ignore[index]
+            estimate = over_seeds(scores)
+            assert (name, mean) == (f"mean ({estimate.bounds})", estimate.percent())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_intervals_of_one_policy_are_wilsons(page: str) -> None:
+    checked = 0
+    for *rows, _ in seeds((ROOT / page).read_text("utf-8")):
+        for cell in (cell for row in rows for cell in row[1:]):
+            if bounds := re.match(r"(\d+)% \((\d+)–(\d+)", cell):
+                rate, low, high = map(int, bounds.groups())
+                found = [wilson_interval(rate * n / 100, n) for n in (50, 100)]
+                assert (low, high) in [(round(100 * x.low), round(100 * x.high)) for x in found]
+                checked += 1
+    assert checked >= 6
+
+
+def test_the_numbers_are_those_of_the_results_page() -> None:
+    (shown,) = seeds(README)
+    plain = [[re.sub(r", 95% Wilson.*\)", ")", cell) for cell in row] for row in shown]
+    assert plain in seeds((ROOT / "docs/results.md").read_text("utf-8"))
+
+
+def test_every_kill_was_survived() -> None:
+    assert "50 of 50 kills" in README
+    table = (ROOT / "docs/crash_table.md").read_text("utf-8")
+    assert re.search(r"in \*\*50 of 50\*\*\s+kills", table)
+
+
+def test_all_methods_are_named() -> None:
+    methods = [path.stem for path in (ROOT / "configs/methods").glob("*.yaml")]
+    assert len(methods) == 17 and "**Seventeen methods**" in README and "sixteen other" in README
+    named = {name.lower().replace("-", "_") for name in re.findall(r"[A-Za-z-]+", README)}
+    assert set(methods) <= named
+
+
+def test_the_domains_are_those_with_a_configuration() -> None:
+    (domains,) = (t for t in tables(README) if t[0][0].startswith("`cube-double`"))
+    named = re.findall(r"`([^`]+)`", " ".join(row[0] for row in domains))
+    flat = [n for name in named for n in expanded(name)]
+    configured = {find.stem.replace("_", "-") for find in (ROOT / "configs").glob("*_*.yaml")}
+    configured |= {"scene"}
+    assert sorted(flat) == sorted(configured - {"quickstart-cube"})
+    for names, how in domains:
+        for name in (n for quoted in re.findall(r"`([^`]+)`", names) for n in expanded(quoted)):
+            assert ("collect" in how) == (name in COLLECTABLE)
+
+
+def expanded(name: str) -> list[str]:
+    """``a-{b,c}`` -> ``a-b``, ``a-c``."""
+    inner = re.match(r"(.*)\{(.*)\}", name)
+    return [inner[1] + part for part in inner[2].split(",")] if inner else [name]
+
+
+def test_links_lead_to_files() -> None:
+    links = [x for x in re.findall(r"\]\(([^)]+)\)", README) if not x.startswith("http")]
+    assert links and [x for x in links if not (ROOT / x).is_file()] == []
+
+
+def test_the_supported_versions_are_those_that_can_be_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11" and "Python 3.11 or newer" in README
+    for name, text in (("torch", "torch 2.6 or newer"), ("lightning", "lightning 2.6.4 or newer")):
+        (needed,) = (x for x in project["dependencies"] if re.match(rf"{name}\W", x))
+        assert f">={text.split()[1]}" in needed and text in README
+
+
+def test_the_python_example_is_the_one_that_the_library_page_tests() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    library = (ROOT / "docs/library.md").read_text("utf-8")
+    assert example in re.sub(r"  # .*", "", library)

@@ -8,7 +8,6 @@ import errno
 import io
 import os
 import zlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ class SafeFile(TorchCheckpointIO):
             os.fsync(file.fileno())
         if checksum(path, from_disk=True) != zlib.crc32(buffer.getbuffer()):
             raise OSError(errno.EIO, "the disk returns other bytes than were written")
-        info = asdict(CheckpointInfo.of(checkpoint, path))
+        info = CheckpointInfo.of(checkpoint, path).model_dump()
         save_json(path.with_suffix(".json"), info, alone=True)
 
     def load_checkpoint(

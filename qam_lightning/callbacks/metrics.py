@@ -1,6 +1,7 @@
 """The rows of metrics that the trainer's loggers get."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
@@ -37,8 +38,8 @@ class MetricsLogger(Callback):
         self,
         run_dir: str | None = None,
         every_n_steps: int = 100,
-        wandb: Literal["disabled", "offline", "online"] = "disabled",
-        project: str = "qam_lightning",
+        wandb: Literal["disabled", "offline", "online"] | None = None,
+        project: str | None = None,
         name: str | None = None,
     ) -> None:
         """Check the settings.
@@ -47,10 +48,11 @@ class MetricsLogger(Callback):
             run_dir: folder of the run, for the CSV files; None leaves the trainer's loggers alone.
             every_n_steps: gradient steps between two rows; each row costs one synchronisation with
                 the device.
-            wandb: log to Weights & Biases too; ``online`` without an API key becomes ``offline``
-                (upload later with ``wandb sync``).
-            project: Weights & Biases project.
-            name: name of the run there; that of the run folder if not given.
+            wandb: log to Weights & Biases too; ``online`` becomes ``offline`` (upload later with
+                ``wandb sync``) if it cannot start. If not given: ``WANDB_MODE``, else ``disabled``.
+            project: Weights & Biases project. If not given: ``WANDB_PROJECT``, else
+                ``qam_lightning``.
+            name: name of the run there. If not given: ``WANDB_NAME``, else the run folder's.
 
         Raises:
             ArgumentError: ``every_n_steps`` is below 1.
@@ -60,6 +62,8 @@ class MetricsLogger(Callback):
         self._loggers: list[RunLogger] = []
         if run_dir is not None:
             self._loggers.append(CsvLogger(run_dir))
+            if wandb is None and os.environ.get("WANDB_MODE", "disabled") == "disabled":
+                wandb = "disabled"
             if wandb != "disabled":
                 self._loggers.append(WandbLogger(run_dir, wandb, project, name))
         self._step, self._since = 0, 0.0
@@ -75,10 +79,12 @@ class MetricsLogger(Callback):
         """Claim the folders of the loggers.
 
         Raises:
-            UserError: see `Callback.claim`.
+            UserError: see `Callback.claim`; or the metrics of a run that resumes are damaged.
         """
-        for folder in sorted({x.run_dir for x in trainer.loggers if isinstance(x, RunLogger)}):
-            self.claim(trainer, folder)
+        for logger in (x for x in trainer.loggers if isinstance(x, RunLogger)):
+            self.claim(trainer, logger.run_dir)
+            if isinstance(logger, CsvLogger):
+                logger.check()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to log only now: until now, the run could still be refused."""

@@ -22,6 +22,7 @@ from qam_lightning.online.collector import Collector
 from qam_lightning.online.replay import Replay, read_rows, row_type
 from qam_lightning.online.sampler import MixedSampler
 from qam_lightning.online.schedule import Schedule
+from qam_lightning.online.state import online_state
 from qam_lightning.util.errors import ArgumentError, UserError, require
 from qam_lightning.util.rng import Stream, numpy_generator, seed_of
 
@@ -261,7 +262,9 @@ class Online(Callback):
                 )
                 raise ArgumentError(Online, "steps", problem)
             return
-        self._loaded = checkpoint.get("online")
+        spaces = cast(Method, pl_module).spaces
+        chunk = (spaces.horizon, spaces.action_dim)
+        self._loaded = online_state(checkpoint, chunk, trainer.ckpt_path)
         offline = self._schedule.offline
         if not taken and updates > offline:
             raise ArgumentError(

@@ -15,22 +15,24 @@ out, see `_without_method` and `_without_domain`.
 """
 
 import copy
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
-from qam_lightning.cli.settings import METHOD, known, resolved, settings_of
+from qam_lightning.cli.reading import Config, Dumper, leaves, merge, read_config, read_yaml
+from qam_lightning.cli.settings import METHOD, Setting, known, resolved, settings_of
+from qam_lightning.cli.values import PATHS, at_home, expand_homes, joined, plain, round_floats
 from qam_lightning.util.arguments import closest
 from qam_lightning.util.configs import CONFIGS, METHODS
-from qam_lightning.util.errors import UserError
-
-Config = dict[str, Any]
+from qam_lightning.util.errors import UserError, shown
 
 DEFAULT_METHOD = "qam"
-_NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?|-\.inf", re.IGNORECASE)
+_MOST_FILES = 100
+_LABEL = re.compile(r"[\w-]{1,100}")
 _VALUES = ("--config", "-c", "--domain", "--method", "--task")
 
 
@@ -72,7 +74,7 @@ class Composition(NamedTuple):
     @property
     def arguments(self) -> list[str]:
         """The arguments for the parser."""
-        return [f"--config={yaml.safe_dump(self.config, sort_keys=False)}", *self.flags]
+        return [f"--config={yaml.dump(self.config, Dumper=Dumper, sort_keys=False)}", *self.flags]
 
     @property
     def class_path(self) -> str:
@@ -93,7 +95,7 @@ def compose(argv: Sequence[str]) -> Composition:
     """
     files, labels, flags = _split(argv)
     _check_flags(labels, flags)
-    layers = [layer for path in files for layer in _with_includes(path)]
+    layers = _layers(files)
     for layer in layers:
         _check_labels(layer)
     own = [
@@ -110,12 +112,15 @@ def compose(argv: Sequence[str]) -> Composition:
     config: Config = {}
     places: dict[str, Path] = {}
     for layer in stack:
-        _merge(config, copy.deepcopy(layer.config))
+        merge(config, copy.deepcopy(layer.config))
         places |= dict.fromkeys(leaves(layer.config), layer.path)
     composition = Composition(config, flags, places)
     types = known(composition.class_path)
-    _round_floats(config, types)
-    return composition._replace(flags=[_integer(flag, types) for flag in flags])
+    round_floats(config, types)
+    expand_homes(config)
+    for flag in flags:
+        _check_collection(flag, types)
+    return composition._replace(flags=[plain(flag, types) for flag in flags])
 
 
 # -- the command line ----------------------------------------------------------------------------
@@ -146,43 +151,15 @@ def _split(argv: Sequence[str]) -> tuple[list[Path], dict[str, str], list[str]]:
     return files, labels, flags + last
 
 
-def joined(argv: Sequence[str]) -> list[str]:
-    """Join every flag with its value by ``=``: to a parser, a negative number is a flag."""
-    found: list[str] = []
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        is_flag = word.startswith("-") and "=" not in word and word != "--print_config"
-        if is_flag and rest and (not rest[0].startswith("-") or _NEGATIVE.fullmatch(rest[0])):
-            word = f"{word}={rest.pop(0)}"
-        found.append(word)
-    return found
-
-
-def _integer(flag: str, types: dict[str, Any]) -> str:
-    """Write the value of an integer setting without an exponent: 1e6 becomes 1000000."""
-    key, equals, value = flag.partition("=")
-    if (
-        equals
-        and _is_integer(key.lstrip("-"), types)
-        and re.fullmatch(r"(\d+\.?\d*|\.\d+)e\+?\d+", value, re.I)
-    ):
-        number = float(value)
-        return f"{key}={int(number)}" if number.is_integer() else flag
-    return flag
-
-
-def _is_integer(key: str, types: dict[str, Any]) -> bool:
-    setting = types.get(key.replace("init_args.", ""))
-    return key == "seed" or setting is not None and bool(re.search(r"\bint\b", setting.type))
-
-
-def _round_floats(config: Config, types: dict[str, Any], prefix: str = "") -> None:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            _round_floats(value, types, f"{prefix}{key}.")
-        elif isinstance(value, float) and value.is_integer() and _is_integer(prefix + key, types):
-            config[key] = int(value)
+def _check_collection(flag: str, types: dict[str, Setting]) -> None:
+    """Hold YAML in a flag to what YAML in a file may be."""
+    key, _, value = flag.lstrip("-").partition("=")
+    setting = types.get(key)
+    is_text = key in PATHS or setting is not None and setting.type.startswith("str")
+    if value[:1] in ("{", "[") and not is_text:
+        read_yaml(value, f"--{shown(key)}")
+    elif key == "model.init_args":
+        raise UserError(f"model.init_args is '{shown(value)}', expected keys with values")
 
 
 # -- method and domain ---------------------------------------------------------------------------
@@ -223,7 +200,7 @@ def _check_labels(layer: Layer) -> None:
         ("domain", config.get("data", {}).get("env")),
     ):
         if not isinstance(config.get(kind), str | None):
-            raise UserError(f"{path}: {kind} is {config[kind]!r}, expected a name")
+            raise UserError(f"{path}: {kind} is {shown(config[kind])}, expected a name")
         if kind in config and not defined and not _is_shipped(config[kind], kind):
             try:
                 find_config(str(config[kind]), kind)
@@ -243,6 +220,8 @@ def _method_of(layer: Layer) -> str | None:
 
 
 def _is_shipped(name: object, kind: str) -> bool:
+    if not _LABEL.fullmatch(str(name)):
+        return False
     folder = METHODS if kind == "method" else CONFIGS
     path = folder / f"{_stem(str(name))}.yaml"
     if not path.is_file():
@@ -333,21 +312,23 @@ def find_config(name: str, kind: str = "config", beside: Path = Path()) -> Path:
     """
     folder = METHODS if kind == "method" else CONFIGS
     if kind == "config":
-        name = str(Path(name).expanduser())
+        name = at_home("include" if beside.name else "config", name)
         candidates = [base / n for base in (beside, folder) for n in (name, f"{name}.yaml")]
     else:
-        candidates = [folder / f"{_stem(name)}.yaml"]
+        candidates = [folder / f"{_stem(name)}.yaml"] if _LABEL.fullmatch(name) else []
     for candidate in candidates:
-        if candidate.is_file() and (
+        if os.path.isfile(candidate) and (
             kind != "domain" or _shipped(Layer(candidate, read_config(candidate)))
         ):
             return candidate.resolve()
+        if kind == "config" and os.path.exists(candidate) and not os.path.isdir(candidate):
+            raise UserError(f"{candidate}: is not a regular file, expected a configuration file")
     shipped = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml"))
     where = f" (searched {beside.resolve()} and {folder})"
     if kind != "config":
         shipped = domains() if kind == "domain" else [Path(p).stem for p in shipped]
         where = ""
-    raise UserError(f"no {kind} named '{name}'{where}; {closest(name, shipped, 3)}")
+    raise UserError(f"no {kind} named '{shown(name)}'{where}; {closest(name, shipped, 3)}")
 
 
 def domains() -> list[str]:
@@ -355,99 +336,31 @@ def domains() -> list[str]:
     return sorted(p.stem for p in CONFIGS.glob("*.yaml") if _shipped(Layer(p, read_config(p))))
 
 
+def _layers(files: list[Path]) -> list[Layer]:
+    """Read files, each after the files that it includes."""
+    found: list[Layer] = []
+    for path in files:
+        for layer in _with_includes(path):
+            found.append(layer)
+            if len(found) > _MOST_FILES:
+                raise UserError(f"{path}: more than {_MOST_FILES} files with all that they include")
+    return found
+
+
 def _with_includes(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Layer]:
     """Yield the files that a file includes, then the file itself."""
     if path in above:
         raise UserError(f"{path}: includes itself; remove the include")
+    if len(above) > _MOST_FILES:
+        raise UserError(f"{path}: {_MOST_FILES} files include one another to reach it")
     config = dict(read_config(path))
     included = config.pop("include", [])
     names = [included] if isinstance(included, str) else included
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: include is {included!r}, expected a file or a list of files")
+        raise UserError(f"{path}: include is {shown(included)}, expected a file or a list of files")
     for name in names:
         yield from _with_includes(find_config(name, beside=path.parent), (*above, path))
     yield Layer(path, config)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 3e-4 is a number and a key may stand only once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Config:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # refused below
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                where = f"on lines {lines[key.value]} and {line}"
-                raise UserError(f"{self.name}: '{key.value}' is set twice, {where}; remove one")
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+"),
-    list("-+0123456789"),
-)
-
-
-def read_config(path: Path) -> Config:
-    """Read a configuration file, without interpreting it.
-
-    Raises:
-        UserError: it is not YAML, or does not hold keys and values.
-    """
-    try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        loader.name = str(path)
-        config = loader.get_single_data()
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{path}, line {line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML text file") from error
-    if config is not None and not isinstance(config, dict):
-        raise UserError(f"{path}: expected keys with values, found {type(config).__name__}")
-    config = config or {}
-    if isinstance(config.get("model"), str):
-        config["model"] = {"class_path": config["model"]}
-    sections = {key.partition(".")[0] for key in known()}
-    for key, value in config.items():
-        if not isinstance(key, str):
-            raise UserError(f"{path}: the key {key!r} is no name")
-        if key in sections and not isinstance(value, dict):
-            raise UserError(f"{path}: {key} is {value!r}, expected keys with values")
-    _check_model(config.get("model", {}), path)
-    return config
-
-
-def _check_model(model: Config, path: Path) -> None:
-    if not isinstance(model.get("class_path", ""), str):
-        found = model["class_path"]
-        raise UserError(f"{path}: model.class_path is {found!r}, expected the name of a class")
-    if model.get("init_args", {}) is None:
-        model["init_args"] = {}  # the heading alone
-    if not isinstance(model.get("init_args", {}), dict):
-        found = model["init_args"]
-        raise UserError(f"{path}: model.init_args is {found!r}, expected keys with values")
-
-
-def leaves(config: Config, prefix: str = "") -> Iterator[str]:
-    """Yield the keys of all values, e.g. ``data.task``."""
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def _merge(below: Config, above: Config) -> None:
-    for key, value in above.items():
-        if isinstance(value, dict) and isinstance(below.get(key), dict):
-            _merge(below[key], value)
-        else:
-            below[key] = value
 
 
 def _drop(config: Config, path: str) -> None:

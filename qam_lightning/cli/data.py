@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from qam_lightning.cli.compose import Composition
 from qam_lightning.cli.dispatch import called
 from qam_lightning.cli.help import page
-from qam_lightning.cli.settings import GROUPS, Setting, settings_of
+from qam_lightning.cli.settings import GROUPS, Setting, known, settings_of
+from qam_lightning.cli.values import PATHS, joined, plain
 from qam_lightning.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def main(argv: list[str]) -> int:
     if argv[0] == "info":
         parser.add_argument("--picture", type=str, help=_PICTURE.help)
     # The settings are those of a training run, so their prefix may be left out.
-    given = [_with_prefix(argument, set(settings)) for argument in argv[1:]]
+    given = [_with_prefix(argument, set(settings)) for argument in joined(argv[1:])]
+    given = [plain(flag, known(), [*PATHS, "picture"]) for flag in given]
     try:
         parsed = parser.parse_args(given)
     except ParserError as error:
@@ -72,7 +74,7 @@ def info(data: "ChunkDataModule", picture: str | None = None) -> int:
     print("\n".join(found.lines()))
     source = data.source()
     place = source.store.with_suffix(".png") if source else Path(f"{found.name}.png")
-    path = Path(picture).expanduser() if picture else place
+    path = Path(picture) if picture else place
     returns = {facts.task: facts.returns for facts in found.tasks}
     try:
         draw_dataset(path, found.lines()[0], found.positions, found.walls, returns)

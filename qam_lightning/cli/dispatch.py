@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qam_lightning.util.arguments import answered
-from qam_lightning.util.errors import ArgumentError, UserError
+from qam_lightning.util.errors import ArgumentError, UserError, shown
 
 COMMANDS = {
     "fit": "train a method on a domain",
@@ -25,11 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit code: 0, 2 for a user's mistake, 128 + n after signal n.
+        The exit code: 0, 2 for a user's mistake, 1 for an exception that nobody foresaw, 128 + n
+        after signal n.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a console that lacks a character still gets the rest
-            stream.reconfigure(errors="replace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         return answered(lambda: _print_usage(0 if arguments else 2))
@@ -43,7 +41,7 @@ def _print_usage(code: int) -> int:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     if name not in COMMANDS:
-        raise UserError(f"unknown command '{name}'; expected {', '.join(COMMANDS)}")
+        raise UserError(f"unknown command '{shown(name)}'; expected {', '.join(COMMANDS)}")
     return importlib.import_module(f"qam_lightning.cli.{_MODULES.get(name, name)}").main
 
 

@@ -1,6 +1,7 @@
 """``eval``: roll out a trained policy, and report its success rate."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -77,6 +78,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="RUN",
         help="further runs (other seeds) to average into the picture's learning curve",
     )
+    add(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module first: one with a method or an environment of your own; a checkpoint "
+        "imports nothing by itself; may be repeated",
+    )
     add("--output", type=Path, metavar="FILE", help="where to write the JSON instead")
     return parser.parse_args(arguments)
 
@@ -93,12 +103,13 @@ def evaluate(options: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
 
-    from qam_lightning.checkpoints import load_method
+    from qam_lightning.checkpoints import check_env, load_method
     from qam_lightning.envs.make import env_id
     from qam_lightning.envs.rollout import RolloutPool
     from qam_lightning.evaluation.episode_policy import EpisodePolicy
+    from qam_lightning.evaluation.limits import check_rollouts
     from qam_lightning.evaluation.plots import read_curve
-    from qam_lightning.evaluation.report import build_report, write_report
+    from qam_lightning.evaluation.report import build_report, check_target, write_report
     from qam_lightning.evaluation.tables import report_table
 
     torch.set_flush_denormal(True)
@@ -108,16 +119,31 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.output and options.output.exists():
         raise UserError(f"--output {options.output}: exists already; delete it or name another")
 
+    import_modules(options.modules)
     checkpoint, run = locate(options.source, options.checkpoint)
     overrides = {"best_of_n": options.best_of_n} if options.best_of_n else {}
     method: Any
     method, meta = load_method(checkpoint, **overrides)
     subject = describe(options, checkpoint, method, meta)
     env, task, sparse = subject["env"], subject["task"], subject["sparse"]
+    check_env(env, checkpoint)
     env_id(env, task)
+    sizes = options.episodes, options.num_envs, options.workers
+    check_rollouts("eval", method, env, *sizes)
+    name = "-".join(
+        f"{checkpoint.stem} step{subject['gradient_step']} {options.policy} "
+        f"task{task} seed{options.seed}".split()
+    )
+    target = options.output or run / "eval" / f"{name}.json"
+    # What is missing is better said before the rollouts than after.
+    check_target(target)
     curves = [run, *options.runs] if options.picture else []
     for folder in curves:
-        read_curve(folder)  # what is missing is better said before the rollouts than after
+        read_curve(folder)
+    if options.picture:
+        check_target(run / "picture.png")
+    if options.video:
+        check_target(run / "videos" / f"{name}-episode0.mp4")
 
     policy = EpisodePolicy(method.to(options.device), options.seed, options.policy == "behavior")
     recorded, every = frames_wanted(options, env, task)
@@ -125,17 +151,28 @@ def evaluate(options: argparse.Namespace) -> int:
         episodes = with_progress(options.episodes, pool, policy, options.seed, recorded, every)
 
     report = build_report(subject, episodes)
-    name = "-".join(
-        f"{checkpoint.stem} step{subject['gradient_step']} {options.policy} "
-        f"task{task} seed{options.seed}".split()
-    )
-    target = options.output or run / "eval" / f"{name}.json"
     written = write_report(report, target, numbered=options.output is None)
     Console(soft_wrap=True).print(report_table(report))
     print(f"wrote {written}")
     for path in draw(options, report, run, curves, name, episodes, every):
         print(f"wrote {path}")
     return 0
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import the modules that the command line names.
+
+    Raises:
+        UserError: one cannot be imported, for whatever reason.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # also what a user's module raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"--import {name}: cannot be imported: {reason}; is its folder on PYTHONPATH?"
+            ) from error
 
 
 def locate(source: Path, which: str) -> tuple[Path, Path]:

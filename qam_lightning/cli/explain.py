@@ -7,9 +7,11 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
-from qam_lightning.cli.compose import Composition, domains, joined, leaves
+from qam_lightning.cli.compose import Composition, domains
+from qam_lightning.cli.reading import leaves
 from qam_lightning.cli.settings import GROUPS
-from qam_lightning.util.errors import ArgumentError, UserError
+from qam_lightning.cli.values import joined
+from qam_lightning.util.errors import ArgumentError, UserError, shown
 
 RENAMED = {
     # Before version 0.2.
@@ -120,8 +122,9 @@ def mistyped(error: Exception, given: Composition | None = None) -> str:
     if (one := re.fullmatch(r"Expected an? ([\w.]+)", message)) and (found := _GIVEN.search(text)):
         message = f"expected {one[1]}, found {found[1]}"
     message = re.sub(r"Expected an? (.*?)\. Got value:", r"expected \1, found", message)
-    if message == "expected float, found inf":  # a word, to YAML
+    if message in ("expected float, found inf", "expected float, found -inf"):  # words, to YAML
         message += "; infinity is written .inf"
+    message = shown(message, 300) if not message.endswith("found") else f"{message} ''"
     return f"{key}: {message}{_place(key, given)}" if key else message
 
 
@@ -156,15 +159,17 @@ def _unknown_key(given: Composition, options: Iterable[str]) -> str | None:
     values = keys - sections  # some hold mappings, whose keys are not known here
     given = given._replace(flags=joined(given.flags))
     for argument in (*(f"--{key}=" for key in leaves(given.config)), *given.flags):
-        if not argument.startswith("-"):
-            return f"unexpected argument '{argument}'"
         name, equals, _ = argument.partition("=")
         key = name.lstrip("-").removesuffix("+")
+        if not argument.startswith("-") or not key:
+            return f"unexpected argument '{shown(argument)}'"
+        if not argument.startswith("--"):
+            return f"unexpected argument '{shown(argument)}'; a flag begins with two dashes"
         short = key.replace("init_args.", "").removesuffix(".init_args")
         if key.startswith("model.") and "model.init_args" in keys:
             continue
         if short not in keys | sections and not any(short.startswith(f"{v}.") for v in values):
-            return f"unknown key '{short}'{_place(key, given)}; {_hint(short, keys)}"
+            return f"unknown key '{shown(short)}'{_place(key, given)}; {_hint(short, keys)}"
         if not equals and key != "print_config":
             return f"{key} needs a value; one that begins with a dash is written --{key}=VALUE"
     return None
@@ -180,7 +185,9 @@ def _hint(key: str, keys: set[str]) -> str:
     if not close:  # perhaps only the group is missing or wrong
         by_leaf = {option.rpartition(".")[2]: option for option in sorted(keys)}
         close = [by_leaf[m] for m in difflib.get_close_matches(leaf, sorted(by_leaf), n=1)]
-    return f"did you mean {close[0]}?" if close else "--print_config shows all keys"
+    if close:
+        return f"did you mean {close[0]}?"
+    return "--print_config shows all keys" if "print_config" in keys else "see --help"
 
 
 def _place(key: str, given: Composition | None) -> str:

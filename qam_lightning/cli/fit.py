@@ -1,14 +1,18 @@
 """``fit``: train a method. What needs Lightning is in `training`; the help does not."""
 
-from typing import Any, Literal
+import contextlib
+from collections.abc import Callable
+from typing import Any, Literal, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qam_lightning.cli.compose import Composition, compose, leaves
+from qam_lightning.cli.compose import Composition, compose
 from qam_lightning.cli.dispatch import called
 from qam_lightning.cli.help import page
+from qam_lightning.cli.reading import leaves
 from qam_lightning.cli.settings import DERIVED, GROUPS, Setting, settings_of
+from qam_lightning.util.errors import UserError, shown
 
 TEXT = """
 Train a method on a domain.
@@ -20,13 +24,51 @@ do; `include: FILE` reads another file first. --print_config shows the result, {
 
 Precision = Literal["highest", "high", "medium"]
 
+
+def integer(name: str, least: int, most: int, optional: bool = False) -> Callable[[Any], Any]:
+    """Return a type of argument: integers from ``least`` to ``most``."""
+
+    def int_(value: Any) -> Any:
+        if optional and value is None or isinstance(value, str) and "${" in value:
+            return value  # nothing, or not known yet
+        found = value
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                found = int(value)
+        if type(found) is not int or not least <= found <= most:
+            raise UserError(f"{name} is {shown(found)}, expected {least} to {most}")
+        return found
+
+    int_.__name__ = "int"
+    return int_
+
+
+def folder(value: Any) -> str:
+    """Check the name of a run's folder.
+
+    Raises:
+        UserError: it is no text, or names nothing.
+    """
+    if value is None:
+        raise UserError("run_dir is empty; leave it out for the run's own folder below runs")
+    if not isinstance(value, str):
+        raise UserError(f"run_dir is {shown(value)}, expected the name of a folder, in quotes")
+    if not value.strip() or value == "???":
+        raise UserError(f"run_dir is '{shown(value)}', expected the name of a folder")
+    return value
+
+
 RUN: dict[str, tuple[Any, Any, str]] = {
-    "seed": (int, 0, "Seed of everything random in a run."),
+    "seed": (integer("seed", 0, 2**32 - 1), 0, "Seed of everything random in a run."),
     "domain": (str, None, "The domain: environment, dataset, task; a file of configs/."),
     "method": (str, None, "The method; a file of configs/methods/."),
-    "run_dir": (str, None, "Folder of the run; nothing in it is overwritten."),
+    "run_dir": (folder, None, "Folder of the run; nothing in it is overwritten."),
     "ckpt_path": (str, None, "Checkpoint to resume: last, best or a file."),
-    "threads": (int, None, "CPU threads of PyTorch, which chooses if not given."),
+    "threads": (
+        integer("threads", 1, 1024, optional=True),
+        None,
+        "CPU threads of PyTorch, which chooses if not given.",
+    ),
     "matmul_precision": (
         Precision,
         "highest",
@@ -67,7 +109,7 @@ def _help(argv: list[str]) -> str:
 
 
 def _setting(key: str, kind: Any, default: Any, text: str) -> Setting:
-    name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    name = str(kind).replace("typing.", "") if get_origin(kind) else kind.__name__
     return Setting(name, "" if default is None else repr(default), text)
 
 

@@ -10,8 +10,9 @@ from qam_lightning.util.errors import UserError
 
 def main(argv: list[str]) -> int:
     """Collect a dataset as the arguments say; return the exit code."""
+    settings = settings_of("qam_lightning.data.generate.generate")
     if {"-h", "--help"} & set(argv):
-        groups = {"options": settings_of("qam_lightning.data.generate.generate")}
+        groups = {"options": settings}
         text = "Collect a dataset in OGBench's format with OGBench's scripted oracles."
         print(page(called("generate"), text, groups), end="", flush=True)
         raise SystemExit(0)
@@ -19,15 +20,17 @@ def main(argv: list[str]) -> int:
 
     from qam_lightning.cli.compose import Composition
     from qam_lightning.cli.explain import explain
+    from qam_lightning.cli.values import joined, plain
     from qam_lightning.data.generate import generate
 
     parser = ArgumentParser(prog=called("generate"), exit_on_error=False)
     parser.add_function_arguments(generate)
+    given = [plain(flag, settings, ["directory"]) for flag in joined(argv)]
     try:
-        settings = parser.parse_args(argv)
+        parsed = parser.parse_args(given)
     except ParserError as error:
         flags = {option.lstrip("-") for option in parser._option_string_actions}
-        raise UserError(explain(error, Composition({}, argv, {}), flags)) from error
-    for path in generate(**settings.as_dict()):
+        raise UserError(explain(error, Composition({}, given, {}), flags)) from error
+    for path in generate(**parsed.as_dict()):
         print(path)
     return 0

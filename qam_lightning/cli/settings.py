@@ -14,6 +14,7 @@ from typing import NamedTuple
 import docstring_parser
 
 import qam_lightning
+from qam_lightning.util.errors import UserError
 
 GROUPS = {
     "trainer": "qam_lightning.cli.trainer.Trainer",
@@ -121,8 +122,13 @@ def _source(module: str) -> tuple[ast.Module, bool]:
         except (ImportError, ValueError):
             spec = None
         path = Path(spec.origin) if spec and spec.origin else path
-    text = path.read_text(encoding="utf-8") if path.suffix == ".py" and path.exists() else ""
-    return ast.parse(text), path.name == "__init__.py"
+    text = path.read_bytes() if path.suffix == ".py" and path.exists() else b""
+    try:
+        return ast.parse(text), path.name == "__init__.py"
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{path}, line {line}" if line else str(path)
+        raise UserError(f"{where}: not valid Python: {getattr(error, 'msg', error)}") from error
 
 
 def _qualified(name: str, module: str) -> str:

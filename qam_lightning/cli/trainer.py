@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.util.errors import require
@@ -26,6 +27,12 @@ class Alone(LightningEnvironment):
     def node_rank(self) -> int:
         """Return 0."""
         return 0
+
+
+class _Connector(_CheckpointConnector):
+    """Resumes from what it is told to, not from an ``hpc_ckpt_*.ckpt`` in the working directory."""
+
+    _hpc_resume_path = None
 
 
 class Trainer(pl.Trainer):
@@ -79,6 +86,7 @@ class Trainer(pl.Trainer):
             plugins=[Alone()] if num_nodes == 1 and _is_one(devices) else None,
             use_distributed_sampler=False,  # our batches are functions of step and rank
         )
+        self._checkpoint_connector = _Connector(self)
         cluster = self._accelerator_connector.cluster_environment
         if isinstance(cluster, SLURMEnvironment):
             cluster.auto_requeue = False  # it would put checkpoints into the working directory

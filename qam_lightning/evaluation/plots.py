@@ -1,6 +1,5 @@
 """One picture of a run: how success grew with training, and what the policy does now."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from qam_lightning.evaluation.statistics import MIN_SEEDS, bootstrap_interval
+from qam_lightning.evaluation.statistics import MIN_SEEDS, t_interval
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.metrics_csv import read_metrics
 
 matplotlib.use("Agg")  # files only; needs no display
 
@@ -41,32 +41,23 @@ def read_curve(run: Path) -> Curve:
         UserError: the file is missing, empty or not such a file.
     """
     path = run / "metrics" / "eval.csv"
-    try:
-        rows = _rows(path)
-        gradient, env = (np.array([int(r[k]) for r in rows]) for k in ("gradient_step", "env_step"))
-        online = np.array([row["phase"] == "online" for row in rows])
-        success = np.array([float(row["success"]) for row in rows])
-    except OSError:
-        raise UserError(f"{path}: no such file; the learning curve is read from it") from None
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{path}: expected a CSV file with numbers in 'gradient_step', 'env_step' and "
-            "'success', and a 'phase'"
-        ) from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file; the learning curve is read from it")
+    _, rows = read_metrics(path, ("gradient_step", "env_step", "phase", "success"))
     if not rows:
         raise UserError(f"{path}: holds no evaluation yet; train for longer")
+    gradient, env = (np.array([int(r[k]) for r in rows]) for k in ("gradient_step", "env_step"))
+    online = np.array([row["phase"] == "online" for row in rows])
+    success = np.array([float(row["success"]) for row in rows])
+    if not np.all((success >= 0) & (success <= 1)):  # NaN is not, either
+        raise UserError(f"{path}: success holds other numbers than those from 0 to 1")
     if not online.any():
         return Curve(gradient, success, None)
     # Rows of training come more often than evaluations, so they know the last offline step better.
     train = path.with_name("train.csv")
-    known = [*rows, *(_rows(train) if train.exists() else [])]
+    known = [*rows, *(read_metrics(train, ("gradient_step", "phase"))[1] if train.exists() else [])]
     start = max((int(r["gradient_step"]) for r in known if r["phase"] == "offline"), default=0)
     return Curve(np.where(online, start + env, gradient), success, start)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def draw_picture(
@@ -80,7 +71,8 @@ def draw_picture(
 
     A dotted line marks where the online phase begins. Several runs (seeds of one configuration)
     are drawn faintly, with their mean at the steps that all evaluated. The band is the mean's 95%
-    bootstrap interval or, with fewer than five runs, reaches from the smallest to the largest.
+    interval by Student's t or, with fewer than five runs, reaches from the smallest to the largest;
+    the picture says which.
 
     Args:
         path: the file to write; its folder is made, an older file replaced.
@@ -158,14 +150,15 @@ def _draw_mean(axes: Axes, curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndar
     values = np.array([[c[s] for s in common] for c in at])  # (runs, steps)
     if len(curves) < MIN_SEEDS:
         mean, low, high = values.mean(0), values.min(0), values.max(0)
-        band = "smallest to largest"
+        band = "smallest to largest run"
     else:
-        mean, low, high = np.array([bootstrap_interval(column) for column in values.T]).T
-        band = "95% bootstrap band"
+        mean, low, high = np.array([t_interval(column) for column in values.T]).T
+        low, high = low.clip(0, 1), high.clip(0, 1)
+        band = "95% interval of the mean at each step"
     axes.fill_between(common, low, high, color=_LINE, alpha=0.2, lw=0)
     axes.plot(common, mean, "-o", color=_LINE, lw=2, ms=4, zorder=3, clip_on=False)
     axes.text(
-        0.01, 0.97, f"mean of {len(curves)} runs, {band}", transform=axes.transAxes,
+        0.01, 0.97, f"mean of {len(curves)} runs; band: {band}", transform=axes.transAxes,
         fontsize=8, color=_INK, va="top",
     )  # fmt: skip
     return np.array(common), mean

@@ -1,6 +1,7 @@
 """The record of one evaluation: what was evaluated, its numbers, and the file they go to."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from qam_lightning.evaluation.statistics import wilson_interval
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import writing
 
 
 def build_report(subject: Mapping[str, Any], episodes: Sequence[Any]) -> dict[str, Any]:
@@ -62,17 +64,36 @@ def write_report(report: Mapping[str, Any], path: Path, numbered: bool = True) -
         UserError: ``path`` is taken and ``numbered`` is false, or it cannot be written.
     """
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    check_target(path)
     target, count = path, 1
     while True:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open(target, "x", encoding="utf-8") as file:
-                file.write(text)
-            return target
+            file = open(target, "x", encoding="utf-8")
         except FileExistsError:
             if not numbered:
                 raise UserError(f"{path}: exists already; delete it or name another file") from None
             count += 1
             target = path.with_name(f"{path.stem}-{count}{path.suffix}")
+            continue
         except OSError as error:
             raise UserError(f"{target}: cannot be written: {error.strerror}") from None
+        with writing(target), file:
+            file.write(text)
+        return target
+
+
+def check_target(path: Path) -> None:
+    """Check that a file could be written, making its folder if need be; write nothing.
+
+    Raises:
+        UserError: a folder on its path is a file, or may not be written to.
+    """
+    with writing(path):
+        if path.is_dir():  # complains about a name that is too long
+            raise UserError(f"{path}: cannot be written: it is a folder")
+        folder = next(f for f in path.absolute().parents if f.exists() or f.is_symlink())
+        if not folder.is_dir():
+            raise UserError(f"{path}: cannot be written: {folder} is a file, expected a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{path}: cannot be written: {folder} may not be written to")

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from qam_lightning.util.arguments import Parser, answered, at_least, closest
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.arguments import Parser, answered, at_least, closest, path
+from qam_lightning.util.errors import UserError, cannot_write
 
 PROGRAM = "python -m qam_lightning.laboratory"
 
@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
         help="steps of flows and diffusions; the fewer, the farther QAM is from the tilt; "
         "default: %(default)s",
     )
-    add("--out", type=Path, default=Path("runs/tilt"), metavar="FOLDER")
+    add("--out", type=path, default=Path("runs/tilt"), metavar="FOLDER")
     add("--quick", action="store_true", help="a short look: 100 steps, 500 samples")
     return parser.parse_args(arguments)
 
@@ -76,6 +76,10 @@ def experiment(options: argparse.Namespace) -> int:
     problems = chosen("--problems", options.problems, PROBLEMS)
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out}: is a file; name a folder")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(options.out, error, "--out") from None
     steps, n = (100, 500) if options.quick else (options.steps, 2000)
     effort = training.Effort(steps, options.flow_steps, n)
     entries = report.load(options.out)

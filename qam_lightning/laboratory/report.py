@@ -22,8 +22,9 @@ from torch import Tensor
 from qam_lightning.laboratory.distances import energy_distance, sliced_wasserstein
 from qam_lightning.laboratory.optimum import distances, weighting
 from qam_lightning.laboratory.problems import PROBLEMS, Problem, grid
-from qam_lightning.laboratory.training import tilt_sample
+from qam_lightning.laboratory.training import candidates, recipes, tilt_sample
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.provenance import versions_line
 from qam_lightning.util.rng import Stream, torch_generator
 
 matplotlib.use("Agg")  # files only; needs no display
@@ -169,6 +170,8 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def markdown(rows: Sequence[Row], flow_steps: int) -> str:
     """Return the tables of all methods, nearest first, of QAM by T and of FAWAC's weights.
 
+    The first one's last column is the number of settings that a method's were chosen from.
+
     Args:
         rows: the lines of all problems.
         flow_steps: the T whose lines the first two tables show.
@@ -183,13 +186,14 @@ def markdown(rows: Sequence[Row], flow_steps: int) -> str:
         ]
         return float(np.mean(found))
 
+    known = recipes()
     methods = sorted({row.method for row in shown}, key=share)
     found = {m: [cells.get((m, p)) for p in problems] for m in methods}
     distances = [
         "| method | "
         + " | ".join(f"{p}: W1" for p in problems)
-        + " | mean, % of the behaviour's W1 | values |",
-        "|---|" + "---:|" * (len(problems) + 1) + "---|",
+        + " | mean, % of the behaviour's W1 | values | tried |",
+        "|---|" + "---:|" * (len(problems) + 1) + "---|---:|",
     ]
     others = [
         "| method | " + " | ".join(f"{p}: energy | mean Q" for p in problems) + " |",
@@ -198,7 +202,8 @@ def markdown(rows: Sequence[Row], flow_steps: int) -> str:
     for m, line in found.items():
         w1 = " | ".join(f"{r.w1:.3f}" if r else "–" for r in line)
         values = "; ".join(dict.fromkeys(r.values for r in line if r and r.values))
-        distances.append(f"| {m} | {w1} | {share(m):.0%} | {values} |")
+        tried = len(candidates(m, known[m], 1.0, flow_steps)) if m in known else ""
+        distances.append(f"| {m} | {w1} | {share(m):.0%} | {values} | {tried} |")
         rest = " | ".join(f"{r.energy:.3f} | {r.q:.3f}" if r else "– | –" for r in line)
         others.append(f"| {m} | {rest} |")
     tables = distances, others, _convergence(rows), _weights(problems)
@@ -350,7 +355,7 @@ def write_all(folder: Path, entries: Entries, flow_steps: int) -> str:
     lines = {key: measure(entry) for key, entry in sorted(entries.items())}
     rows = [*references(problems, n), *lines.values()]
     write_csv(folder / "tilt.csv", rows)
-    text = markdown(rows, flow_steps)
+    text = f"{versions_line()}\n\n{markdown(rows, flow_steps)}"
     (folder / "tilt.md").write_text(text, encoding="utf-8")
     for name in problems:
         keys = [key for key in lines if key[0] == name and key[2] == flow_steps]

@@ -11,7 +11,9 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.loggers.base import PREFIX, RunLogger, is_evaluation
+from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import replacing, sync, writing
+from qam_lightning.util.metrics_csv import read_metrics
 
 Row = dict[str, Any]
 
@@ -41,6 +43,19 @@ class CsvLogger(RunLogger):
         if gradient_step is not None:
             for path in (self.train_csv, self.eval_csv):
                 rewind(path, gradient_step)
+
+    @rank_zero_only
+    def check(self) -> None:
+        """Check that the files, if any, can be continued; change nothing.
+
+        Raises:
+            UserError: one of them is not a file of metrics.
+        """
+        for path in (self.train_csv, self.eval_csv):
+            if path.parent.exists() and not path.parent.is_dir():
+                raise UserError(f"{path.parent}: is a file, expected a folder; move it away")
+            if path.exists():
+                read_metrics(path)
 
     def write(self, row: Row) -> None:
         """Append a row to the file it belongs to.
@@ -72,7 +87,7 @@ def append(path: Path, row: Row) -> None:
             with path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, columns).writerow(row)
             return
-        rows = _read(path)[1] if columns else []
+        rows = read_metrics(path)[1] if columns else []
         _replace(path, columns + [name for name in row if name not in columns], [*rows, row])
 
 
@@ -81,7 +96,7 @@ def rewind(path: Path, gradient_step: int) -> None:
     if not path.exists():
         return
     with writing(path):
-        columns, rows = _read(path)
+        columns, rows = read_metrics(path)
         kept = [row for row in rows if gradient_step >= int(row["gradient_step"])]
         if kept:
             _replace(path, columns, kept)
@@ -93,16 +108,8 @@ def _columns(path: Path) -> list[str]:
     """The columns of a file, none if it does not exist; only its first line is read."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         return next(csv.reader(file), [])
-
-
-def _read(path: Path) -> tuple[list[str], list[Row]]:
-    """Columns and rows, without a last line that a crash cut short."""
-    text = path.read_text(encoding="utf-8")
-    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-    rows = list(reader)
-    return list(reader.fieldnames or []), rows
 
 
 def _replace(path: Path, columns: list[str], rows: list[Row]) -> None:

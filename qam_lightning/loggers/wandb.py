@@ -1,50 +1,70 @@
-"""Metrics of a run in Weights & Biases, whose steps are gradient steps."""
+"""Metrics of a run in Weights & Biases, whose steps are gradient steps.
 
-import netrc
+What is not given here is W&B's to decide: from its environment variables (``WANDB_PROJECT``,
+``WANDB_ENTITY``, ``WANDB_MODE``, ``WANDB_RUN_GROUP`` and so on) and its settings file.
+"""
+
+import contextlib
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.loggers.base import RunLogger
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import replacing, writing
 from qam_lightning.util.provenance import versions
+
+PROJECT = "qam_lightning"
+"""Where runs go if neither the user nor W&B's environment names a project."""
+
+_SETTINGS: dict[str, Any] = {
+    "silent": True,
+    "init_timeout": 30.0,  # seconds
+    "finish_timeout": 300.0,  # seconds
+    "finish_timeout_raises": True,
+}
+"""Settings of W&B, where its environment does not choose them."""
 
 
 class WandbLogger(RunLogger):
     """Logs to one Weights & Biases run, also when the training run is resumed.
 
-    The run's id is kept in the run's folder. A row that a resumed run logs again falls onto the
-    same step. Lightning's ``WandbLogger`` counts rows instead, so these would appear twice.
+    The run's id is kept in the run's folder, in ``wandb_run_id``. A killed run that resumes logs
+    the rows after its checkpoint again. W&B ignores them online, and shows them twice, at the same
+    ``gradient_step``, after ``wandb sync`` of what was recorded offline.
+
+    Training does not depend on W&B. If it cannot start online (no API key, no network, a refusal),
+    it records offline. If it fails later, the run goes on without it. Each is told in one line.
 
     Args:
         run_dir: folder of the run.
-        mode: ``"online"`` without an API key becomes ``"offline"``, to be uploaded later with
-            ``wandb sync``.
-        project: Weights & Biases project.
-        name: name of the run there; that of the run's folder if None.
+        mode: ``"online"`` or ``"offline"``, to be uploaded later with ``wandb sync``; W&B's own,
+            ``WANDB_MODE``, if None.
+        project: Weights & Biases project; W&B's own, else ``"qam_lightning"``, if None.
+        name: name of the run there; W&B's own, else that of the run's folder, if None.
     """
 
     def __init__(
         self,
         run_dir: str | Path,
-        mode: Literal["offline", "online"] = "online",
-        project: str = "qam_lightning",
+        mode: Literal["offline", "online"] | None = None,
+        project: str | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(run_dir)
         self.mode, self.project = mode, project
-        self._name = name or self.run_dir.name
+        self._name = name
         self._run: Any = None
 
     @property
     def name(self) -> str:
         """The name of the run."""
-        return self._name
+        return self._name or self.run_dir.name
 
     @property
     def experiment(self) -> Any:
@@ -56,59 +76,131 @@ class WandbLogger(RunLogger):
         """Open the run: only now, since a run that is refused before should leave no trace.
 
         Raises:
-            UserError: W&B cannot start it.
+            UserError: W&B refuses its settings, or nothing can be written.
         """
         import wandb  # slow to import, and few runs want it
 
-        mode = self.mode
-        if mode == "online" and not has_api_key():
-            print("wandb: no API key found, recording offline; upload later with `wandb sync`")
-            mode = "offline"
-        identity = self.run_dir / "wandb_run_id"
-        if gradient_step is None or not identity.exists():
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            identity.write_text(secrets.token_hex(4), encoding="utf-8")
-        settings = yaml.safe_load(config) or {}
         try:
-            self._run = wandb.init(
-                project=self.project,
-                name=self.name,
-                id=identity.read_text(encoding="utf-8").strip(),
-                resume="allow",
-                mode=mode,
-                dir=str(self.run_dir),
-                config={**settings, "versions": versions()},
-                settings=wandb.Settings(silent=True),
-            )
-        except (wandb.errors.Error, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"W&B cannot start a run: {reason}; try mode offline") from error
-        self._run.define_metric("gradient_step")
-        self._run.define_metric("env_step")
-        self._run.define_metric("*", step_metric="gradient_step")
+            theirs = wandb.setup().settings
+            mode = self.mode or theirs.mode
+            if mode != theirs.mode and "WANDB_MODE" in os.environ:
+                print(f"wandb: mode {mode} was asked for, WANDB_MODE {theirs.mode} does not count")
+            options = {
+                "project": self.project or theirs.project or PROJECT,
+                "name": self._name or theirs.run_name or self.run_dir.name,
+                "id": self._identity(theirs.run_id, bool(theirs.sweep_id), gradient_step is None),
+                "dir": None if "WANDB_DIR" in os.environ else str(self.run_dir),
+                "config": {**(yaml.safe_load(config) or {}), "versions": versions()},
+            }
+        except Exception as error:
+            raise _cannot_start(error) from error
+        if mode in ("online", "run", "shared"):
+            try:
+                if _logged_in():
+                    self._run = _start(mode, options)
+                    return
+                problem = "no API key found"
+            except Exception as error:  # the network, the server, their library
+                problem = _reason(error)
+                _tear_down()  # else the run's id stays in use
+            print(f"wandb: {problem}; recording offline, upload later with `wandb sync`")
+            mode = "offline"
+        try:
+            self._run = _start(mode, options)
+        except Exception as error:
+            raise _cannot_start(error) from error
 
     def write(self, row: dict[str, Any]) -> None:
         """Log a row at its gradient step."""
         if self._run is not None:
-            self._run.log(row, step=row["gradient_step"])
+            try:
+                self._run.log(row, step=row["gradient_step"])
+            except Exception as error:  # say, W&B's own process was killed
+                self._give_up(error)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close the run, as failed unless ``status`` is ``"success"``."""
-        run, self._run = self._run, None
-        if run is not None:
-            run.finish(exit_code=0 if status == "success" else 1)
+        if self._run is not None:
+            try:
+                self._run.finish(exit_code=0 if status == "success" else 1)
+            except Exception as error:
+                self._give_up(error)
+        self._run = None
+
+    def _give_up(self, error: Exception) -> None:
+        """Go on without W&B."""
+        self._run = None
+        print(
+            f"wandb: {_reason(error)}; the run goes on without W&B, metrics/ has all rows; "
+            "`wandb sync` uploads what W&B recorded"
+        )
+        _tear_down()
+
+    def _identity(self, theirs: str | None, sweep: bool, new: bool) -> str:
+        """The id of this folder's run, kept from now on.
+
+        Args:
+            theirs: ``WANDB_RUN_ID``, if it is set.
+            sweep: an agent of a sweep has set it, for a run that the server expects.
+            new: a run begins; an id that is there is of one that was killed before its first step.
+        """
+        path = self.run_dir / "wandb_run_id"
+        resumed = path.exists() and not new
+        kept = path.read_text("utf-8", errors="replace").strip() if resumed else None
+        if kept is not None and not re.fullmatch(r"[\w.-]{1,128}", kept, re.ASCII):
+            print(f"wandb: {path} holds no run id; what follows is another run of W&B")
+            kept = None
+        identity = theirs if sweep and theirs else kept or theirs or secrets.token_hex(4)
+        if theirs not in (None, identity):
+            print(f"wandb: this run is {kept}, see {path}; WANDB_RUN_ID {theirs} does not count")
+        if identity != kept:
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path, alone=True) as temporary:
+                temporary.write_text(identity, encoding="utf-8")
+        return identity
 
 
-def has_api_key() -> bool:
-    """Return whether W&B would find credentials; asking W&B itself may open a prompt."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        try:
-            if path and netrc.netrc(os.path.expanduser(path)).authenticators(host or ""):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+def _logged_in() -> bool:
+    """Return whether W&B has credentials, without a prompt, a message or the network."""
+    import wandb
+
+    settings = wandb.setup().settings
+    before = settings.mode, settings.silent
+    settings.mode, settings.silent = "online", True
+    try:
+        return wandb.run is not None or wandb.login(prompt=False, verify=False)
+    finally:
+        settings.mode, settings.silent = before
+
+
+def _start(mode: Any, options: dict[str, Any]) -> Any:
+    """Return a new ``wandb`` run whose charts have gradient steps as their axis."""
+    import wandb
+
+    chosen = {k: v for k, v in _SETTINGS.items() if f"WANDB_{k.upper()}" not in os.environ}
+    settings = wandb.Settings(**chosen)
+    run = wandb.init(mode=mode, resume="allow", settings=settings, **options)
+    run.define_metric("gradient_step")
+    run.define_metric("env_step")
+    run.define_metric("*", step_metric="gradient_step")
+    return run
+
+
+def _tear_down() -> None:
+    """End W&B's own process, whatever its state, and with it its exit handler."""
+    import wandb
+
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown()
+
+
+def _cannot_start(error: Exception) -> UserError:
+    return UserError(f"W&B cannot start a run: {_reason(error)}; mend that, or train without W&B")
+
+
+def _reason(error: Exception) -> str:
+    """An error of another library in one line of at most 300 characters."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 300 else f"{words[:299]}…"

@@ -38,20 +38,17 @@ from qam_lightning.methods.noise import (
     map_noise,
 )
 from qam_lightning.methods.optimization import clip_gradients, decayed_learning_rate
+from qam_lightning.methods.restore import check_training, check_weights
 from qam_lightning.methods.settings import Configurable, setting
 from qam_lightning.nets.critic import CriticEnsemble
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.standardize import Standardize
 from qam_lightning.nets.velocity_field import VelocityField
-from qam_lightning.util.errors import ArgumentError, UserError
+from qam_lightning.util.checkpoint import ENTRY, FORMAT, check_content
+from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.memory import check_memory
 from qam_lightning.util.provenance import versions
 from qam_lightning.util.rng import Stream, torch_generator
-
-ENTRY = "qam_lightning"
-"""The entry of a checkpoint that says how to rebuild the method, and where it was trained."""
-
-FORMAT = 2
-"""Number of the format of that entry; version 0.1 had none."""
 
 Losses = dict[str, Tensor]
 """Named scalars that a step sums and differentiates."""
@@ -97,11 +94,11 @@ class Method(Configurable):
     """Pessimism ρ of the TD target, mean_K Q - ρ std_K Q."""
     num_critics: int = setting(default=10, at_least=1)
     """K, the number of critics."""
-    flow_steps: int = setting(default=10, at_least=1)
+    flow_steps: int = setting(default=10, at_least=1, at_most=10_000)
     """T, integration steps of a flow or steps of a diffusion."""
     width: int = setting(default=512, at_least=1)
     """Hidden width of every network."""
-    depth: int = setting(default=4, at_least=1)
+    depth: int = setting(default=4, at_least=1, at_most=1_000)
     """Hidden layers of every network."""
     learning_rate: float = setting(default=3e-4, above=0)
     """Adam's step size."""
@@ -136,8 +133,25 @@ class Method(Configurable):
         self.spaces = Spaces(**given) if isinstance(given, dict) else Spaces(*given)
         for name, size in self.spaces._asdict().items():
             if not isinstance(size, int) or size < 1:
-                raise ArgumentError(type(self), name, f"is {size}, expected at least 1")
+                raise ArgumentError(type(self), name, f"is {shown(size)}, expected at least 1")
         super().__post_init__()
+
+    def _check_settings(self) -> None:
+        """Check that the networks fit into memory: a critic, its target and an actor at least.
+
+        Raises:
+            ArgumentError: they do not.
+        """
+        network = self.spaces.obs_dim + self.spaces.chunk_dim + (self.depth - 1) * self.width
+        self._check_memory(4 * network * self.width * (2 * self.num_critics + 1), "the networks")
+
+    def _check_memory(self, needed: int, what: str) -> None:
+        sizes = ("width", "depth", "num_critics")
+        defaults = {f.name: f.default for f in dataclasses.fields(Method)}
+        largest = max(sizes, key=lambda name: getattr(self, name) / defaults[name])  # type: ignore[operator]
+        others = " and ".join(f"{name} {getattr(self, name)}" for name in sizes if name != largest)
+        problem = f"is {getattr(self, largest)}: with {others}, {what}"
+        check_memory(needed, type(self), largest, problem)
 
     def build(self) -> None:
         """Create the critic and its target; a subclass adds its own networks."""
@@ -301,6 +315,25 @@ class Method(Configurable):
             if name.endswith("_ema")
         ]
 
+    def setup(self, stage: str) -> None:
+        """Check that training fits into memory, where that is the CPU's.
+
+        Raises:
+            ArgumentError: it does not.
+        """
+        if stage != "fit" or self.trainer.strategy.root_device.type != "cpu":
+            return
+        trained = sum(p.nbytes for p in self.parameters() if p.requires_grad)
+        # Gradients and Adam's two moments.
+        needed = sum(x.nbytes for x in self.state_dict().values()) + 3 * trained
+        self._check_memory(needed, "training")
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(size := getattr(data, "batch_size", None), int):
+            rows = size // self.trainer.world_size
+            # Every layer of the critics keeps its input for the backward pass.
+            needed += rows * 4 * self.num_critics * self.width * self.depth
+            check_memory(needed, type(data), "batch_size", f"is {shown(size)}: a training step")
+
     def on_fit_start(self) -> None:
         """Check trainer and data, note the ranks, and take the dataset's statistics if wanted."""
         self._check_trainer()
@@ -394,6 +427,12 @@ class Method(Configurable):
 
     # Acting ------------------------------------------------------------------------------------
 
+    @property
+    def acting_bytes(self) -> int:
+        """Memory that acting takes at least, for each of the candidates of a batch."""
+        networks = self.num_critics if self.best_of_n > 1 else 1
+        return 4 * (self.spaces.obs_dim + self.spaces.chunk_dim + networks * self.width)
+
     def acting_noise(self, n: int, generator: torch.Generator) -> Any:
         """Draw what `act` takes at n states: n · best_of_n rows of the policy's noise."""
         return self.policy_noise(NoiseSource(n * self.best_of_n, generator))
@@ -438,6 +477,7 @@ class Method(Configurable):
             "model": dict(self.hparams),
             "environment": {name: getattr(data, name) for name in names},
             "versions": versions(),
+            "moments": [len(found["state"]) for found in checkpoint.get("optimizer_states", [])],
             **checkpoint.get(ENTRY, {}),
         }
         mean = self.trainer.strategy.reduce  # over ranks, as they are logged
@@ -449,7 +489,19 @@ class Method(Configurable):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters and metrics."""
+        """Check that all of a checkpoint fits, and restore the counters and metrics.
+
+        Lightning calls this before anything else is restored.
+
+        Raises:
+            UserError: something in it is missing, damaged or of another method.
+        """
+        trainer: Any = self._trainer  # None where only the weights are loaded
+        path = "checkpoint" if trainer is None else trainer.ckpt_path
+        check_content(checkpoint, path)
+        check_weights(checkpoint["state_dict"], self, path)
+        if trainer is not None and trainer.state.fn == "fit":
+            check_training(checkpoint, self, path)
         self.metrics = dict(checkpoint.get("metrics", {}))
         for name, value in checkpoint["counters"].items():
             setattr(self, name, value)

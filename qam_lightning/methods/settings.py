@@ -45,7 +45,9 @@ class Range:
 
     def holds(self, value: Any) -> bool:
         """Whether a value is a number in the range; NaN lies in none."""
-        if not isinstance(value, int | float) or not (self.infinite or math.isfinite(value)):
+        if not isinstance(value, int | float):
+            return False
+        if isinstance(value, float) and not (self.infinite or math.isfinite(value)):
             return False
         return (
             (self.at_least is None or value >= self.at_least)
@@ -102,10 +104,17 @@ class Configurable(L.LightningModule):
                 value = value.item()
                 setattr(self, field.name, value)
             _check_type(type(self), field.name, value, kinds.get(field.name, Any))
+            if isinstance(value, int):  # torch takes no larger ones
+                small = -(2**63) <= value < 2**63
+                require(small, type(self), field.name, value, "an integer of 64 bits")
             if allowed is not None and value is not None:
                 require(allowed.holds(value), type(self), field.name, value, str(allowed))
+        self._check_settings()
         self.save_hyperparameters({f.name: _primitive(getattr(self, f.name)) for f in settings})
         self.build()
+
+    def _check_settings(self) -> None:
+        """Check what depends on several settings; each is checked by itself by now."""
 
     def build(self) -> None:
         """Create the networks; all settings are set and checked by now."""

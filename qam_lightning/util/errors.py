@@ -31,10 +31,30 @@ class ArgumentError(UserError):
         super().__init__(f"{spelled}: {name} {problem}")
 
 
+def shown(value: object, limit: int = 80) -> str:
+    """Return a user's text for a message: on one line, and not too long.
+
+    Args:
+        value: text, or anything else as `str` spells it.
+        limit: characters that are kept; ``…`` stands for the rest.
+
+    Returns:
+        The text with line breaks, NUL and everything else that cannot be printed escaped as in a
+        string of Python's.
+    """
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a bottomless list
+        text = f"<{type(value).__name__}>"
+    if len(text) > limit:
+        text = f"{text[:limit]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def require(holds: bool, owner: type | str, name: str, value: object, expected: str) -> None:
     """Raise an `ArgumentError` unless ``holds``."""
     if not holds:
-        raise ArgumentError(owner, name, f"is {value}, expected {expected}")
+        raise ArgumentError(owner, name, f"is {shown(value)}, expected {expected}")
 
 
 def cannot_write(path: Path, error: OSError, option: str) -> UserError:

@@ -64,8 +64,9 @@ def checksum(path: Path, from_disk: bool = False) -> int:
 
     Args:
         path: the file.
-        from_disk: first drop the system's cached copy, where the system allows it, so that the
-            disk itself is read. The file must have been flushed to disk (`sync`) before.
+        from_disk: first drop the system's cached copy, so that the disk itself is read. The file
+            must have been flushed to disk (`sync`) before: what was not cannot be dropped. Where
+            there is no disk (tmpfs), or another process maps the file, the copy stays.
     """
     total = 0
     with path.open("rb") as file:

@@ -1,6 +1,7 @@
 """Which software made a file: results differ between releases, so every output carries this."""
 
 import functools
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ def versions() -> dict[str, str]:
     """Return the versions of Python, of this project and of the packages that shape results.
 
     A package that is not installed appears as ``"missing"``. In a git checkout of this project
-    ``"commit"`` is the commit, with ``-dirty`` appended if files differ from it.
+    ``"commit"`` is there too, see `git_commit`.
     """
     found = {"python": platform.python_version(), "qam_lightning": qam_lightning.__version__}
     for package in _PACKAGES:  # their metadata only: nothing heavy is imported
@@ -30,24 +31,47 @@ def versions() -> dict[str, str]:
     return {**found, "commit": commit} if commit else found
 
 
+def versions_line() -> str:
+    """Return `versions` in one line, for printed tables: ``python 3.11.7, torch 2.13.0, ...``."""
+    return ", ".join(f"{name} {value}" for name, value in versions().items())
+
+
 @functools.cache
 def git_commit() -> str | None:
     """Return the commit that the package runs from, ``-dirty`` appended if files differ from it.
 
-    None if the package does not run from its own git checkout, or git is not installed. Asked
-    once per process: what was imported at its start is what runs.
+    Files differ if a file of the repository was changed, or the package or ``configs/`` holds one
+    that the repository lacks.
+
+    None if the package is no part of the git repository that holds it (an installed wheel), or if
+    git is not installed or fails. Asked once per process: what was imported at its start is what
+    runs.
     """
-    root = Path(qam_lightning.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
+    package = Path(qam_lightning.__file__).resolve().parent
+    if not (package.parent / ".git").exists():  # a file in a worktree or a submodule
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        answer = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
-        )
+        git = functools.partial(_git, package.parent)
+        git("ls-files", "--error-unmatch", f"{package.name}/__init__.py")
+        commit = git("rev-parse", "--verify", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        added = git("ls-files", "--others", "--exclude-standard", package.name, "configs")
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None
+    return f"{commit}-dirty" if changed or added else commit
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """Return what git answers about the repository at ``root``, whatever the environment says.
+
+    The folder may belong to another user, as in a container: its code is running already.
+    """
+    command = ["git", "--no-optional-locks", "-c", "safe.directory=*", "-C", str(root), *arguments]
+    environment = {name: x for name, x in os.environ.items() if not name.startswith("GIT_")}
+    answer = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=10, check=True
+    )
+    return answer.stdout.strip()
 
 
 def mismatches(recorded: Mapping[str, str]) -> list[str]:

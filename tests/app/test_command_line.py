@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from qam_lightning.cli import main
-from qam_lightning.cli.compose import leaves
+from qam_lightning.cli.reading import leaves
 from qam_lightning.cli.settings import DERIVED
 from tests.app.conftest import Parsing
 
@@ -65,7 +65,7 @@ SCENE = ("fit", "--config", "scene.yaml")
         ((*SCENE, "--model", "no.such.Method"), "model: No module named 'no'"),
         ((*SCENE, "--model", "torch.nn.Linear"), "model: .*not .* a subclass of Method"),
         ((*SCENE, "--seed", "-1"), "seed is -1, expected 0 to 4294967295"),
-        ((*SCENE, "--threads", "0"), "threads is 0, expected at least 1"),
+        ((*SCENE, "--threads", "0"), "threads is 0, expected 1 to 1024"),
         ((*SCENE, "--model.depth", "0"), "model.depth is 0"),
         (
             (*SCENE, "--model.num_critics", "0"),
@@ -123,7 +123,7 @@ def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
             "'model.ensemble' .in FILE.; it is model.num_critics",
         ),
         ("evaluation: 5", "FILE: evaluation is 5, expected keys with values"),
-        ("1: 5", "FILE: the key 1 is no name"),
+        ("1: 5", "FILE, line 1: the key 1 is no name"),
         (
             "seed: 1\ndata: {task: 1}\nseed: 2",
             "FILE: 'seed' is set twice, on lines 1 and 3; remove one",
@@ -136,14 +136,17 @@ def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
         ("include: nowhere.yaml", "no config named 'nowhere.yaml'"),
         ("include: mine.yaml", "mine.yaml: includes itself; remove the include"),
         ("a: 1\nb: [", "FILE, line 2: not valid YAML"),
-        ("- 1", "FILE: expected keys with values, found list"),
+        ("- 1", "FILE: expected keys with values, found a list"),
         ("include:", "FILE: include is None, expected a file or a list of files"),
         ("include: 3", "FILE: include is 3, expected a file or a list of files"),
         ("include: [scene, 3]", "FILE: include is .*, expected a file or a list of files"),
         ("model: {class_path: }", "FILE: model.class_path is None, expected the name of a class"),
         ("model: {class_path: 3}", "FILE: model.class_path is 3, expected the name of a class"),
         ("model: {init_args: 3}", "FILE: model.init_args is 3, expected keys with values"),
-        ("model: {init_args: {tau: {{ x }}}}", "FILE, line 1: not valid YAML: found unhashable"),
+        (
+            "model: {init_args: {tau: {{ x }}}}",
+            "FILE, line 1: not valid YAML: a key is a name, not a collection",
+        ),
         ("domain: 5\ndata: {env: scene}", "FILE: domain is 5, expected a name"),
         ("domain: moon", "no domain named 'moon'; .* .in FILE."),
         (

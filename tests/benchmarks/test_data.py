@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qam_lightning.util.provenance import versions_line
 from tests.benchmarks.loading import load
 
 
@@ -13,4 +14,5 @@ def test_data(
     sizes = ("--transitions", "5000", "--cold", "5000", "--repeats", "3")
     load("data", monkeypatch).main([*sizes, "--directory", str(tmp_path)])
     printed = capsys.readouterr().out
+    assert versions_line() in printed
     assert "plain gather" in printed and "storage: disk" in printed and "fits memory" in printed

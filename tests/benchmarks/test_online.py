@@ -2,6 +2,7 @@
 
 import pytest
 
+from qam_lightning.util.provenance import versions_line
 from tests.benchmarks.loading import load
 
 
@@ -11,5 +12,5 @@ def test_online(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     monkeypatch.setitem(online.SIZES, "quickstart", {"width": 8, "depth": 1, "flow_steps": 2})
     steps = ("--steps", "15", "--rounds", "1", "--episodes", "1")
     online.main(["--domain", "cube_single", *steps])
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(rows) == 5
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("| ")]) == 5 and versions_line() in lines

@@ -2,6 +2,7 @@
 
 import pytest
 
+from qam_lightning.util.provenance import versions_line
 from tests.benchmarks.loading import load
 
 
@@ -15,5 +16,6 @@ def test_update(
     monkeypatch.setitem(update.SIZES, "quickstart", {"width": 8, "depth": 1, "flow_steps": 2})
     update.main(["--method", method, "--size", "quickstart", "--repeats", "1"])
     printed = capsys.readouterr().out
+    assert versions_line() in printed
     for part in ("noise", "loss and backward", "EMA targets", "whole update", "GFLOP per update"):
         assert part in printed

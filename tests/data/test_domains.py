@@ -9,7 +9,8 @@ import pytest
 
 from qam_lightning.cli import evaluate as scoring
 from qam_lightning.cli import main
-from qam_lightning.cli.compose import find_config, read_config
+from qam_lightning.cli.compose import find_config
+from qam_lightning.cli.reading import read_config
 from qam_lightning.data.generate import generate
 from qam_lightning.data.source import COLLECTABLE, official
 from tests.app.conftest import read_csv

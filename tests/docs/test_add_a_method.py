@@ -61,12 +61,12 @@ def test_the_method_trains_and_is_scored_from_a_folder_of_ones_own(tmp_path: Pat
     flags = [f"--{key}={value}" for key, value in TINY.items()]
     fit = ("-m", "qam_lightning", "fit", "--config=crr.yaml", f"--data.directory={tmp_path}")
     call(*fit, "--log.every_n_steps=1", *flags, cwd=tmp_path, path=path)
-    ((_, _, run_dir),) = (words for words in commands(PAGE) if words[:2] == ["qam", "eval"])
+    ((_, _, run_dir, *named),) = (words for words in commands(PAGE) if words[:2] == ["qam", "eval"])
     run = tmp_path / run_dir
     rows = read_csv(run / "metrics" / "train.csv")
     assert [row["gradient_step"] for row in rows] == ["1", "2", "3"]
     assert all(0 <= float(row["actor/kept"]) <= 1 for row in rows)
-    evaluate = ("-m", "qam_lightning", "eval", run, "--episodes=1", "--workers=0")
+    evaluate = ("-m", "qam_lightning", "eval", run, *named, "--episodes=1", "--workers=0")
     call(*evaluate, f"--output={tmp_path / 'score.json'}", cwd=tmp_path, path=path)
     assert 0 <= json.loads((tmp_path / "score.json").read_text())["success"]["mean"] <= 1
 

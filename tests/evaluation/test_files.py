@@ -78,17 +78,58 @@ def test_pictures_mark_where_the_online_phase_begins(tmp_path, runs):
 
 
 @pytest.mark.parametrize(
+    ("number", "band", "low", "high"),
+    [
+        (3, "mean of 3 runs; band: smallest to largest run", 0.4, 0.8),
+        (5, "mean of 5 runs; band: 95% interval of the mean at each step", 0.44, 1.0),
+    ],
+)
+def test_pictures_say_what_a_band_is(tmp_path, number, band, low, high):
+    scores = [0.4, 0.6, 0.8, 0.9, 1.0][:number]
+    rows = [f"100,0,offline,{score},0,0,0" for score in scores]
+    curves = [read_curve(write_curve(tmp_path / row, [row])) for row in rows]
+    axes = Figure().add_subplot()
+    _draw_curves(axes, curves)
+    assert band in [text.get_text() for text in axes.texts]
+    (area,) = axes.collections
+    edges = area.get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == pytest.approx((low, high), abs=0.01)
+
+
+@pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
         ([], HEADER, "holds no evaluation yet"),
-        (["1,2"], "step,loss\n", "expected a CSV file"),
-        (["100,0,offline,high,0,0,0"], HEADER, "expected a CSV file"),
+        (["1,2"], "step,loss\n", "line 1: has no column gradient_step, expected a CSV file with"),
+        (["100,0,offline"], HEADER[:-1].replace(",success,return,length,seconds", "\n"), "success"),
+        (["100,0,offline,high,0,0,0"], HEADER, "line 2: success is 'high', expected a number"),
+        (["100,0,offline,,0,0,0"], HEADER, "line 2: success is '', expected a number"),
+        (["100,0,offline,nan,0,0,0"], HEADER, "other numbers than those from 0 to 1"),
+        (
+            ["100,0,offline,0.5,0,0,0", "2e2,0,offline,0.5,0,0,0"],
+            HEADER,
+            "line 3: gradient_step is",
+        ),
+        (["100,0,idle,0.5,0,0,0"], HEADER, "line 2: phase is 'idle', expected offline or online"),
+        (["100,0,offline,0.5,0,0,0,7"], HEADER, "line 2: has 8 values, expected 7"),
+        (["100,0,offline,\0,0,0,0"], HEADER, r"line 2: success is '\\x00', expected a number"),
     ],
 )
 def test_unusable_curves_are_explained(tmp_path, rows, header, message):
     with pytest.raises(UserError, match=message) as error:
         read_curve(write_curve(tmp_path / "run", rows, header))
     assert "eval.csv" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\0\1\n", None])
+def test_a_curve_that_is_no_text_is_explained(tmp_path, content):
+    path = tmp_path / "metrics" / "eval.csv"
+    path.parent.mkdir()
+    path.mkdir() if content is None else path.write_bytes(content)
+    told = "eval.csv, line 1: is no text" if content else "eval.csv: cannot be read: Is a directory"
+    with pytest.raises(UserError, match=told) as error:
+        read_curve(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_curve_is_explained(tmp_path):

@@ -12,6 +12,7 @@ from qam_lightning.laboratory import report, training
 from qam_lightning.laboratory.__main__ import main
 from qam_lightning.laboratory.distances import sliced_wasserstein
 from qam_lightning.laboratory.problems import PROBLEMS
+from qam_lightning.util.provenance import versions_line
 from tests.methods.paper import TABLE_4
 
 RECIPES = training.recipes()
@@ -118,8 +119,12 @@ def test_command_writes_tables_and_pictures_and_joins_runs(tmp_path: Path) -> No
     assert set(rows) == references | methods
     assert all(float(row["w1"]) >= 0 for row in rows.values())
     text = (tmp_path / "tilt.md").read_text()
-    tables = text.split("\n\n")
-    assert len(tables) == 4 and "| fawac |" in tables[0] and "| fawac |" in tables[1]
+    made_with, *tables = text.split("\n\n")
+    assert made_with == versions_line()
+    assert "| values | tried |" in tables[0] and len(tables) == 4
+    (tried,) = (line.split("|")[-2] for line in tables[0].splitlines() if "| rlpd |" in line)
+    assert tried.strip() == "1"
+    assert "| fawac |" in tables[0] and "| fawac |" in tables[1]
     for table in tables:
         rows_of_table = [line for line in table.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in rows_of_table}) == 1, "rows of unequal width"

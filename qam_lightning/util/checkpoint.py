@@ -1,0 +1,237 @@
+"""What a checkpoint holds: a schema of all its entries, checked whole before any is used.
+
+A checkpoint is Lightning's (weights, optimizers, loops, callbacks) with entries of ours. torch
+reads it without running code from it. That says nothing about what is in it. Whether it fits a
+method is the matter of `qam_lightning.methods.restore`.
+"""
+
+import random
+import re
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.schema import Checked, Count, Key, Number, Schema, Text, validated
+
+ENTRY = "qam_lightning"
+"""The entry of a checkpoint that says how to rebuild the method, and where it was trained."""
+
+FORMAT = 2
+"""Number of the format of that entry; version 0.1 had none."""
+
+DAMAGED = "the file was changed or is damaged; use another checkpoint"
+_MAX_VALUES, _MAX_DEPTH = 100_000, 100  # of a configuration, aliases expanded
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return a plain tensor in memory.
+
+    Raises:
+        ValueError: it is sparse, quantised, without data or of a class of its own.
+    """
+    plain = type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided
+    if not plain or x.is_quantized or x.device.type != "cpu":
+        raise ValueError("a dense tensor")
+    return x
+
+
+def _scalar(x: Tensor) -> Tensor:
+    if dense(x).ndim or not x.is_floating_point():
+        raise ValueError("a floating-point tensor without dimensions")
+    return x
+
+
+def _class_name(name: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*(\.([^\W\d]\w*|<locals>))+", name):
+        raise ValueError("the full name of a class")
+    return name
+
+
+def _lightnings_version(text: str) -> str:
+    if not re.fullmatch(r"2\.\d+\.\d+[\w.+]*", text):
+        raise ValueError("a version 2 of Lightning")
+    return text
+
+
+def _release(text: str) -> str:
+    if len(text) > 100 or not text.isprintable():
+        raise ValueError("the name of a version")
+    return text
+
+
+def _environment(found: dict[str, Any]) -> dict[str, Any]:
+    kinds = {"env": str, "dataset": str, "task": int, "sparse": bool}
+    if found and any(type(found.get(name)) is not kind for name, kind in kinds.items()):
+        raise ValueError("nothing, or env and dataset (texts), task (integer) and sparse (boolean)")
+    return found
+
+
+def _python_state(state: Any) -> Any:
+    try:
+        random.Random().setstate(state)
+    except (TypeError, ValueError, LookupError, OverflowError):
+        raise ValueError("a state of Python's random") from None
+    return state
+
+
+def _torch_state(state: Tensor) -> Tensor:
+    try:
+        torch.Generator().set_state(dense(state))
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError("a state of torch's CPU generator") from None
+    return state
+
+
+def _cuda_state(state: Tensor) -> Tensor:
+    if dense(state).dtype != torch.uint8 or state.shape != (16,):
+        raise ValueError("a state of torch's CUDA generator")
+    return state
+
+
+def _numpy_state(state: list[Any]) -> list[Any]:
+    try:
+        _, keys, position, *_ = state
+        if not 0 <= position <= len(keys):  # numpy would read beyond its keys
+            raise ValueError
+        np.random.RandomState().set_state(tuple(state))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("a state of numpy's generator") from None
+    return state
+
+
+def configuration(text: str) -> dict[str, Any]:
+    """Read the configuration in a checkpoint; an empty text has no settings.
+
+    Raises:
+        ValueError: it is no mapping in YAML, or large when its aliases are expanded.
+    """
+    try:
+        _check_size(text)
+        content = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError("a configuration, a mapping in YAML")
+    return content
+
+
+def _check_size(text: str) -> None:
+    """Raise a `ValueError` if a YAML text is too large, counting an alias as what it stands for."""
+    sizes: dict[str, int] = {}
+    open_: list[tuple[str | None, int]] = []  # the collections around, and the count before each
+    count = 0
+    for event in yaml.parse(text):
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, yaml.AliasEvent):
+            count += sizes.get(str(anchor), _MAX_VALUES)  # one that stands for what holds it
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_.append((anchor, count))
+            count += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            name, before = open_.pop()
+            if name is not None:
+                sizes[name] = count - before
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1
+            if anchor is not None:
+                sizes[anchor] = 1
+        if count > _MAX_VALUES or len(open_) > _MAX_DEPTH:
+            raise ValueError(f"at most {_MAX_VALUES} values, at most {_MAX_DEPTH} levels deep")
+
+
+def _config(text: str) -> str:
+    configuration(text)
+    return text
+
+
+Dense = Annotated[Tensor, Checked(dense)]
+Environment = Annotated[dict[Text, bool | int | Number | Text | None], Checked(_environment)]
+Config = Annotated[Text, Checked(_config)]
+Versions = dict[Text, Annotated[Text, Checked(_release)]]
+
+
+class Counters(Schema):
+    """The progress of a run."""
+
+    gradient_step: Count
+    env_step: Count
+    phase: Literal["offline", "online"]
+
+
+class Entry(Schema, extra="allow"):
+    """How to rebuild the method, and where it was trained."""
+
+    format: Literal[FORMAT]  # type: ignore[valid-type]
+    method: Annotated[Text, Checked(_class_name)]
+    model: dict[Text, Any]  # the class checks its own settings
+    environment: Environment
+    versions: Versions
+    moments: list[Count] | None = None  # of how many parameters each optimizer has a state
+    config: Config = ""
+    config_hash: Text = ""
+    run_dir: Text = ""
+
+
+class RandomStates(Schema):
+    """States of the global generators; see `qam_lightning.callbacks.checkpoints`."""
+
+    python: Annotated[Any, Checked(_python_state)]
+    torch: Annotated[Tensor, Checked(_torch_state)]
+    numpy: Annotated[list[Any], Checked(_numpy_state)]
+    cuda: Annotated[Tensor, Checked(_cuda_state)] | None = None
+
+
+class OptimizerState(Schema):
+    """What `torch.optim.Optimizer.state_dict` returns."""
+
+    state: dict[int, dict[Text, Any]]
+    param_groups: list[dict[Text, Any]]
+
+
+class Content(Schema, extra="allow"):
+    """A whole checkpoint. A user's callbacks and modules may add entries."""
+
+    entry: Entry = Key(ENTRY)
+    counters: Counters
+    state_dict: dict[Text, Dense]
+    metrics: dict[Text, Annotated[Tensor, Checked(_scalar)]] = {}
+    random: RandomStates | None = None
+    lightning: Annotated[Text, Checked(_lightnings_version)] = Key("pytorch-lightning_version")
+    epoch: Count
+    global_step: Count
+    loops: dict[Text, Any]
+    callbacks: dict[Any, Any] = {}
+    optimizer_states: list[OptimizerState] = []
+    lr_schedulers: list[dict[Text, Any]] = []
+
+
+def check_content(checkpoint: object, path: object) -> None:
+    """Check all of a checkpoint that can be checked without a method.
+
+    Raises:
+        UserError: it is of another program or version, or something in it is missing or wrong.
+    """
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path}: holds no training checkpoint (no 'state_dict' in it)")
+    entry = checkpoint.get(ENTRY)
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: holds no '{ENTRY}' entry; another program wrote it")
+    if type(entry.get("format")) is not int or entry["format"] != FORMAT:
+        written = entry.get("versions")
+        writer = written.get(ENTRY) if isinstance(written, dict) else None
+        raise UserError(
+            f"{path}: written by qam_lightning {shown(writer or 'of another version')}, whose "
+            "checkpoints this version does not read; resume it with that version, or train anew"
+        )
+    content: Content = validated(Content, checkpoint, str(path), "a checkpoint", DAMAGED)
+    counters = content.counters
+    online = counters.phase == "online"
+    if online != (counters.env_step > 0):
+        found = f"counters.phase is {counters.phase} after {counters.env_step} environment steps"
+        raise UserError(f"{path}: {found}; {DAMAGED}")
+    if content.entry.config and content.random is None:  # `Checkpoints` writes both
+        raise UserError(f"{path}: random is missing; {DAMAGED}")

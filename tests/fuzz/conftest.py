@@ -1,0 +1,46 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.__main__ import group_of
+
+SEED = 0
+
+ROUND = {"configurations": 60, "data": 60, "stores": 60, "runs": 60, "commands": 60}
+"""Inputs of the default suite."""
+
+
+@pytest.fixture(scope="session")
+def ends_well() -> Iterator[Callable[[str, int], None]]:
+    """``ends_well(group, number)`` runs an input in a process of its own, see `harness`."""
+    command = [sys.executable, "-m", "tests.fuzz", "--serve"]
+    folder = Path(__file__).parents[2]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, cwd=folder, env=environment
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+
+        def run(group: str, number: int) -> None:
+            print(group, SEED, number, file=server.stdin, flush=True)
+            problem, report = json.loads(server.stdout.readline())
+            assert problem is None, report
+
+        yield run
+        server.stdin.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test with the arguments ``group`` and ``number`` all inputs of its file's group."""
+    if "number" in metafunc.fixturenames:
+        name = metafunc.module.__name__.rpartition("test_")[2]
+        group = group_of(name)
+        numbers = range(ROUND[name])
+        kinds = [f"{number}-{group.kind_of(SEED, number)}" for number in numbers]
+        metafunc.parametrize("number", numbers, ids=kinds)

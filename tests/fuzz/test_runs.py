@@ -1,0 +1,2 @@
+def test_input(ends_well, number):
+    ends_well("runs", number)
