@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -74,7 +75,8 @@ ALIASES = {
 
 _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>"
-    r"|Problem with given class_path|Expected a path but"
+    r"|Problem with given class_path|Expected a path but|Subclass types expect"
+    r"|^\W*(a class path \(str\)|a dict with)"
 )
 _GIVEN = re.compile(r"Given value: (.*)")
 
@@ -112,6 +114,9 @@ def mistyped(error: Exception, given: Composition | None = None) -> str:
     """Shorten what the parser says of a value of the wrong type."""
     text = str(error)
     lines = [line.strip(" -") for line in text.splitlines() if not _NOISE.search(line)]
+    shorter = [line for line in lines if line != "Expected a <class 'list'>"]
+    if any(not line.startswith("Parser key") for line in shorter):
+        lines = shorter
     message = " ".join(line for line in lines if line).replace('"', "'")
     keys = re.match(r"((?:Parser key '[\w.]+':\s*)*)", message)[0]  # type: ignore[index]
     parts = [key for key in re.findall(r"'([\w.]+)'", keys) if key != "config"]
@@ -128,11 +133,45 @@ def mistyped(error: Exception, given: Composition | None = None) -> str:
     return f"{key}: {message}{_place(key, given)}" if key else message
 
 
-def user_error_in(error: BaseException | None) -> UserError | None:
+def user_error_in(error: BaseException) -> UserError | None:
     """Return the user error that an exception was raised from, if there is one."""
-    while error is not None and not isinstance(error, UserError):
+    return next((e for e in _causes(error) if isinstance(e, UserError)), None)
+
+
+def origin(error: BaseException) -> BaseException:
+    """Return the exception that was there first."""
+    return _causes(error)[-1]
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
         error = error.__cause__ or error.__context__
-    return error
+    return found
+
+
+def refused_by_lightning(error: BaseException) -> UserError | None:
+    """Word what Lightning's own callbacks and loggers refuse; None if it is none of theirs.
+
+    They refuse with exceptions of many types: a metric that is not there, a package that is not
+    installed.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException  # slow
+
+    if isinstance(error, MisconfigurationException):
+        return UserError(f"trainer: {first_sentence(str(error))}")
+    if isinstance(error, ValueError) and str(error).startswith("Does not validate against any"):
+        return UserError(f"trainer: {mistyped(error)}")  # wrapped by the parser
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [frame.f_globals.get("__name__", "") for frame in frames]
+    for frame, module in reversed(list(zip(frames, modules, strict=True))):
+        if module.startswith("qam_lightning.callbacks"):
+            return None
+        if module.startswith(("lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")):
+            name = type(frame.f_locals.get("self")).__name__
+            return UserError(f"trainer: {name}: {first_sentence(str(error))}")
+    return None
 
 
 def first_sentence(text: str) -> str:
@@ -154,7 +193,7 @@ def _interpolation(text: str) -> str:
 
 def _unknown_key(given: Composition, options: Iterable[str]) -> str | None:
     """Say which key is unknown, and what is close to it; None if all are known."""
-    keys = set(options)
+    keys = {option for option in options if not option.endswith(".help")}
     sections = {key[:i] for key in keys for i, sign in enumerate(key) if sign == "."}
     values = keys - sections  # some hold mappings, whose keys are not known here
     given = given._replace(flags=joined(given.flags))
