@@ -25,7 +25,9 @@ def cached(path: Path) -> float:
             libc.mmap(None, ctypes.c_size_t(size), PROT_READ, MAP_SHARED, number, ctypes.c_long(0))
         )
     resident = ctypes.create_string_buffer(-(-size // page))
-    assert libc.mincore(start, ctypes.c_size_t(size), resident) == 0, os.strerror(ctypes.get_errno())
+    assert libc.mincore(start, ctypes.c_size_t(size), resident) == 0, os.strerror(
+        ctypes.get_errno()
+    )
     libc.munmap(start, ctypes.c_size_t(size))
     return sum(byte & 1 for byte in resident.raw) / len(resident.raw)
 
@@ -45,7 +47,9 @@ def written(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_checksum_from_disk_reads_the_disk(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checksum_from_disk_reads_the_disk(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before: list[float] = []
     original = zlib.crc32
 
