@@ -10,6 +10,7 @@ import torch
 from qam_lightning.callbacks.base import Callback, Order, ours
 from qam_lightning.envs.rollout import Episode, RolloutPool, Share, WorkerError
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
+from qam_lightning.evaluation.limits import check_rollouts
 from qam_lightning.evaluation.statistics import summarize
 from qam_lightning.methods.base import Method, TaskData
 from qam_lightning.util.errors import UserError, require
@@ -73,16 +74,20 @@ class Evaluate(Callback):
         self._pool: RolloutPool | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check that the data say which environment they are of.
+        """Check that the data say which environment they are of, and that evaluations are possible.
 
         Raises:
             UserError: the data module does not name it.
+            ArgumentError: an evaluation needs more memory than there is.
         """
         super().setup(trainer, pl_module, stage)
         data = trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit" and not isinstance(data, TaskData):
             found = f"data module is {type(data).__name__}" if data else "data have no data module"
             raise UserError(f"Evaluate: the trainer's {found}, expected ChunkDataModule")
+        if stage == "fit":
+            method, sizes = cast(Method, pl_module), (self.episodes, self.num_envs, self.workers)
+            check_rollouts(Evaluate, method, data.env, *sizes)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the untrained policy if ``at_start``."""
