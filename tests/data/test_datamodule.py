@@ -21,8 +21,9 @@ from qam_lightning.data.chunks import ACTION_LIMIT
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.data.generate import generate
 from qam_lightning.data.layout import file_layout
+from qam_lightning.data.npy import npy_header
 from qam_lightning.data.spaces import Spaces
-from qam_lightning.data.store import FORMAT, npy_header
+from qam_lightning.data.store import FORMAT
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import versions
 
