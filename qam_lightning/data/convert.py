@@ -84,15 +84,15 @@ def _current(files: list[Path], folder: Path) -> Store | None:
         raise
     changed = store.changes(files)
     # A store beside its files goes with them; one elsewhere may be of others of the same name.
-    alone = not any(path.exists() for path in files) and not _beside(folder, files)
+    alone = files and not any(path.exists() for path in files) and not _beside(folder, files[0])
     if (changed or alone) and (other := store.others(files)):
         problem = f"leads to {folder}, which is made from {other}, other data; choose another store"
         raise ArgumentError("ChunkDataModule", "store", problem)
     return None if changed else store
 
 
-def _beside(folder: Path, files: list[Path]) -> bool:
-    return any(folder.parent.absolute() in path.absolute().parents for path in files[:1])
+def _beside(folder: Path, file: Path) -> bool:
+    return folder.parent.absolute() in file.absolute().parents
 
 
 def _convert(files: list[Path], folder: Path, layout: Layout) -> None:

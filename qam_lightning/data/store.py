@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from qam_lightning.data.layout import Column, Layout
 from qam_lightning.data.npy import map_npy
@@ -42,6 +42,9 @@ Key = Annotated[Text, AfterValidator(_plain)]
 """An array's name, which is also its file's."""
 
 
+Checksum = Annotated[Count, Field(lt=1 << 32)]
+
+
 class Shard(Schema):
     """A source file: the trajectories and rows taken from it."""
 
@@ -65,9 +68,9 @@ class Manifest(Schema):
 
     format: Count
     layout: dict[Key, tuple[Count, Literal["float32", "int8", "uint8"], bool]]
-    crc32: dict[Key, Count]
+    crc32: dict[Key, Checksum]
     versions: dict[str, str] = {}
-    source: list[Shard]
+    source: Annotated[list[Shard], Field(min_length=1)]
     folder: Text = ""
 
 
@@ -141,7 +144,7 @@ class Store:
                 )
         source = self.manifest.source
         counted = sum(shard.rows for shard in source), sum(shard.trajectories for shard in source)
-        if source and counted != (rows, len(ends)):
+        if counted != (rows, len(ends)):
             raise ValueError(f"{MANIFEST} counts {counted} rows and trajectories of its sources")
 
     @property

@@ -84,7 +84,8 @@ def parts_of(name: str) -> str | None:
         no such name.
     """
     for env in sorted(env_names(), key=len, reverse=True):
-        if name.startswith(env) and (rest := _REST.fullmatch(name[len(env) :])):
+        rest = _REST.fullmatch(name[len(env) :]) if name.startswith(env) else None
+        if rest and rest[0]:
             others = [f"{key} {value}" for key, value in rest.groupdict().items() if value]
             return f"env {env}" + (f" with {' and '.join(others)}" if others else "")
     return None

@@ -247,7 +247,7 @@ def test_labels_that_cannot_be_written_are_explained(scene, monkeypatch):
     load("scene", scene)
     monkeypatch.setattr(labels, "relabel_dataset", refuse_to_write)
     with pytest.raises(
-        UserError, match="task2: cannot be written: No space left .*free some"
+        UserError, match="task2, which cannot be written: No space left .*free some"
     ) as caught:
         load("scene", scene, task=2)
     assert "\n" not in str(caught.value)
@@ -308,7 +308,9 @@ def test_a_hundred_million_transitions_take_no_memory(tmp_path):
         sparse(folder / f"{key}.npy", column.shape(rows), column.dtype)
     np.save(folder / "ends.npy", np.arange(1, episodes + 1) * 1001 - 1)
     sums = dict.fromkeys([*layout, "ends"], 0)
-    manifest = {"format": FORMAT, "crc32": sums, "layout": layout, "source": []}
+    source = {"name": "a.npz", "fingerprint": "", "rows": 1001 * episodes}
+    source["trajectories"] = episodes
+    manifest = {"format": FORMAT, "crc32": sums, "layout": layout, "source": [source]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     sparse(labelled / "rewards.npy", (10**8,), "float32")
     sparse(labelled / "masks.npy", (10**8,), "uint8")
@@ -354,6 +356,24 @@ def own_file(path, episodes=3, steps=20, **changes):
     return {key: value[~terminals] for key, value in arrays.items()}
 
 
+SMALL = {"width": 16, "depth": 1, "num_critics": 2, "flow_steps": 2, "compile": False}
+
+
+def pendulum(folder, env="Pendulum-v1", **trainer):
+    """A configuration of a small run on ``x.npz`` in that folder."""
+    config = {
+        "domain": "pendulum",
+        "tuned_as": "cube-double",
+        "data": {"env": env, "path": str(folder / "x.npz"), "horizon": 1, "batch_size": 16},
+        "model": {"init_args": SMALL},
+        "trainer": {"max_steps": 2, "accelerator": "cpu"} | trainer,
+        "evaluation": {"every_n_steps": 10, "episodes": 1, "workers": 0},
+    }
+    path = folder / "pendulum.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
 def test_ones_own_data_for_any_environment(tmp_path):
     arrays = own_file(tmp_path / "mine.npz")
     data = load("Pendulum-v1", tmp_path, path=str(tmp_path / "mine.npz"), horizon=1)
@@ -369,7 +389,10 @@ def test_ones_own_data_for_any_environment(tmp_path):
     [
         ({"rewards": None}, "no array 'rewards'"),
         ({"masks": np.full(63, 0.5)}, "masks reaches 0.5 .first in row 0., expected 0 and 1 only"),
-        ({"observations": np.zeros((63, 5))}, "observations has 5 columns, but .* has 3"),
+        (
+            {"observations": np.zeros((63, 5))},
+            r"observations has shape \(63, 5\), expected \(63, 3\); is this the file of another",
+        ),
     ],
 )
 def test_bad_data_of_ones_own_are_refused(tmp_path, changes, words):
@@ -474,5 +497,8 @@ def test_impossible_settings_are_refused(collected, settings, words):
 def test_a_file_of_another_environment_is_refused(scene):
     for suffix in ("", "-val"):
         (scene / f"scene-play-v0{suffix}.npz").rename(scene / f"cube-double-play-v0{suffix}.npz")
-    with pytest.raises(UserError, match="observations has 40 columns, .* 37; is this the file of"):
+    with pytest.raises(
+        UserError,
+        match=r"observations has shape \(243, 40\), expected \(243, 37\); is this the file",
+    ):
         load("cube-double", scene)

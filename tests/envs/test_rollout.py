@@ -149,7 +149,7 @@ def test_a_dead_worker_is_reported_and_replaced():
             os.kill(pool.workers[0].process.pid, signal.SIGKILL)
             return still(observations, episodes)
 
-        with pytest.raises(WorkerError, match="rollout worker .* ended unexpectedly by signal 9"):
+        with pytest.raises(WorkerError, match="worker process .* ended unexpectedly by signal 9"):
             pool.run(murder, 1, seed=0)
         assert len(pool.run(still, 1, seed=0)) == 1
 
