@@ -4,6 +4,7 @@ An episode is a function of its number, the seed and the installed versions. Nei
 worker processes nor an interruption changes a bit of it.
 """
 
+import functools
 import math
 import os
 import shutil
@@ -163,6 +164,7 @@ def _check(
         require(value >= least, "generate", name, value, f"at least {least}")
 
 
+@functools.cache
 def _shapes(env: str, steps: int) -> Shapes:
     """What every episode's arrays look like."""
     made = make_env(env, 1)

@@ -279,12 +279,10 @@ class Reproducible(gymnasium.Wrapper):
         Raises:
             UserError: MUJOCO_GL names a library that does not work here.
         """
-        try:
-            return super().render()
-        except Exception as error:
-            if (problem := gl_problem()) is not None:
-                raise UserError(problem) from error
-            raise
+        problem = gl_problem()
+        if problem is not None and hasattr(self.env.unwrapped, "model"):  # it is mujoco's
+            raise UserError(problem)
+        return super().render()
 
     def close(self) -> None:
         """Close the environment and its renderer, which OGBench would leave open."""
