@@ -38,11 +38,22 @@ def import_mujoco() -> None:
 
 
 def gl_problem() -> str | None:
-    """Say why nothing can be rendered here, where that is the user's setting; else None."""
-    if _refused is None:
-        return None
+    """Say why mujoco was imported without OpenGL; None if it was not."""
+    return None if _refused is None else _problem(_refused)
+
+
+def no_gl() -> str:
+    """Say why `headless_gl` found nothing."""
+    chosen = os.environ.get("MUJOCO_GL")
+    found = f"'{shown(chosen)}'" if chosen else None
+    if _refused or found:
+        return _problem(_refused or str(found))
+    return "no OpenGL found (glfw, egl, osmesa); Mesa's libEGL would do"
+
+
+def _problem(value: str) -> str:
     return (
-        f"MUJOCO_GL is {_refused}, with which mujoco finds no OpenGL here, expected egl, osmesa or "
+        f"MUJOCO_GL is {value}, with which mujoco finds no OpenGL here, expected egl, osmesa or "
         "glfw, whichever is installed; or unset it"
     )
 

@@ -15,6 +15,7 @@ import ogbench
 import pytest
 import torch
 
+from qam_lightning.cli.data import verify
 from qam_lightning.data import convert, datamodule, labels
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ACTION_LIMIT
@@ -212,6 +213,40 @@ def test_tasks_share_a_store_and_have_their_own_labels(scene):
     (kept / "rewards.npy").write_bytes(good[:-4])  # found damaged, and made again
     load("scene", scene, task=2)
     assert (kept / "rewards.npy").read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{",
+        "[]",
+        "{}",
+        {"ogbench": 1},
+        {"crc32": []},
+        {"crc32": {"rewards.npy": 0}},
+        {"crc32": {"rewards.npy": 0, "masks.npy": "0"}},
+        {"crc32": {"rewards.npy": 0, "masks.npy": 0, "../../../x": 0}},
+        np.zeros(240),
+        np.zeros((240, 1), np.float32),
+        np.zeros((), np.float32),
+        np.full(240, None),
+    ],
+    ids=range(12),
+)
+def test_labels_that_fit_nothing_are_made_again(scene, record, capsys):
+    load("scene", scene)
+    folder = scene / "scene-play-v0.store" / "task1"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if isinstance(record, np.ndarray):
+        np.save(folder / "rewards.npy", record, allow_pickle=True)
+    else:
+        known = json.loads(before["record.json"])
+        text = record if isinstance(record, str) else json.dumps(known | record)
+        (folder / "record.json").write_text(text)
+    data = load("scene", scene)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert verify(data) == 0
+    capsys.readouterr()
 
 
 def test_runs_started_at_once_label_once(scene, monkeypatch):
@@ -457,7 +492,13 @@ def test_data_from_other_physics_warn(scene):
     record.write_text('{"versions": {"mujoco": "2.0"}}')
     with pytest.warns(UserWarning, match="scene-play-v0.npz: made with mujoco 2.0"):
         load("scene", scene)
-    for content in ("{", "[]", '{"versions": 1}'):  # somebody else's file of that name
+    for content in (
+        "{",
+        "[]",
+        '{"versions": 1}',
+        '{"versions": {"mujoco": 2}}',
+        "\0",
+    ):  # somebody else's file of that name
         record.write_text(content)
         load("scene", scene)
 
