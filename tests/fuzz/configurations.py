@@ -705,7 +705,7 @@ def include(rng: random.Random, folder: Path) -> Case:
         "chain0.yaml",
     )
     names = (
-        ("include", "other.yaml", "doubling", "chain", "home", str(value))
+        ("include", "mine.yaml", "other.yaml", "doubling", "chain", "home", str(value))
         if value and isinstance(value, str)
         else ("include",)
     )
