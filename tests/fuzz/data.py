@@ -738,7 +738,7 @@ def path_name(rng: random.Random, folder: Path) -> Case:
     return Case(
         [*NEW, f"--data.path={name}"],
         f"data.path is {m.short(name)}",
-        ("path", "minari", *([name] if 2 < len(name) < 60 else [])),
+        ("path", "minari", "Minari", *([name] if 2 < len(name) < 60 else [])),
         "end well" if good else "be refused",
     )
 
