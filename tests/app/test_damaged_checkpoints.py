@@ -105,6 +105,11 @@ RESUME = [
     ((*ADAM, "exp_avg_sq"), None, "exp_avg_sq is None, expected a floating-point tensor"),
     ((*ADAM, "exp_avg_sq"), MISSING, "optimizer_states[0].state.0.exp_avg_sq is missing"),
     ((*ADAM, "step"), 3, "step is 3, expected a floating-point tensor without dimensions"),
+    (
+        (*ADAM, "step"),
+        lambda x: x.to("meta"),
+        "shape (), expected a floating-point tensor",
+    ),
     ((*ADAM, "step"), torch.tensor(NAN), "step is nan, expected 0 to 7"),
     (ADAM, MISSING, "optimizer_states have states of [13] parameters, expected [14]"),
     (ADAM[:3], {}, "optimizer_states have states of [0] parameters"),
