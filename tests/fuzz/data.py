@@ -482,7 +482,7 @@ def lying_header(rng: random.Random, folder: Path) -> Case:
     )
 
 
-@kind(times=2)
+@kind()
 def inflates(rng: random.Random, folder: Path) -> Case:
     """A megabyte that becomes gigabytes."""
     fresh(folder)
