@@ -311,15 +311,19 @@ class ChunkDataModule(L.LightningDataModule):
         Raises:
             ArgumentError: The batch cannot be shared evenly.
         """
-        if self.batch_size % world_size:
-            problem = f"is {self.batch_size}, expected a multiple of the {world_size} processes"
-            raise ArgumentError(type(self), "batch_size", problem)
-        share = self.batch_size // world_size
+        share = self._share(world_size)
         # Every rank draws the whole batch and keeps its share, so that any number of ranks trains
         # on the same chunks.
         sampler = self.sampler
         whole = sampler.indices(step)
         return sampler.gather(whole[rank * share : (rank + 1) * share])
+
+    def _share(self, world_size: int) -> int:
+        """The chunks of a process in every batch; an `ArgumentError` if that is no whole number."""
+        expected = f"a multiple of the {world_size} processes"
+        whole = self.batch_size % world_size == 0
+        require(whole, type(self), "batch_size", self.batch_size, expected)
+        return self.batch_size // world_size
 
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation (O,) of the training observations."""
@@ -330,10 +334,12 @@ class ChunkDataModule(L.LightningDataModule):
 
         Raises:
             UserError: Nothing would end the training.
+            ArgumentError: The batch cannot be shared evenly.
         """
         assert self.trainer is not None
         trainer = self.trainer
         _check_end(trainer)
+        self._share(trainer.world_size)
         method: Any = trainer.lightning_module  # a Method, which counts its gradient steps
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         on_device = self.storage == "device"
