@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import lightning.pytorch as pl
 from crash import SETTINGS, collect, compare
 
-from qam_lightning.checkpoints import last_checkpoints
+from qam_lightning.checkpoints import describe, last_checkpoints
+from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,12 +124,14 @@ class Folder:
         return SUBMITTED[-1]
 
     def training(self, job: str, seed: int = 0) -> None:
-        """Wait until a job has written a checkpoint."""
+        """Wait until a job has written a checkpoint of some steps."""
 
         def saved() -> bool:
             if facts(job)["JobState"] in ("FAILED", "COMPLETED", "CANCELLED"):
                 raise Failed(f"ended before its first checkpoint: {self.said}")
-            return bool(last_checkpoints(self.run(seed)))
+            with contextlib.suppress(UserError):  # it was renamed meanwhile
+                return any(describe(p).gradient_step for p in last_checkpoints(self.run(seed)))
+            return False
 
         until(saved, "a checkpoint")
 
@@ -140,7 +144,7 @@ class Folder:
         """Where the run was saved."""
         steps = re.findall(r"stopped at gradient step (\d+)", self.said)
         if not steps:
-            raise Failed(f"nothing was saved: {self.said[-600:]}")
+            raise Failed("nothing was saved")
         return "saved at gradient step " + ", ".join(steps)
 
     def equal(self, run: Path, whole: str = "0") -> None:
@@ -163,13 +167,15 @@ def facts(job: str) -> dict[str, str]:
 
 def end(job: str) -> dict[str, str]:
     """Wait for a job's end; returns what SLURM knows of it."""
+    moved = set()
 
     def ended() -> dict[str, str] | None:
         found = facts(job)
         if found["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED"):
-            if found["Reason"] == "BeginTime":  # two minutes after it was requeued
-                with contextlib.suppress(Failed):  # not yet
-                    command("scontrol", "update", f"job={job}", "StartTime=now")
+            # SLURM waits for two minutes; it needs some seconds to forget the job's last life.
+            if found["Reason"] == "BeginTime" and found["Restarts"] not in moved:
+                moved.add(found["Restarts"])
+                command("scontrol", "update", f"job={job}", "StartTime=now+10")
             return None
         return found
 
@@ -224,8 +230,8 @@ def several(at: Folder) -> str:
 
 
 def time_up(at: Folder) -> str:
-    """`--time=1 --signal=USR1@15`."""
-    completed(at.submit("--time=1", "--signal=USR1@15", slow=0.04), 1)
+    """`--time=2 --signal=USR1@15`."""
+    completed(at.submit("--time=2", "--signal=USR1@15", slow=0.08), 1)
     at.equal(at.run())
     return at.stops() + ", requeued"
 
@@ -278,8 +284,9 @@ def a_rank_killed(at: Folder) -> str:
     job = at.submit(*options, trainer__devices=2)
     at.training(job)
     pids = command("scontrol", "listpids", f"{job}.0").splitlines()[1:]
-    (first, *_) = [p.split()[0] for p in pids if p.split()[3] == "1"]
-    command("kill", "-KILL", first)
+    second = [int(pid) for pid, _, _, number, _ in map(str.split, pids) if number == "1"]
+    (rank,) = [p for p in second if "train.py" in Path(f"/proc/{p}/cmdline").read_text()]
+    os.kill(rank, signal.SIGKILL)
     found = end(job)
     if found["JobState"] != "FAILED":
         raise Failed(f"job ended {found['JobState']}")
@@ -409,11 +416,12 @@ def sinfo(form: str) -> str:
 
 def check(folder: Path, whole: dict[str, Path], data: Path, name: str) -> tuple[str, str, str]:
     """Do one check; returns its row of the table."""
-    do, start = (CHECKS | ALONE)[name], time.monotonic()
+    do, at, start = (CHECKS | ALONE)[name], Folder(folder / name, whole, data), time.monotonic()
     try:
-        row = do.__doc__.rstrip("."), do(Folder(folder / name, whole, data)), "equal"
+        row = do.__doc__.rstrip("."), do(at), "equal"
     except Failed as error:
-        row = do.__doc__.rstrip("."), str(error), "**failed**"
+        row = do.__doc__.rstrip("."), str(error).partition("\n")[0], "**failed**"
+        print(at.said[-4000:])
     print(f"{name}, {time.monotonic() - start:.0f} s: {'; '.join(row)}", flush=True)
     return row
 

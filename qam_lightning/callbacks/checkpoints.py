@@ -171,13 +171,14 @@ class Checkpoints(Callback):
             self._write(trainer, self.path("best"))
 
     def _on_signal(self, number: int, frame: object) -> None:
-        # A second one takes effect at once. The trainer's own handlers would not see to that.
-        for handled in self._handlers:
-            at_once = signal.default_int_handler if handled == signal.SIGINT else signal.SIG_DFL
-            signal.signal(handled, at_once)
+        # Ctrl-C now takes effect at once. Of the others more may come: SLURM, which preempts a job,
+        # sends SIGTERM twice.
+        if signal.SIGINT in self._handlers:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._signal is None:
+            with contextlib.suppress(OSError):  # not print, which may itself have been interrupted
+                os.write(2, b"stopping after this gradient step (Ctrl-C aborts)\n")
         self._signal = number
-        with contextlib.suppress(OSError):  # not print, which may itself have been interrupted
-            os.write(2, b"stopping after this gradient step (interrupt again to abort)\n")
 
     def _restore_handlers(self) -> None:
         while self._handlers:

@@ -220,12 +220,12 @@ def describe(
 
 def frames_wanted(options: argparse.Namespace, env: str, task: int) -> tuple[int, int]:
     """Decide how many episodes to record, and every how many steps."""
-    from qam_lightning.envs.make import episode_steps, headless_gl
+    from qam_lightning.envs.gl import headless_gl, no_gl
+    from qam_lightning.envs.make import episode_steps
 
     recorded = max(min(options.video, options.episodes), int(options.picture))
     if recorded and headless_gl() is None:
-        print("warning: no OpenGL found (glfw, egl, osmesa): going on without frames; "
-              "Mesa's libEGL would do", file=sys.stderr)  # fmt: skip
+        print(f"warning: {no_gl()}; going on without frames", file=sys.stderr)
         recorded = 0
     most = FRAMES_IN_VIDEO if options.video else 8 * FRAMES_IN_PICTURE
     return recorded, max(1, episode_steps(env, task) // most)

@@ -124,7 +124,8 @@ def mistyped(error: Exception, given: Composition | None = None) -> str:
     message = re.sub(r"<class '([\w.]+)'>", r"\1", message[len(keys) :])
     message = re.sub(r"typing\.Literal\[([^]]*)\]", r"one of \1", message)
     # A value that may also be left out is answered in other words than one that may not.
-    if (one := re.fullmatch(r"Expected an? ([\w.]+)", message)) and (found := _GIVEN.search(text)):
+    one = re.fullmatch(r"Expected an? (one of .+|[\w.]+)", message)
+    if one and (found := _GIVEN.search(text)):
         message = f"expected {one[1]}, found {found[1]}"
     message = re.sub(r"Expected an? (.*?)\. Got value:", r"expected \1, found", message)
     if message in ("expected float, found inf", "expected float, found -inf"):  # words, to YAML

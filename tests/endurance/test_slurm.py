@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,25 +38,42 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return notes
 
 
-@pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("status", [0, 2, 138, 143])
-def test_the_job_of_the_guide_resumes_and_is_requeued_when_its_time_is_up(
-    status: int, begun: bool, slurm: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def jobs() -> list[str]:
     guide = (ROOT / "docs/endurance.md").read_text()
-    (job,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", guide, re.DOTALL)
-    run = re.search(r"^run=(.*)$", job, re.MULTILINE)
-    assert run is not None
+    return re.findall(r"```bash\n(#!/bin/bash\n.*?)```", guide, re.DOTALL)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("task", [None, "3"])
+@pytest.mark.parametrize("status", [0, 2, 129, 138, 143])
+def test_the_job_of_the_guide_resumes_and_is_requeued_when_it_was_stopped(
+    status: int, task: str | None, begun: bool, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if task is not None:
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+    seed = task or "0"
     if begun:
-        checkpoints = Path(run[1]) / "checkpoints"
+        checkpoints = Path(f"runs/cube-triple-{seed}/checkpoints")
         checkpoints.mkdir(parents=True)
         (checkpoints / "last-1.ckpt").touch()
     monkeypatch.setenv("STATUS", str(status))
-    assert subprocess.run(["bash", "-c", job]).returncode == status
+    command = ["bash", "-c", jobs()[0], "job", "--model.tau=1"]
+    assert subprocess.run(command).returncode == status
     command, *requeued = slurm.read_text().splitlines()
-    assert command.startswith("srun python train.py fit ")
+    assert command.startswith("srun --kill-on-bad-exit python train.py fit ")
+    assert f"--seed {seed} --run_dir runs/cube-triple-{seed} --model.tau=1" in command
     assert command.endswith("--ckpt_path last") == begun
-    assert requeued == (["scontrol requeue 7"] if status == 128 + signal.SIGUSR1 else [])
+    stopped = status in (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+    assert requeued == ([f"scontrol requeue {'7' if task is None else '5_3'}"] if stopped else [])
+
+
+def test_the_job_of_the_guide_under_slurm(tmp_path: Path) -> None:
+    """It is stopped, requeued, and ends as without."""
+    if shutil.which("sinfo") is None or subprocess.run(["sinfo"], capture_output=True).returncode:
+        pytest.skip("no SLURM runs here")
+    script = [sys.executable, ROOT / "benchmarks/slurm.py", "--only", "terminated"]
+    subprocess.run([*script, "--output", tmp_path], cwd=tmp_path, check=True)
 
 
 def test_lightning_does_not_requeue_by_itself(
@@ -91,20 +109,23 @@ def test_a_checkpoint_of_lightnings_requeueing_is_not_resumed_unasked(
     assert steps == ["1", "2", "3", "4"]
 
 
-@pytest.mark.parametrize("right", [True, False])
 def test_an_installed_srun_that_is_not_used_is_not_worth_a_word(
-    right: bool, slurm: Path, arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: Path, arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on every login node."""
     for name in VARIABLES:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    right = arguments(online__steps=0)
     # The method without an offline phase is refused only after the trainer is there.
-    command = arguments(online__steps=0) if right else arguments("--method=rlpd", online__steps=0)
-    done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *command], stderr=subprocess.PIPE, text=True
-    )
-    assert done.returncode == (0 if right else 2)
-    lines = done.stderr.splitlines()
-    assert len(lines) == (0 if right else 1) and all(line.startswith("error: ") for line in lines)
+    wrong = arguments("--method=rlpd", online__steps=0, run_dir=tmp_path / "wrong")
+    runs = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *command], stderr=subprocess.PIPE, text=True
+        )
+        for command in (right, wrong)
+    ]
+    said = [run.communicate()[1].splitlines() for run in runs]
+    assert [run.returncode for run in runs] == [0, 2]
+    assert said[0] == [] and len(said[1]) == 1 and said[1][0].startswith("error: ")
     assert not slurm.exists()

@@ -195,7 +195,7 @@ def value_of_eval(rng: random.Random, folder: Path) -> Case:
     return Case(
         command,
         f"{flag} {m.short(value)}",
-        (flag, leaf(flag), *([value] if known else [])),
+        (flag, leaf(flag), *(["eval.csv"] if flag == "--runs" else [value] if known else [])),
         endless=digits,
     )
 

@@ -834,7 +834,7 @@ def changed_setting(rng: random.Random, folder: Path) -> Case:
             ("--trainer.max_steps=9", False), ("--online.learning_starts=5", False),
             ("--online.utd_ratio=2", False), ("--online.num_envs=2", False),
             ("--online.steps=0", False), ("--data.sparse=true", False),
-            ("--data.env=Pendulum-v1", False), ("--data.path=own", True), ("--seed=5", True),
+            ("--data.env=Pendulum-v1", False), ("--data.path=halves", True), ("--seed=5", True),
             ("--model.tau=3", True), ("--data.batch_size=4", True),
             ("--log.every_n_steps=2", True), ("--checkpoints.keep_last=1", True),
             ("--evaluation.episodes=2", True),
