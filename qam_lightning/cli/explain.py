@@ -3,7 +3,7 @@
 import difflib
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
@@ -92,7 +92,21 @@ def spoken(error: ArgumentError) -> str:
     groups = {path.rpartition(".")[2]: group for group, path in GROUPS.items()}
     groups |= {"Method": "model", "make_env": "data"}
     prefix = next((f"{groups[name]}." for name in names if name in groups), "")
+    found, _, parts = error.problem.partition(", expected env ")
+    if error.name == "env" and parts:  # the name of a dataset
+        flags = " ".join(_flags(f"env {parts}", prefix))
+        return f"{prefix}env {found}; use {flags}"
     return f"{prefix}{error.name} {error.problem}"
+
+
+def _flags(parts: str, prefix: str) -> Iterator[str]:
+    """Yield the flags of an environment, a dataset and a task."""
+    for name, value in re.findall(r"(env|dataset|task) ([\w-]+)", parts):
+        if name == "task":
+            if prefix:  # else it is `generate`, which collects for all tasks
+                yield f"--task {value}"
+        else:
+            yield f"--{prefix}{name} {value}"
 
 
 def explain(error: Exception, given: Composition, options: Iterable[str]) -> str:
