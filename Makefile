@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 DATA := datasets/quickstart
 QUICK := runs/quickstart
 
-.PHONY: help install test test-slow test-lowest check docs quickstart online bench clean
+.PHONY: help install test test-slow test-lowest fuzz check docs quickstart online bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -52,6 +52,12 @@ $(LOWEST)/.installed: pyproject.toml constraints.txt
 test-lowest: $(LOWEST)/.installed  ## run the fast tests with the oldest torch and lightning
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile \
 		tests/core tests/nets tests/methods tests/app tests/online
+
+# make fuzz FUZZ=500 SEED=7 tries fewer inputs, and others.
+FUZZ ?= 3000
+SEED ?= 1
+fuzz: install  ## a trial of bad inputs, 20 minutes; its table goes to docs/fuzz_table.md
+	$(RUN) -m tests.fuzz --cases $(FUZZ) --seed $(SEED) --table docs/fuzz_table.md
 
 check: install  ## lint and types
 	$(RUN) -m ruff check .

@@ -32,7 +32,8 @@ from rich.table import Table
 
 from qam_lightning.data.chunks import ChunkStorage
 from qam_lightning.data.sampler import sample_indices
-from qam_lightning.data.store import PHYSICAL_MEMORY, read_singly
+from qam_lightning.data.store import read_singly
+from qam_lightning.util.memory import PHYSICAL_MEMORY
 from qam_lightning.util.provenance import versions_line
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, EPISODE, DISTINCT = 55, 5, 5, 256, 1001, 200

@@ -38,7 +38,9 @@ from qam_lightning.data.spaces import Spaces
 from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.optimization import clip_gradients
+from qam_lightning.util.arguments import Parser, answered, at_least, closest
 from qam_lightning.util.configs import METHODS
+from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.provenance import versions_line
 
 OBS_DIM, ACTION_DIM, CHUNK, BATCH, TRANSITIONS = 46, 5, 5, 256, 300_000
@@ -204,16 +206,29 @@ def run_through_lightning(
     return watch.median()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; return the exit code."""
+    return answered(lambda: benchmark(parse(arguments)))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--method", default="qam", help="a file of configs/methods")
     parser.add_argument("--size", choices=[*SIZES, "all"], default="all")
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
     parser.add_argument("--compile", action="store_true", help="compile the losses")
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--threads", type=int, help="CPU threads of torch")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--repeats", type=at_least(1), default=30)
+    parser.add_argument("--threads", type=at_least(1), help="CPU threads of torch")
+    return parser.parse_args(arguments)
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Measure and print; return the exit code."""
+    known = sorted(path.stem for path in METHODS.glob("*.yaml"))
+    if options.method not in known:
+        problem = f"no such method; {closest(options.method, known)}"
+        raise UserError(f"--method {shown(options.method)}: {problem}")
     torch.set_flush_denormal(True)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -239,7 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"machine's float32 matrix product ({peak:.0f} GFLOP/s, "
             f"{torch.get_num_threads()} threads)\n"
         )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -243,7 +243,7 @@ def load_method(
     kind = _method_class(entry["method"], path) if method is None else method
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         if method is not None:
-            raise ArgumentError("load_method", "method", f"is {method}, expected a class of Method")
+            raise ArgumentError("load_policy", "method", f"is {method}, expected a class of Method")
         raise UserError(f"{path}: {entry['method']} is not a method")
     try:
         built = kind(**{**entry["model"], **overrides})

@@ -23,7 +23,9 @@ class Policy:
     >>> policy.reset()
     >>> observation, reward, terminated, truncated, info = env.step(policy(observation))
 
-    Seeded alike, it acts as ``eval.py`` does: after n calls of `reset`, as in episode n - 1.
+    Seeded alike, it acts as ``eval.py --num_envs 1`` does: after n calls of `reset`, as in episode
+    n - 1. With more environments ``eval.py`` draws the same noise but computes all their actions in
+    one batch, which may round the last bits differently.
 
     Args:
         method: the trained method, on any device.

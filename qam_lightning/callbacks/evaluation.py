@@ -8,8 +8,10 @@ import lightning.pytorch as pl
 import torch
 
 from qam_lightning.callbacks.base import Callback, Order, ours
-from qam_lightning.envs.rollout import Episode, RolloutPool, Share, WorkerError
+from qam_lightning.envs.chunked import EnvSettings, check_in_process
+from qam_lightning.envs.rollout import MOST_ENVS, Episode, RolloutPool, Share, WorkerError
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
+from qam_lightning.evaluation.limits import check_rollouts
 from qam_lightning.evaluation.statistics import summarize
 from qam_lightning.methods.base import Method, TaskData
 from qam_lightning.util.errors import UserError, require
@@ -48,7 +50,7 @@ class Evaluate(Callback):
         Args:
             every_n_steps: gradient steps between evaluations.
             episodes: episodes per evaluation.
-            num_envs: environments that run at once, over all ranks. It is the size of the policy's
+            num_envs: environments that run at once, 1 to 10,000, over all ranks: the policy's
                 batch.
             workers: processes that simulate, on every rank; 0 simulates in this one; None uses all
                 cores. The results do not depend on it.
@@ -58,6 +60,7 @@ class Evaluate(Callback):
         Raises:
             ArgumentError: a number is out of range.
         """
+        require(num_envs <= MOST_ENVS, Evaluate, "num_envs", num_envs, f"at most {MOST_ENVS}")
         for name, value, least in (
             ("every_n_steps", every_n_steps, 1),
             ("episodes", episodes, 1),
@@ -73,16 +76,23 @@ class Evaluate(Callback):
         self._pool: RolloutPool | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check that the data say which environment they are of.
+        """Check that the data say which environment they are of, and that evaluations are possible.
 
         Raises:
-            UserError: the data module does not name it.
+            UserError: the data module does not name it, or it does not work in another process.
+            ArgumentError: an evaluation needs more memory than there is.
         """
         super().setup(trainer, pl_module, stage)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" and not isinstance(data, TaskData):
+        if stage != "fit":
+            return
+        if not isinstance(data, TaskData):
             found = f"data module is {type(data).__name__}" if data else "data have no data module"
             raise UserError(f"Evaluate: the trainer's {found}, expected ChunkDataModule")
+        method, sizes = cast(Method, pl_module), (self.episodes, self.num_envs, self.workers)
+        check_rollouts(Evaluate, method, data.env, *sizes)
+        if self.workers != 0:
+            check_in_process(EnvSettings(data.env, data.task, data.sparse))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the untrained policy if ``at_start``."""
@@ -151,7 +161,7 @@ class Evaluate(Callback):
                 if failures == _ATTEMPTS:
                     raise
                 print(f"evaluation: {error}\nevaluation: runs its episodes again", file=sys.stderr)
-                discarded += policy.begun
+                discarded += min(policy.begun, self.episodes)  # the policy's batch may have more
 
 
 def _gather(mine: Any) -> list[Any]:

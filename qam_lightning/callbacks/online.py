@@ -13,7 +13,8 @@ import torch
 
 from qam_lightning.callbacks.base import Callback, Order, ours
 from qam_lightning.data.datamodule import ChunkDataModule
-from qam_lightning.envs.chunked import EnvSettings
+from qam_lightning.envs.chunked import EnvSettings, check_in_process
+from qam_lightning.envs.rollout import MOST_ENVS
 from qam_lightning.envs.worker import LocalWorker, ProcessWorker
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.methods.base import Method
@@ -75,6 +76,8 @@ class Online(Callback):
             ("num_envs", 1 if num_envs is None else num_envs, 1),
         ):
             require(value >= least, Online, name, value, f"at least {least}")
+        most = f"at most {MOST_ENVS}"
+        require((num_envs or 1) <= MOST_ENVS, Online, "num_envs", num_envs, most)
         expected = f"0 or more than learning_starts, {learning_starts}"
         require(steps == 0 or steps > learning_starts, Online, "steps", steps, expected)
         self.run_dir, self.steps, self.learning_starts = run_dir, steps, learning_starts
@@ -127,6 +130,8 @@ class Online(Callback):
         data = _data(trainer)
         num_envs = self._environments(trainer)
         self._check_data(data, num_envs)
+        if self.async_env:
+            check_in_process(EnvSettings(data.env, data.task, data.sparse))
         kind = row_type(data.spaces.obs_dim, data.spaces.action_dim)
         loaded = self._loaded
         rows = np.empty(0, kind)

@@ -135,7 +135,7 @@ def status(method: Method, total: int, row: Mapping[str, Any], success: float | 
         parts.append(f"environment {method.env_step:,}")
     speed = row.get("steps_per_second", 0.0)
     if speed > 0:
-        left = timedelta(seconds=round(max(0, total - step) / speed))
+        left = timedelta(seconds=min(round(max(0, total - step) / speed), 10**10))
         parts += [f"{speed:.3g} steps/s", f"{left} left"]
     parts += [f"{label} {row[key]:.3g}" for key, label in _SHOWN.items() if key in row]
     if success is not None:

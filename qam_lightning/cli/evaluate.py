@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qam_lightning.cli.dispatch import called
-from qam_lightning.util.arguments import Parser, answered, at_least
+from qam_lightning.util.arguments import Parser, answered, at_least, path
 from qam_lightning.util.errors import UserError
 
 FRAMES_IN_PICTURE = 6
@@ -24,7 +24,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "to <run>/eval/ as JSON.",
     )
     add = parser.add_argument
-    add("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder or .ckpt file")
+    add("source", type=path, metavar="RUN_OR_CHECKPOINT", help="run folder or .ckpt file")
     add("--checkpoint", choices=("last", "best"), default="last", help="which one of a run folder")
     add("--episodes", type=at_least(1), default=50, metavar="N", help="default: %(default)s")
     # Not the training evaluations' seed: best.ckpt was chosen for doing well on those episodes.
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--runs",
-        type=Path,
+        type=path,
         nargs="+",
         default=[],
         metavar="RUN",
@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="import a module first: one with a method or an environment of your own; a checkpoint "
         "imports nothing by itself; may be repeated",
     )
-    add("--output", type=Path, metavar="FILE", help="where to write the JSON instead")
+    add("--output", type=path, metavar="FILE", help="where to write the JSON instead")
     return parser.parse_args(arguments)
 
 
@@ -154,8 +154,8 @@ def evaluate(options: argparse.Namespace) -> int:
     written = write_report(report, target, numbered=options.output is None)
     Console(soft_wrap=True).print(report_table(report))
     print(f"wrote {written}")
-    for path in draw(options, report, run, curves, name, episodes, every):
-        print(f"wrote {path}")
+    for made in draw(options, report, run, curves, name, episodes, every):
+        print(f"wrote {made}")
     return 0
 
 
@@ -220,12 +220,12 @@ def describe(
 
 def frames_wanted(options: argparse.Namespace, env: str, task: int) -> tuple[int, int]:
     """Decide how many episodes to record, and every how many steps."""
-    from qam_lightning.envs.make import episode_steps, headless_gl
+    from qam_lightning.envs.gl import headless_gl, no_gl
+    from qam_lightning.envs.make import episode_steps
 
     recorded = max(min(options.video, options.episodes), int(options.picture))
     if recorded and headless_gl() is None:
-        print("warning: no OpenGL found (glfw, egl, osmesa): going on without frames; "
-              "Mesa's libEGL would do", file=sys.stderr)  # fmt: skip
+        print(f"warning: {no_gl()}; going on without frames", file=sys.stderr)
         recorded = 0
     most = FRAMES_IN_VIDEO if options.video else 8 * FRAMES_IN_PICTURE
     return recorded, max(1, episode_steps(env, task) // most)

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
@@ -74,7 +75,8 @@ ALIASES = {
 
 _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>"
-    r"|Problem with given class_path|Expected a path but"
+    r"|Problem with given class_path|Expected a path but|Subclass types expect"
+    r"|^\W*(a class path \(str\)|a dict with)"
 )
 _GIVEN = re.compile(r"Given value: (.*)")
 
@@ -90,7 +92,21 @@ def spoken(error: ArgumentError) -> str:
     groups = {path.rpartition(".")[2]: group for group, path in GROUPS.items()}
     groups |= {"Method": "model", "make_env": "data"}
     prefix = next((f"{groups[name]}." for name in names if name in groups), "")
+    found, _, parts = error.problem.partition(", expected env ")
+    if error.name == "env" and parts:  # the name of a dataset
+        flags = " ".join(_flags(f"env {parts}", prefix))
+        return f"{prefix}env {found}; use {flags}"
     return f"{prefix}{error.name} {error.problem}"
+
+
+def _flags(parts: str, prefix: str) -> Iterator[str]:
+    """Yield the flags of an environment, a dataset and a task."""
+    for name, value in re.findall(r"(env|dataset|task) ([\w-]+)", parts):
+        if name == "task":
+            if prefix:  # else it is `generate`, which collects for all tasks
+                yield f"--task {value}"
+        else:
+            yield f"--{prefix}{name} {value}"
 
 
 def explain(error: Exception, given: Composition, options: Iterable[str]) -> str:
@@ -112,6 +128,9 @@ def mistyped(error: Exception, given: Composition | None = None) -> str:
     """Shorten what the parser says of a value of the wrong type."""
     text = str(error)
     lines = [line.strip(" -") for line in text.splitlines() if not _NOISE.search(line)]
+    shorter = [line for line in lines if line != "Expected a <class 'list'>"]
+    if any(not line.startswith("Parser key") for line in shorter):
+        lines = shorter
     message = " ".join(line for line in lines if line).replace('"', "'")
     keys = re.match(r"((?:Parser key '[\w.]+':\s*)*)", message)[0]  # type: ignore[index]
     parts = [key for key in re.findall(r"'([\w.]+)'", keys) if key != "config"]
@@ -119,7 +138,8 @@ def mistyped(error: Exception, given: Composition | None = None) -> str:
     message = re.sub(r"<class '([\w.]+)'>", r"\1", message[len(keys) :])
     message = re.sub(r"typing\.Literal\[([^]]*)\]", r"one of \1", message)
     # A value that may also be left out is answered in other words than one that may not.
-    if (one := re.fullmatch(r"Expected an? ([\w.]+)", message)) and (found := _GIVEN.search(text)):
+    one = re.fullmatch(r"Expected an? (one of .+|[\w.]+)", message)
+    if one and (found := _GIVEN.search(text)):
         message = f"expected {one[1]}, found {found[1]}"
     message = re.sub(r"Expected an? (.*?)\. Got value:", r"expected \1, found", message)
     if message in ("expected float, found inf", "expected float, found -inf"):  # words, to YAML
@@ -128,11 +148,45 @@ def mistyped(error: Exception, given: Composition | None = None) -> str:
     return f"{key}: {message}{_place(key, given)}" if key else message
 
 
-def user_error_in(error: BaseException | None) -> UserError | None:
+def user_error_in(error: BaseException) -> UserError | None:
     """Return the user error that an exception was raised from, if there is one."""
-    while error is not None and not isinstance(error, UserError):
+    return next((e for e in _causes(error) if isinstance(e, UserError)), None)
+
+
+def origin(error: BaseException) -> BaseException:
+    """Return the exception that was there first."""
+    return _causes(error)[-1]
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
         error = error.__cause__ or error.__context__
-    return error
+    return found
+
+
+def refused_by_lightning(error: BaseException) -> UserError | None:
+    """Word what Lightning's own callbacks and loggers refuse; None if it is none of theirs.
+
+    They refuse with exceptions of many types: a metric that is not there, a package that is not
+    installed.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException  # slow
+
+    if isinstance(error, MisconfigurationException):
+        return UserError(f"trainer: {first_sentence(str(error))}")
+    if isinstance(error, ValueError) and str(error).startswith("Does not validate against any"):
+        return UserError(f"trainer: {mistyped(error)}")  # wrapped by the parser
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [frame.f_globals.get("__name__", "") for frame in frames]
+    for frame, module in reversed(list(zip(frames, modules, strict=True))):
+        if module.startswith("qam_lightning.callbacks"):
+            return None
+        if module.startswith(("lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")):
+            name = type(frame.f_locals.get("self")).__name__
+            return UserError(f"trainer: {name}: {first_sentence(str(error))}")
+    return None
 
 
 def first_sentence(text: str) -> str:
@@ -154,7 +208,7 @@ def _interpolation(text: str) -> str:
 
 def _unknown_key(given: Composition, options: Iterable[str]) -> str | None:
     """Say which key is unknown, and what is close to it; None if all are known."""
-    keys = set(options)
+    keys = {option for option in options if not option.endswith(".help")}
     sections = {key[:i] for key in keys for i, sign in enumerate(key) if sign == "."}
     values = keys - sections  # some hold mappings, whose keys are not known here
     given = given._replace(flags=joined(given.flags))

@@ -245,10 +245,13 @@ def _section(config: Config, name: str, key: str, path: Path) -> Config:
 
 def _model(model: Config, path: Path) -> Config:
     """Return the section of the method, with all settings below ``init_args``."""
-    found: Config = {key: model[key] for key in ("class_path", "dict_kwargs") if key in model}
-    name = found.get("class_path", "a name")
-    if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{path}: model.class_path is {_found(name)}, expected the name of a class")
     settings = _settings(model, "init_args", "model.init_args", path)
-    short = {key: value for key, value in model.items() if key not in (*found, "init_args")}
-    return {**found, "init_args": {**short, **settings}}
+    short = {key: value for key, value in model.items() if key not in ("class_path", "init_args")}
+    found: Config = {"init_args": {**short, **settings}}
+    if "class_path" in model:
+        name = model["class_path"]
+        if not isinstance(name, str) or not name.strip():
+            expected = "expected the name of a class"
+            raise UserError(f"{path}: model.class_path is {_found(name)}, {expected}")
+        found["class_path"] = name
+    return found

@@ -65,6 +65,10 @@ class Trainer(pl.Trainer):
         callbacks: list[pl.Callback] | None = None,
     ) -> None:
         require(max_steps >= 1, Trainer, "max_steps", max_steps, "at least 1")
+        # PyTorch would run out of memory, or end the process.
+        require(num_nodes <= 10_000, Trainer, "num_nodes", num_nodes, "1 to 10,000")
+        few = not str(devices).isdecimal() or int(devices) <= 1000  # type: ignore[arg-type]
+        require(few, Trainer, "devices", devices, "1 to 1,000")
         # Lightning itself would take bf16-mixed on a CPU. Scaled gradients would be clipped, scale
         # and all, on a GPU.
         allowed = "32-true, bf16-mixed or 64-true"

@@ -1,5 +1,6 @@
 """LightningCLI for ``fit``: from a composed configuration to a trained method."""
 
+import inspect
 import logging
 import signal
 import sys
@@ -23,7 +24,13 @@ from qam_lightning.callbacks.base import ours
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.cli.compose import compose
 from qam_lightning.cli.dispatch import called
-from qam_lightning.cli.explain import explain, first_sentence, user_error_in
+from qam_lightning.cli.explain import (
+    explain,
+    first_sentence,
+    origin,
+    refused_by_lightning,
+    user_error_in,
+)
 from qam_lightning.cli.fit import RUN
 from qam_lightning.cli.resume import check_folder, check_resume, resume_path
 from qam_lightning.cli.settings import CALLBACKS, GROUPS, is_method, known
@@ -104,33 +111,41 @@ class FitCLI(LightningCLI):
             raise UserError(explain(error, self.given, options)) from error
 
     def _set_seed(self) -> None:
-        if not 0 <= self.config.seed < 2**32:
-            raise UserError(f"seed is {self.config.seed}, expected 0 to 4294967295")
         pl.seed_everything(self.config.seed, workers=True, verbose=False)
 
     def before_instantiate_classes(self) -> None:
         """Check the run folder first."""
-        self.run_dir = Path(self.config.run_dir).expanduser()
+        self.run_dir = Path(self.config.run_dir)
         self.config.run_dir = str(self.run_dir)
         check_folder(self.config.ckpt_path, self.run_dir)
         torch.set_float32_matmul_precision(self.config.matmul_precision)
         if self.config.threads is not None:
-            if self.config.threads < 1:
-                raise UserError(f"threads is {self.config.threads}, expected at least 1")
             torch.set_num_threads(self.config.threads)
 
     def instantiate_classes(self) -> None:
         """Build everything; a setting that a class refuses is reported in one line."""
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:  # the parser wraps what constructors raise
-            raise (user_error_in(error) or error) from error
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            # The parser wraps what constructors raise.
+            if (user_error := user_error_in(error)) is not None:
+                raise user_error from error
+            if self.given.class_path not in str(error) and (theirs := refused_by_lightning(error)):
+                raise theirs from error
+            raise origin(error) from None
+        check_complete(type(self.model))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer, and answer Lightning's complaints with one line."""
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        except (
+            MisconfigurationException,
+            ValueError,
+            TypeError,
+            RuntimeError,
+            ImportError,
+        ) as error:
             if (user_error := user_error_in(error)) is not None:
                 raise user_error from error
             given = self.config.trainer
@@ -196,14 +211,32 @@ class FitCLI(LightningCLI):
             # The ranks that this process launched would hang in a collective.
             if self.trainer.strategy.launcher is not None:
                 self.trainer.strategy.launcher.kill(signal.SIGKILL)
-            if isinstance(error, MisconfigurationException):
-                raise UserError(f"trainer: {first_sentence(str(error))}") from error
+            if isinstance(error, Exception) and (theirs := refused_by_lightning(error)):
+                raise theirs from error
             if isinstance(error, torch.OutOfMemoryError):
                 advice = "lower data.batch_size or model.width"
                 raise UserError(f"out of device memory; {advice}") from error
             if isinstance(error, SystemExit) and not isinstance(error, SIGTERMException):
                 raise KeyboardInterrupt from error  # Lightning's answer to Ctrl-C
             raise
+
+
+def check_complete(kind: type[Method]) -> None:
+    """Check that a class is a whole method.
+
+    Raises:
+        UserError: it leaves what `Method` asks of it to subclasses.
+    """
+    missing = [
+        name
+        for name in dir(kind)
+        if getattr(inspect.getattr_static(kind, name), "__isabstractmethod__", False)
+    ]
+    if missing:
+        raise UserError(
+            f"model.class_path is {kind.__module__}.{kind.__name__}, which does not define "
+            f"{' and '.join(missing)}; choose a method that does"
+        )
 
 
 def _filter_warnings() -> None:
@@ -213,6 +246,7 @@ def _filter_warnings() -> None:
         ".*does not have many workers.*",  # a batch is a look-up in memory
         ".*GPU available but not used.*",
         ".*`srun` command is available.*",  # on every login node
+        r"\s*Unable to serialize instance",  # a default of Lightning's callbacks
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own
         ".*precision lowered by casting.*",  # OGBench's spaces
         ".*DISPLAY environment variable.*",  # nothing is shown in a window

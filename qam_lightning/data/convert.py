@@ -1,19 +1,18 @@
 """Making a store from npz files: once, in bounded memory, whatever crashes or runs beside it.
 
 Everything is written into ``<name>.store.tmp``. After each source file the data are forced to disk
-and ``progress.json`` records how many bytes are good, so an interrupted conversion continues with
+and ``progress.json`` records how many files are done, so an interrupted conversion continues with
 the file it was at. Only a complete store gets its final name.
 """
 
-import json
 import math
 import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Self
 
 import numpy as np
 from rich.progress import (
@@ -26,11 +25,25 @@ from rich.progress import (
 )
 
 from qam_lightning.data.layout import Layout
+from qam_lightning.data.npy import npy_header
 from qam_lightning.data.npz import NpzFile
-from qam_lightning.data.store import FORMAT, MANIFEST, OutdatedStore, Store, npy_header
-from qam_lightning.util.errors import UserError, cannot_write
+from qam_lightning.data.source import unwritable
+from qam_lightning.data.store import FORMAT, MANIFEST, Manifest, OutdatedStore, Shard, Store
+from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.files import locked, save_json, sync
+from qam_lightning.util.memory import gigabytes
 from qam_lightning.util.provenance import versions
+from qam_lightning.util.schema import Count, read_json
+
+PROGRESS = "progress.json"
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+"""Shape and type of every array, by key."""
+
+
+class _Progress(Manifest):
+    """``progress.json``: the manifest so far, and how many of its files are done."""
+
+    done: Count
 
 
 def ensure_store(files: list[Path], folder: Path, layout: Layout) -> Store:
@@ -54,7 +67,7 @@ def ensure_store(files: list[Path], folder: Path, layout: Layout) -> Store:
                     _convert(files, folder, layout)
                     store = Store(folder)
         except OSError as error:
-            raise cannot_write(folder, error, "store") from None
+            raise unwritable("ChunkDataModule", "store", folder, error) from None
     store.check_layout(layout)
     return store
 
@@ -69,63 +82,84 @@ def _current(files: list[Path], folder: Path) -> Store | None:
         if files and all(path.exists() for path in files):
             return None
         raise
-    return None if store.changes(files) else store
+    changed = store.changes(files)
+    # A store beside its files goes with them; one elsewhere may be of others of the same name.
+    alone = files and not any(path.exists() for path in files) and not _beside(folder, files[0])
+    if (changed or alone) and (other := store.others(files)):
+        problem = f"leads to {folder}, which is made from {other}, other data; choose another store"
+        raise ArgumentError("ChunkDataModule", "store", problem)
+    return None if changed else store
+
+
+def _beside(folder: Path, file: Path) -> bool:
+    return folder.parent.absolute() in file.absolute().parents
 
 
 def _convert(files: list[Path], folder: Path, layout: Layout) -> None:
     """Convert into a temporary folder, then put it in place of the old one."""
     temporary = folder.with_name(f"{folder.name}.tmp")
     source, ends = _survey(files, layout)
-    shapes = _shapes(source, layout)
-    progress = _resumed(temporary, {"layout": layout, "source": source}, shapes)
-    total = sum(len(npy_header(*kind)) + _data_bytes(*kind) for kind in shapes.values())
-    _check_space(temporary, total - sum(progress["bytes"].values()))
+    manifest = {
+        "format": FORMAT,
+        "layout": layout,
+        "crc32": {},
+        "versions": versions(),
+        "source": [shard.model_dump() for shard in source],
+        "folder": str(files[0].parent.absolute()),
+    }
+    headers = {key: npy_header(*kind) for key, kind in _shapes(source, layout).items()}
+    done = _resumed(temporary, layout, source, headers)
+    good = _sizes(headers, source[:done], layout)
+    total = sum(_sizes(headers, source, layout).values())
+    _check_space(temporary, total - sum(good.values()))
     with ExitStack() as stack:
         bar = stack.enter_context(_progress_bar())
         task = bar.add_task(f"converting {folder.stem}", total=total)
         outputs = {
-            key: stack.enter_context(_output(temporary / f"{key}.npy", progress["bytes"][key]))
-            for key in shapes
+            key: stack.enter_context(_Output(temporary / f"{key}.npy", good[key]))
+            for key in headers
         }
-        for number in range(progress["done"], len(files)):
-            row = sum(shard["rows"] for shard in source[:number])
-            for written in _append(files[number], ends[number], row, layout, outputs, progress):
-                bar.update(task, completed=written)
+        for number in range(done, len(files)):
+            row = sum(shard.rows for shard in source[:number])
+            for _ in _append(files[number], ends[number], row, layout, outputs):
+                bar.update(task, completed=sum(output.size for output in outputs.values()))
             for output in outputs.values():
-                output.flush()
-                os.fsync(output.fileno())
-            progress["done"] += 1
-            save_json(temporary / "progress.json", progress)
-    manifest = {"format": FORMAT, "layout": layout, "crc32": progress["crc32"]}
-    save_json(temporary / MANIFEST, manifest | {"versions": versions(), "source": source})
+                output.sync()
+            save_json(temporary / PROGRESS, manifest | {"done": number + 1})
+    manifest["crc32"] = {key: output.crc32 for key, output in outputs.items()}
+    save_json(temporary / MANIFEST, manifest)
     _put_in_place(temporary, folder)
 
 
-def _survey(files: list[Path], layout: Layout) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+def _survey(files: list[Path], layout: Layout) -> tuple[list[Shard], list[np.ndarray]]:
     """Read from every file, before the long work, what it is and where its trajectories end."""
     source, all_ends = [], []
     first: dict[str, str] = {}
     for path in files:
         with NpzFile(path) as file:
-            ends = file.ends()
-            rows = int(ends[-1]) + 1
-            for key, column in layout.items():
-                file.check_header(key, column, rows)
+            ends = file.ends(layout)
+            for key in layout:
                 dtype = str(file.shape(key)[1])
                 if dtype != first.setdefault(key, dtype):
                     raise UserError(
                         f"{path}: {key} holds {dtype}, but {files[0].name} holds {first[key]}; "
                         "are these files of one dataset?"
                     )
-            shard = {"name": path.name, "fingerprint": file.fingerprint()}
-            source.append(shard | {"rows": rows, "trajectories": len(ends)})
+            source.append(
+                Shard(
+                    name=path.name,
+                    fingerprint=file.fingerprint(),
+                    rows=int(ends[-1]) + 1,
+                    trajectories=len(ends),
+                )
+            )
             all_ends.append(ends)
     return source, all_ends
 
 
-def _shapes(source: list[dict[str, Any]], layout: Layout) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The shape and type of every array of the store."""
-    rows, trajectories = (sum(s[key] for s in source) for key in ("rows", "trajectories"))
+def _shapes(source: list[Shard], layout: Layout) -> Shapes:
+    """What the store's arrays look like with the trajectories of these files."""
+    rows, trajectories = (sum(getattr(s, key) for s in source) for key in ("rows", "trajectories"))
     shapes = {
         key: (column.shape(rows if column.last_rows else rows - trajectories), column.dtype)
         for key, column in layout.items()
@@ -133,84 +167,93 @@ def _shapes(source: list[dict[str, Any]], layout: Layout) -> dict[str, tuple[tup
     return shapes | {"ends": ((trajectories,), "int64")}
 
 
-def _data_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    return math.prod(shape) * np.dtype(dtype).itemsize
+def _sizes(headers: dict[str, bytes], source: list[Shard], layout: Layout) -> dict[str, int]:
+    """The bytes of every array's file once it holds the trajectories of these files."""
+    return {
+        key: len(headers[key]) + math.prod(shape) * np.dtype(dtype).itemsize
+        for key, (shape, dtype) in _shapes(source, layout).items()
+    }
 
 
 def _resumed(
-    temporary: Path, subject: dict[str, Any], shapes: dict[str, tuple[tuple[int, ...], str]]
-) -> dict[str, Any]:
-    """Return how far an interrupted conversion of the same files got, or start afresh.
-
-    Args:
-        temporary: Folder of the conversion.
-        subject: Layout and source files.
-        shapes: See `_shapes`.
-    """
+    temporary: Path, layout: Layout, source: list[Shard], headers: dict[str, bytes]
+) -> int:
+    """Return how many files an interrupted conversion of the same files did, or start afresh."""
     try:
-        found = json.loads((temporary / "progress.json").read_text())
-        same = {key: found[key] for key in subject} == json.loads(json.dumps(subject))
+        found = read_json(_Progress, temporary / PROGRESS, "a conversion", "delete it")
+        good = _sizes(headers, source[: found.done], layout)
         # A file that was cut meanwhile must not be lengthened again with zeros.
-        if same and all(
-            (temporary / f"{key}.npy").stat().st_size >= found["bytes"][key] for key in shapes
+        if (
+            (found.format, found.layout, found.source) == (FORMAT, layout, source)
+            and found.done <= len(source)
+            and all((temporary / f"{k}.npy").stat().st_size >= good[k] for k in headers)
         ):
-            return found
-    except (OSError, ValueError, TypeError, LookupError):
+            return found.done
+    except (OSError, UserError):
         pass
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    headers = {key: npy_header(*kind) for key, kind in shapes.items()}
     for key, header in headers.items():
         (temporary / f"{key}.npy").write_bytes(header)
-    written = {key: len(header) for key, header in headers.items()}
-    sums = {key: zlib.crc32(header) for key, header in headers.items()}
-    return {**subject, "done": 0, "bytes": written, "crc32": sums}
+    return 0
 
 
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"converting into {folder.parent} takes {needed / 1e9:.3g} GB, but only "
-            f"{free / 1e9:.3g} GB are free there; free some, or choose another store"
+            f"converting into {folder.parent} takes {gigabytes(needed)}, but only "
+            f"{gigabytes(free)} are free there; free some, or choose another store"
         )
 
 
-@contextmanager
-def _output(path: Path, good: int) -> Iterator[IO[bytes]]:
-    """Open an array's file behind its ``good`` first bytes."""
-    with path.open("ab") as file:
-        file.truncate(good)
-        yield file
+class _Output:
+    """An array's file that is appended to, its size in bytes, and the checksum of all of it."""
+
+    def __init__(self, path: Path, good: int):
+        """Open the file behind its ``good`` first bytes."""
+        self._file = path.open("r+b")
+        self.size, self.crc32 = 0, 0
+        while block := self._file.read(min(1 << 22, good - self.size)):
+            self._note(block)
+        self._file.truncate(good)
+
+    def _note(self, data: bytes) -> None:
+        self.size, self.crc32 = self.size + len(data), zlib.crc32(data, self.crc32)
+
+    def write(self, block: np.ndarray) -> None:
+        """Append rows."""
+        data = np.ascontiguousarray(block).tobytes()
+        self._file.write(data)
+        self._note(data)
+
+    def sync(self) -> None:
+        """Wait until all is on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def _append(
-    path: Path,
-    ends: np.ndarray,
-    row: int,
-    layout: Layout,
-    outputs: dict[str, IO[bytes]],
-    progress: dict[str, Any],
-) -> Iterator[int]:
-    """Append one file, whose first row becomes ``row``; yield the bytes written in all."""
-
-    def write(key: str, block: np.ndarray) -> int:
-        data = np.ascontiguousarray(block).tobytes()
-        outputs[key].write(data)
-        progress["crc32"][key] = zlib.crc32(data, progress["crc32"][key])
-        progress["bytes"][key] += len(data)
-        return sum(progress["bytes"].values())
-
+    path: Path, ends: np.ndarray, row: int, layout: Layout, outputs: dict[str, _Output]
+) -> Iterator[None]:
+    """Append one file, whose first row becomes ``row``; yield after every block."""
     with NpzFile(path) as file:
         for key, column in layout.items():
             for block in file.columns(key, column, ends):
-                yield write(key, block)
-    write("ends", ends + row)
+                outputs[key].write(block)
+                yield
+    outputs["ends"].write(ends + row)
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
     """Give a complete store its name; an old one goes when the new one is there."""
-    (temporary / "progress.json").unlink()
+    (temporary / PROGRESS).unlink()
     sync(temporary)
     outdated = folder.with_name(f"{folder.name}.old")
     if folder.exists():

@@ -1,7 +1,6 @@
 """The DataModule: a dataset, with the rewards of one task, as an endless stream of batches."""
 
 import functools
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +19,26 @@ from qam_lightning.data.chunks import ChunkStorage
 from qam_lightning.data.convert import ensure_store
 from qam_lightning.data.download import fetch
 from qam_lightning.data.labels import task_labels
-from qam_lightning.data.layout import file_layout
+from qam_lightning.data.layout import Layout, file_layout
 from qam_lightning.data.minari import import_minari
 from qam_lightning.data.sampler import OfflineSampler, Sampler
 from qam_lightning.data.source import Source, official, own
 from qam_lightning.data.spaces import Spaces
-from qam_lightning.data.store import PHYSICAL_MEMORY, Store, read_singly
-from qam_lightning.envs.make import is_ogbench, make_env
-from qam_lightning.util.errors import ArgumentError, require
+from qam_lightning.data.store import Store, read_singly
+from qam_lightning.envs.make import is_ogbench, make_env, try_env
+from qam_lightning.util.errors import ArgumentError, UserError, require, shown
+from qam_lightning.util.memory import PHYSICAL_MEMORY, check_memory, gigabytes
 from qam_lightning.util.provenance import mismatches
+from qam_lightning.util.schema import Schema, Text, read_json
+
+MOST_PREFETCHED = 256
+LONGEST = 10_000
+
+
+class _Record(Schema, extra="allow"):
+    """What ``generate`` wrote beside its data, as far as it matters here."""
+
+    versions: dict[Text, Text]
 
 
 class ChunkDataModule(L.LightningDataModule):
@@ -64,7 +74,7 @@ class ChunkDataModule(L.LightningDataModule):
             dataset: Kind of dataset: ``play``, ``noisy``, ``navigate``, ``stitch``, ``play-100m``
                 and so on.
             task: Task of the environment, 1 to 5, whose rewards the dataset is given.
-            horizon: Environment steps per action chunk, H.
+            horizon: Environment steps per action chunk, H, 1 to 10,000.
             discount: Discount γ per environment step, above 0 and at most 1.
             sparse: Map every reward but 0 to -1.
             batch_size: Chunks per gradient step, over all processes together.
@@ -77,7 +87,7 @@ class ChunkDataModule(L.LightningDataModule):
             store: Folder for the memory-mapped copies; beside the files if not given.
             storage: Where the dataset is kept while training: on disk, mapped into memory; copied
                 into memory; or copied to the device that trains.
-            prefetch: Batches made ahead of the learner.
+            prefetch: Batches made ahead of the learner, 0 to 256.
             seed: Determines, with the gradient step, which chunks are drawn.
 
         Raises:
@@ -91,6 +101,7 @@ class ChunkDataModule(L.LightningDataModule):
         self.directory, self.base_url = directory, base_url
         self.path, self.store, self.storage, self.prefetch = path, store, storage, prefetch
         self.train: ChunkStorage | None = None
+        self._fingerprint = ""
         self._sampler: Sampler | None = None
         own = type(self)
         lowest = {"task": 1, "horizon": 1, "batch_size": 1, "seed": 0, "prefetch": 0}
@@ -100,10 +111,16 @@ class ChunkDataModule(L.LightningDataModule):
         for name in ("discount", "fraction"):
             value = getattr(self, name)
             require(0.0 < value <= 1.0, own, name, value, "above 0 and at most 1")
+        for name, most in {"prefetch": MOST_PREFETCHED, "horizon": LONGEST}.items():
+            value = getattr(self, name)
+            require(value <= most, own, name, value, f"at most {most}")
 
     @functools.cached_property
     def _task_env(self) -> gymnasium.Env:
-        return make_env(self.env, self.task)
+        env = make_env(self.env, self.task)
+        if not is_ogbench(self.env):
+            try_env(env, self.env)
+        return env
 
     @property
     def spaces(self) -> Spaces:
@@ -115,6 +132,15 @@ class ChunkDataModule(L.LightningDataModule):
     def num_transitions(self) -> int:
         """Training transitions; available after ``setup``."""
         return self._chunks.num_transitions
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the dataset, 16 hexadecimal digits; available after ``setup``.
+
+        It is of all that the store holds: neither the files' names nor ``fraction`` or the task
+        change it.
+        """
+        return self._fingerprint if self._chunks else ""
 
     @property
     def _chunks(self) -> ChunkStorage:
@@ -146,7 +172,7 @@ class ChunkDataModule(L.LightningDataModule):
             UserError: There is nothing at ``path``, or no OGBench data of this environment.
         """
         if self.path is not None:
-            return own(import_minari(self.path, self.directory), self.store, validation)
+            return own(import_minari(self.path, self.directory, self.store), self.store, validation)
         if not is_ogbench(self.env):
             problem = f"is not set, expected your own data, as OGBench has none for {self.env}"
             raise ArgumentError(type(self), "path", problem)
@@ -196,8 +222,22 @@ class ChunkDataModule(L.LightningDataModule):
         if stage == "fit" and self.train is None:
             self.train = self._load()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run compares its data with."""
+        return {} if self.train is None else {"fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Tell, once, if the data are not those of the checkpoint; one without any says nothing."""
+        before = state_dict.get("fingerprint") if isinstance(state_dict, dict) else None
+        if not isinstance(before, str) or self.train is None or before == self.fingerprint:
+            return
+        if self.trainer is None or self.trainer.is_global_zero:
+            change = f"{shown(before)} -> {self.fingerprint} (fingerprint of the dataset)"
+            print(f"changed since the checkpoint: data: {change}")
+
     def _load(self) -> ChunkStorage:
         store = self.open_store()
+        self._fingerprint = store.fingerprint
         ends = store.ends[: max(1, round(self.fraction * len(store.ends)))]
         rows = int(ends[-1]) + 1
         transitions = rows - len(ends)
@@ -208,6 +248,7 @@ class ChunkDataModule(L.LightningDataModule):
         actions, rewards, masks = (array[:transitions] for array in arrays)
         observations = store.arrays["observations"][:rows]
         size = sum(array.nbytes for array in (observations, *arrays))
+        self._check_memory(store.layout, size)
         if self.storage == "disk" and size > PHYSICAL_MEMORY / 2:
             read_singly((observations, *arrays))
         made = ChunkStorage(
@@ -227,6 +268,17 @@ class ChunkDataModule(L.LightningDataModule):
             raise ArgumentError(type(self), "horizon", problem)
         return made
 
+    def _check_memory(self, layout: Layout, size: int) -> None:
+        """Compare a batch, and arrays that are copied, with the memory that there is."""
+        row = 2 * layout["observations"].columns + self.horizon * layout["actions"].columns + 3
+        # Steps are drawn as indices and doubles of 8 bytes, three to a step of a chunk.
+        batch = self.batch_size * (4 * row + 24 * self.horizon)
+        problem = f"is {shown(self.batch_size)}: {self.prefetch + 1} batches"
+        check_memory(batch * (self.prefetch + 1), type(self), "batch_size", problem)
+        if self.storage == "memory":
+            problem = "is memory: the dataset"
+            check_memory(size, type(self), "storage", problem)
+
     def _device(self, size: int) -> torch.device | None:
         """The device to copy the arrays to; None leaves them mapped."""
         if self.storage == "disk":
@@ -239,7 +291,7 @@ class ChunkDataModule(L.LightningDataModule):
             raise ArgumentError(type(self), "storage", problem)
         if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
             problem = (
-                f"is device, but the dataset takes {size / 1e9:.3g} GB and {free / 1e9:.3g} GB are "
+                f"is device, but the dataset takes {gigabytes(size)} and {gigabytes(free)} are "
                 "free there; use disk"
             )
             raise ArgumentError(type(self), "storage", problem)
@@ -259,15 +311,19 @@ class ChunkDataModule(L.LightningDataModule):
         Raises:
             ArgumentError: The batch cannot be shared evenly.
         """
-        if self.batch_size % world_size:
-            problem = f"is {self.batch_size}, expected a multiple of the {world_size} processes"
-            raise ArgumentError(type(self), "batch_size", problem)
-        share = self.batch_size // world_size
+        share = self._share(world_size)
         # Every rank draws the whole batch and keeps its share, so that any number of ranks trains
         # on the same chunks.
         sampler = self.sampler
         whole = sampler.indices(step)
         return sampler.gather(whole[rank * share : (rank + 1) * share])
+
+    def _share(self, world_size: int) -> int:
+        """The chunks of a process in every batch; an `ArgumentError` if that is no whole number."""
+        expected = f"a multiple of the {world_size} processes"
+        whole = self.batch_size % world_size == 0
+        require(whole, type(self), "batch_size", self.batch_size, expected)
+        return self.batch_size // world_size
 
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation (O,) of the training observations."""
@@ -278,10 +334,12 @@ class ChunkDataModule(L.LightningDataModule):
 
         Raises:
             UserError: Nothing would end the training.
+            ArgumentError: The batch cannot be shared evenly.
         """
         assert self.trainer is not None
         trainer = self.trainer
         _check_end(trainer)
+        self._share(trainer.world_size)
         method: Any = trainer.lightning_module  # a Method, which counts its gradient steps
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         on_device = self.storage == "device"
@@ -306,6 +364,6 @@ def _check_end(trainer: L.Trainer) -> None:
 def _recorded_versions(record: Path) -> dict[str, str]:
     """The versions that `generate` wrote beside its data; none if this is no such file."""
     try:
-        return dict(json.loads(record.read_text())["versions"])
-    except (OSError, ValueError, TypeError, LookupError):
+        return read_json(_Record, record, "a record", "").versions
+    except UserError:
         return {}

@@ -19,15 +19,16 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from qam_lightning.data.npz import Layout, check_npz
-from qam_lightning.data.source import COLLECTABLE, Source
-from qam_lightning.util.errors import UserError, cannot_write
+from qam_lightning.data.layout import Layout
+from qam_lightning.data.npz import check_npz
+from qam_lightning.data.source import COLLECTABLE, Source, unwritable
+from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import locked
 
 # Seconds without a byte after which a transfer counts as broken.
 TIMEOUT = 30.0
 BLOCK = 1 << 20
-# Errors that mean the disk, not the network.
+# Errors within a transfer that mean the disk, not the network.
 DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -71,16 +72,20 @@ def _download(url: str, path: Path, layout: Layout, remedy: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(partial) as file:
             if not path.exists():  # unless another process was faster
-                _transfer(url, file, path.name)
+                try:
+                    _transfer(url, file, path.name)
+                except urllib.error.HTTPError as error:
+                    reason = f"HTTP {error.code} {error.reason}"
+                    raise UserError(f"cannot download {url}: {reason}; {remedy}") from None
+                except (OSError, http.client.HTTPException, ValueError) as error:
+                    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                        raise
+                    reason = _reason(error)
+                    raise UserError(f"cannot download {url}: {reason}; {remedy}") from None
                 _verify(url, partial, layout, remedy)
                 partial.replace(path)
-    except urllib.error.HTTPError as error:
-        reason = f"HTTP {error.code} {error.reason}"
-        raise UserError(f"cannot download {url}: {reason}; {remedy}") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise cannot_write(path, error, "directory") from None
-        raise UserError(f"cannot download {url}: {_reason(error)}; {remedy}") from None
+    except OSError as error:
+        raise unwritable("ChunkDataModule", "directory", path, error) from None
 
 
 def _verify(url: str, partial: Path, layout: Layout, remedy: str) -> None:

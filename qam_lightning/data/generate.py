@@ -4,23 +4,37 @@ An episode is a function of its number, the seed and the installed versions. Nei
 worker processes nor an interruption changes a bit of it.
 """
 
-import json
+import functools
+import math
 import os
 import shutil
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from qam_lightning.data.layout import file_layout
 from qam_lightning.data.manipulation import Arrays, ManipulationCollector
 from qam_lightning.data.mazes import MazeCollector
-from qam_lightning.data.source import COLLECTABLE, POINT_MAZES, dataset_name, default_url
-from qam_lightning.data.workers import abandon, steps_bar, worker_pool
-from qam_lightning.util.errors import ArgumentError, UserError, cannot_write, require
+from qam_lightning.data.npz import NpzFile
+from qam_lightning.data.source import (
+    COLLECTABLE,
+    POINT_MAZES,
+    dataset_name,
+    default_url,
+    place,
+    unwritable,
+)
+from qam_lightning.data.workers import steps_bar, work_off
+from qam_lightning.envs.make import make_env, parts_of
+from qam_lightning.envs.worker import PROCESS_BYTES, WorkerError
+from qam_lightning.util.errors import ArgumentError, UserError, require, shown
 from qam_lightning.util.files import replacing, save_json
+from qam_lightning.util.memory import check_memory
 from qam_lightning.util.provenance import versions
+from qam_lightning.util.schema import Count, Schema, Text, read_json
 
 # Training episodes and steps of the official data: 1000 of 1001 steps unless named here. An episode
 # has one row more than transitions: its last row only supplies the next observation.
@@ -41,6 +55,8 @@ OFFICIAL = {
 }
 
 Collector = ManipulationCollector | MazeCollector
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+"""Shape and type of every array, by key."""
 
 
 def make_collector(env: str, dataset: str, episode_steps: int) -> Collector:
@@ -86,23 +102,33 @@ def generate(
     usual = OFFICIAL.get((env, dataset), (EPISODES, EPISODE_STEPS))
     episodes = usual[0] if episodes is None else episodes
     episode_steps = usual[1] if episode_steps is None else episode_steps
+    workers = (os.cpu_count() or 1) if workers is None else workers
     _check(env, dataset, episodes, seed, workers, episode_steps)
     name = dataset_name(env, dataset)
-    folder = Path(directory).expanduser()
+    folder = place("generate", "directory", directory)
     train, val = folder / f"{name}.npz", folder / f"{name}-val.npz"
     for path in (train, val):
         if path.exists():
             raise UserError(f"{path} exists already; move it away or choose another directory")
+    total = episodes + max(1, episodes // 10)
+    count = min(workers, total)
+    many = f"is {shown(workers)}: so many processes"
+    check_memory(count * PROCESS_BYTES, "generate", "workers", many)
+    shapes = _shapes(env, episode_steps)
+    size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
+    long = f"is {shown(episodes)}: the arrays of so many episodes of {shown(episode_steps)} steps"
+    check_memory(episodes * size, "generate", "episodes", long)
+
     settings = {"env": env, "dataset": dataset, "seed": seed, "episode_steps": episode_steps}
     parts = folder / f"{name}.parts"
     _claim(parts, settings)
-    total = episodes + max(1, episodes // 10)
-    wanted = [_part(parts, index) for index in range(total)]
-    _collect(parts, wanted, settings, workers or os.cpu_count() or 1)
+    for index in _kept(parts, total):  # a bad one is better said before hours of work
+        _read_part(_part(parts, index), shapes)
+    _collect(parts, settings, total, count)
 
     # Validation first: the training file's existence tells that all is finished.
-    for path, chosen in ((val, wanted[episodes:]), (train, wanted[:episodes])):
-        _save_npz(path, _concatenate(chosen))
+    for path, chosen in ((val, range(episodes, total)), (train, range(episodes))):
+        _save_npz(path, _concatenate([_part(parts, index) for index in chosen], shapes))
     record = settings | {
         "episodes": episodes,
         "validation_episodes": total - episodes,
@@ -114,25 +140,56 @@ def generate(
 
 
 def _check(
-    env: str, dataset: str, episodes: int, seed: int, workers: int | None, episode_steps: int
+    env: str, dataset: str, episodes: int, seed: int, workers: int, episode_steps: int
 ) -> None:
     if env not in COLLECTABLE:
+        if parts := parts_of(env):
+            raise ArgumentError("generate", "env", f"is '{env}', expected {parts}")
         raise ArgumentError(
             "generate",
             "env",
-            f"is {env!r}, which has no scripted oracle, expected one of {', '.join(COLLECTABLE)}; "
+            f"is '{shown(env)}', which has no scripted oracle, expected one of "
+            f"{', '.join(COLLECTABLE)}; "
             "data of ants and humanoids need trained experts: training downloads the official "
             f"files from {default_url()}, or takes them from its directory",
         )
     expected = " or ".join(COLLECTABLE[env])
-    require(dataset in COLLECTABLE[env], "generate", "dataset", repr(dataset), expected)
+    require(dataset in COLLECTABLE[env], "generate", "dataset", f"'{shown(dataset)}'", expected)
     for name, value, least in (
         ("episodes", episodes, 1),
         ("seed", seed, 0),
         ("episode_steps", episode_steps, 2),
-        ("workers", 1 if workers is None else workers, 1),
+        ("workers", workers, 1),
     ):
         require(value >= least, "generate", name, value, f"at least {least}")
+
+
+@functools.cache
+def _shapes(env: str, steps: int) -> Shapes:
+    """What every episode's arrays look like."""
+    made = make_env(env, 1)
+    widths = {key: column.columns for key, column in file_layout(made).items()}
+    widths["qvel"] = int(made.unwrapped.model.nv)  # type: ignore[attr-defined]
+    made.close()
+    order = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
+    dtypes = {"terminals": "bool", "button_states": "int64"}
+    return {
+        key: ((steps, widths[key]) if key in widths else (steps,), dtypes.get(key, "float32"))
+        for key in order
+        if key in widths or key == "terminals"
+    }
+
+
+class _Collection(Schema, extra="allow"):
+    """``settings.json``: the collection that the parts belong to, and what changes its bits."""
+
+    env: Text
+    dataset: Text
+    seed: Count
+    episode_steps: Count
+    mujoco: Text
+    ogbench: Text
+    qam_lightning: Text
 
 
 def _claim(parts: Path, settings: dict[str, Any]) -> None:
@@ -144,83 +201,119 @@ def _claim(parts: Path, settings: dict[str, Any]) -> None:
     try:
         parts.mkdir(parents=True, exist_ok=True)
         if not record.exists():
+            if any(parts.iterdir()):
+                problem = "holds parts, but no settings.json that says of which collection"
+                raise UserError(f"{parts}: {problem}; delete it to start afresh")
             save_json(record, expected)
-        found = json.loads(record.read_text())
     except OSError as error:
-        raise cannot_write(parts, error, "directory") from None
-    except ValueError:
-        raise UserError(f"{record} is not valid JSON; delete {parts} to start afresh") from None
+        raise unwritable("generate", "directory", parts, error) from None
+    found = read_json(_Collection, record, "a collection", f"delete {parts} to start afresh")
     for key, value in expected.items():
-        if found.get(key) != value:
+        if getattr(found, key) != value:
             raise UserError(
-                f"{parts} holds an unfinished collection with {key} {found.get(key)!r}, not "
-                f"{value!r}; continue that one with its own settings, or delete the folder"
+                f"{parts} holds an unfinished collection with {key} "
+                f"{shown(getattr(found, key))}, not {shown(value)}; continue that one with its own "
+                "settings, or delete the folder"
             )
 
 
-def _collect(parts: Path, wanted: list[Path], settings: dict[str, Any], workers: int) -> None:
-    """Collect the missing episodes, in parallel."""
+class CollectorSettings(NamedTuple):
+    """The arguments of `make_collector`, to be sent to the process that makes the collector."""
+
+    env: str
+    dataset: str
+    episode_steps: int
+
+    def make(self) -> Collector:
+        """Make the collector."""
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+        return make_collector(*self)
+
+
+class CollectPart(NamedTuple):
+    """Answered by None when episode ``number`` is in its file."""
+
+    parts: Path
+    seed: int
+    number: int
+    slot: int = 0
+
+    def answers(self, collector: Collector) -> Iterator[None]:
+        """Collect the episode."""
+        _save_npz(_part(self.parts, self.number), collector.episode(self.seed, self.number))
+        yield
+
+
+def _collect(parts: Path, settings: dict[str, Any], total: int, workers: int) -> None:
+    """Collect the missing ones of ``total`` episodes, in parallel."""
     steps = settings["episode_steps"]
-    missing = [index for index, path in enumerate(wanted) if not path.exists()]
-    if not missing:
+    kept = set(_kept(parts, total))
+    if len(kept) == total:
         return
-    arguments = (settings["env"], settings["dataset"], steps)
-    count = min(workers, len(missing))
-    with steps_bar() as progress, worker_pool(count, _start, arguments) as pool:
-        task = progress.add_task(
-            parts.stem, total=len(wanted) * steps, completed=(len(wanted) - len(missing)) * steps
-        )
-        futures = [pool.submit(_collect_part, parts, settings["seed"], i) for i in missing]
-        try:
-            for future in as_completed(futures):
-                future.result()
+    subject = CollectorSettings(settings["env"], settings["dataset"], steps)
+    missing = (index for index in range(total) if index not in kept)
+    requests = (CollectPart(parts, settings["seed"], index) for index in missing)
+    try:
+        with steps_bar() as progress:
+            task = progress.add_task(parts.stem, total=total * steps, completed=len(kept) * steps)
+            for _ in work_off(subject, requests, min(workers, total - len(kept))):
                 progress.advance(task, steps)
-        except (KeyboardInterrupt, BrokenProcessPool, UserError) as error:
-            abandon(pool)
-            reasons: dict[type, str] = {
-                KeyboardInterrupt: "interrupted",
-                BrokenProcessPool: "a worker process died (out of memory?)",
-            }
-            reason = reasons.get(type(error), str(error))
-            kept = sum(path.exists() for path in wanted)
-            raise UserError(
-                f"{reason}: {kept} of {len(wanted)} episodes are kept in {parts}; "
-                "the same command continues from there"
-            ) from None
-        except BaseException:
-            abandon(pool)
-            raise
-
-
-_collector: Collector | None = None
-
-
-def _start(name: str, dataset: str, episode_steps: int) -> None:
-    global _collector
-    _collector = make_collector(name, dataset, episode_steps)
-
-
-def _collect_part(parts: Path, seed: int, index: int) -> None:
-    assert _collector is not None
-    _save_npz(_part(parts, index), _collector.episode(seed, index))
+    except (KeyboardInterrupt, WorkerError, UserError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error) else "interrupted"
+        raise UserError(
+            f"{reason}: {len(_kept(parts, total))} of {total} episodes are kept in {parts}; the "
+            "same command continues from there"
+        ) from error
 
 
 def _part(parts: Path, index: int) -> Path:
     return parts / f"{index:06d}.npz"
 
 
-def _concatenate(paths: list[Path]) -> Arrays:
-    pieces: dict[str, list[np.ndarray]] = {}
-    for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                for key in file.files:
-                    pieces.setdefault(key, []).append(file[key])
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{path}: cannot be read: {error}; delete it, and start again"
-            ) from None
-    return {key: np.concatenate(values) for key, values in pieces.items()}
+def _kept(parts: Path, total: int) -> list[int]:
+    """The episodes below ``total`` that are there."""
+    numbers = (int(path.stem) for path in parts.glob("*.npz") if path.stem.isdigit())
+    return sorted(n for n in numbers if n < total and _part(parts, n).exists())
+
+
+def _read_part(path: Path, shapes: Shapes) -> Arrays:
+    """Read an episode's arrays.
+
+    Raises:
+        UserError: It is damaged, or not of this collection.
+    """
+    again = "delete it, and the same command collects it again"
+    with NpzFile(path, again) as file:
+        if set(file.keys()) != set(shapes):
+            found, wanted = (", ".join(sorted(keys)) for keys in (file.keys(), shapes))
+            raise UserError(f"{path}: holds {shown(found)}, expected {wanted}; {again}")
+        for key, (shape, dtype) in shapes.items():
+            if (header := file.shape(key)) != (shape, np.dtype(dtype)):
+                raise UserError(
+                    f"{path}: {key} is of shape {header[0]} and type {header[1]}, expected {shape} "
+                    f"and {dtype}; {again}"
+                )
+        arrays = {key: np.concatenate(list(file.blocks(key))) for key in shapes}
+    ends = np.flatnonzero(arrays["terminals"]).tolist()
+    finite = all(np.isfinite(array).all() for array in arrays.values())
+    if ends != [len(arrays["terminals"]) - 1] or not finite or np.abs(arrays["actions"]).max() > 1:
+        raise UserError(
+            f"{path}: is no episode (terminals in rows {shown(ends)}, expected the last; finite "
+            f"numbers, actions from -1 to 1); {again}"
+        )
+    return arrays
+
+
+def _concatenate(paths: list[Path], shapes: Shapes) -> Arrays:
+    """Put episodes one behind the other."""
+    whole = {
+        key: np.empty((len(paths) * shape[0], *shape[1:]), dtype)
+        for key, (shape, dtype) in shapes.items()
+    }
+    for number, path in enumerate(paths):
+        for key, array in _read_part(path, shapes).items():
+            whole[key][number * len(array) : (number + 1) * len(array)] = array
+    return whole
 
 
 def _save_npz(path: Path, arrays: Arrays) -> None:

@@ -1,21 +1,31 @@
 """Rewards and masks of a task, computed from the stored states by OGBench's own code, and kept."""
 
-import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import gymnasium
 import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 
-from qam_lightning.data.store import Store, npy_header
-from qam_lightning.util.errors import cannot_write
+from qam_lightning.data.npy import map_npy, npy_header
+from qam_lightning.data.source import unwritable
+from qam_lightning.data.store import Store
+from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import checksum, locked, save_json, sync
 from qam_lightning.util.provenance import versions
+from qam_lightning.util.schema import Count, Schema, Text, read_json
 
 BLOCK = 1 << 18  # transitions whose states are in memory at a time
 REWARDS, MASKS, RECORD = "rewards.npy", "masks.npy", "record.json"
 Labels = tuple[np.ndarray, np.ndarray]
+
+
+class _Record(Schema):
+    """``record.json``: the OGBench that computed the labels, and the checksums of their files."""
+
+    ogbench: Text
+    crc32: dict[Literal["rewards.npy", "masks.npy"], Count]
 
 
 def task_labels(store: Store, env: str, task: int, task_env: gymnasium.Env) -> Labels:
@@ -40,7 +50,7 @@ def task_labels(store: Store, env: str, task: int, task_env: gymnasium.Env) -> L
                     _make(store, folder, f"{env}-singletask-task{task}-v0", task_env)
                     labels = _load(folder, store.transitions)
         except OSError as error:
-            raise cannot_write(folder, error, "store") from None
+            raise unwritable("ChunkDataModule", "store", folder, error) from None
     assert labels is not None
     return labels
 
@@ -52,23 +62,28 @@ def damaged_labels(store: Store) -> list[str]:
         folder = record.parent
         if _load(folder, store.transitions) is None:
             continue  # made again when next needed
-        for name, expected in json.loads(record.read_text())["crc32"].items():
+        for name, expected in _record(folder).crc32.items():
             if checksum(folder / name) != expected:
                 again = f"delete {folder}, and the next run computes it again"
                 wrong.append(f"{folder / name} fails its checksum; {again}")
     return wrong
 
 
+def _record(folder: Path) -> _Record:
+    return read_json(_Record, folder / RECORD, "a record of labels", f"delete {folder}")
+
+
 def _load(folder: Path, transitions: int) -> Labels | None:
     """A task's labels; None unless complete and from the installed version of OGBench."""
     try:
-        record = json.loads((folder / RECORD).read_text())
-        if record["ogbench"] != versions()["ogbench"] or len(record["crc32"]) != 2:
-            return None
-        rewards, masks = (np.load(folder / name, mmap_mode="r") for name in (REWARDS, MASKS))
-    except (OSError, EOFError, ValueError, TypeError, LookupError):
+        record = _record(folder)
+        rewards, masks = (map_npy(folder / name) for name in (REWARDS, MASKS))
+    except (OSError, ValueError, UserError):
         return None
-    return (rewards, masks) if len(rewards) == len(masks) == transitions else None
+    current = record.ogbench == versions()["ogbench"] and len(record.crc32) == 2
+    fits = rewards.shape == masks.shape == (transitions,)
+    types = (rewards.dtype, masks.dtype) == (np.float32, np.uint8)
+    return (rewards, masks) if current and fits and types else None
 
 
 def _make(store: Store, folder: Path, name: str, task_env: gymnasium.Env) -> None:

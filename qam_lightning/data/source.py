@@ -1,5 +1,6 @@
 """Where a dataset's files are: OGBench's single files and folders of shards, or your own."""
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -8,12 +9,29 @@ from typing import NamedTuple
 
 import ogbench.utils
 
-from qam_lightning.util.errors import ArgumentError, UserError
+from qam_lightning.util.errors import ArgumentError, UserError, shown
 
 URL_VARIABLE = "QAM_DATA_URL"
 SHARDS = 100
 _LARGE = "-100m"
-_NUMBER = re.compile(r"-(\d{3,})(?:-val)?\.npz$")
+_NUMBER = re.compile(r"-(\d{3,})(?:-val)?\.npz$", re.IGNORECASE)
+# Other formats in which such data come, by the end of the name.
+FORMATS = {
+    **dict.fromkeys((".hdf5", ".h5", ".he5"), "an HDF5 file"),
+    **dict.fromkeys((".pkl", ".pickle", ".p"), "a pickle"),
+    **dict.fromkeys((".pt", ".pth"), "a file of PyTorch's"),
+    **dict.fromkeys((".arrow", ".feather"), "an Arrow file"),
+    **dict.fromkeys((".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z"), "a compressed archive"),
+    ".zip": "a zip archive",
+    ".npy": "a single array of numpy's",
+    ".csv": "a table of text",
+    ".json": "a JSON file",
+    ".jsonl": "a JSON file",
+    ".mat": "a MATLAB file",
+    ".parquet": "a Parquet file",
+    ".tfrecord": "a file of TensorFlow's",
+    ".zarr": "a Zarr folder",
+}
 
 # What can be collected here, by environment and kind of dataset (see generate.py).
 MANIPULATION = (
@@ -77,53 +95,127 @@ def official(
         base_url: Where to download from; see `default_url`.
         validation: Name the validation files instead.
     """
-    folder = Path(directory).expanduser()
+    if not re.fullmatch(r"[\w-]+", dataset):  # it becomes part of a file's name
+        problem = f"is '{shown(dataset)}', expected a kind of dataset such as play or navigate"
+        raise ArgumentError("ChunkDataModule", "dataset", problem)
+    folder = place("ChunkDataModule", "directory", directory)
     name, tail = dataset_name(env, dataset), "-val" if validation else ""
     url = (default_url() if base_url is None else base_url).rstrip("/")
-    place = Path(store).expanduser() if store else folder
+    made = place("ChunkDataModule", "store", store) if store else folder
     if not dataset.endswith(_LARGE):
-        return Source([folder / f"{name}{tail}.npz"], place / f"{name}{tail}.store", url)
+        return Source([folder / f"{name}{tail}.npz"], made / f"{name}{tail}.store", url)
     stem = dataset_name(env, dataset.removesuffix(_LARGE))
     files = [folder / name / f"{stem}-{i:03d}{tail}.npz" for i in range(SHARDS)]
-    return Source(files, place / f"{name}{tail}.store", f"{url}/{name}")
+    return Source(files, made / f"{name}{tail}.store", f"{url}/{name}")
 
 
 def own(path: str, store: str | None = None, validation: bool = False) -> Source | None:
     """Name the files of a dataset of your own.
 
     Args:
-        path: An npz file, or a folder of them; ``-val.npz`` marks validation files.
+        path: An npz file, whose ``.npz`` may be left out, or a folder of them; ``-val.npz`` marks
+            validation files.
         store: Folder for the store; beside the files if not given.
         validation: Name the validation files instead; None if there are none.
 
     Raises:
-        UserError: There is nothing, or a numbered file is missing.
+        UserError: There is nothing, or something else, or a numbered file is missing.
     """
-    given = Path(path).expanduser()
+    given = place("ChunkDataModule", "path", path)
+    if not given.name.strip("."):  # such as ".", which names no store
+        given = given.resolve()
     tail = "-val" if validation else ""
-    place = Path(store).expanduser() if store else given.parent
-    made = place / f"{given.stem if given.suffix == '.npz' else given.name}{tail}.store"
     if given.is_dir():
-        found = sorted(p for p in given.glob("*.npz") if p.stem.endswith("-val") == validation)
+        stem = given.name
+        npz = [file for file in given.iterdir() if file.suffix.lower() == ".npz"]
+        found = sorted(f for f in npz if f.stem.endswith("-val") == validation)
         _check_numbers(given, found)
     else:
-        found = [given.with_name(f"{given.stem}{tail}.npz")]
-    exists = made.exists() or (found and found[0].exists())
-    if validation and not exists:
+        end = given.suffix if given.suffix.lower() == ".npz" else ".npz"
+        stem = given.name.removesuffix(end)
+        found = [given.with_name(f"{stem}{tail}{end}")]
+    folder = place("ChunkDataModule", "store", store) if store else given.parent
+    made = folder / f"{stem}{tail}.store"
+    other = given.is_file() and given.suffix.lower() != ".npz"
+    if not other and (made.exists() or (found and found[0].exists())):
+        return Source(found, made, None)
+    if validation:
         return None
-    if not exists:
-        what = "holds no npz files" if given.is_dir() else "does not exist"
-        problem = f"is {given}, which {what}, expected an npz file or a folder of them"
-        raise ArgumentError("ChunkDataModule", "path", problem)
-    return Source(found, made, None)
+    found_there, advice = _instead(given)
+    expected = "expected an npz file or a folder of them"
+    problem = f"is {shown(given)}, {found_there}, {expected}{advice}"
+    raise ArgumentError("ChunkDataModule", "path", problem)
+
+
+def _instead(given: Path) -> tuple[str, str]:
+    """Say what there is instead of npz files, and what to do."""
+    if (given / "manifest.json").exists():
+        return "a store", "; give what the store was made from, which need not exist any more"
+    advice = "; save the arrays with np.savez, or give minari:ID for a dataset of Minari's"
+    if given.is_file():
+        return FORMATS.get(given.suffix.lower(), "a file of another name"), advice
+    near = given if given.is_dir() else given.parent
+    others = sorted(
+        file
+        for file in (near.iterdir() if near.is_dir() else ())
+        if file.suffix.lower() in FORMATS
+        and (given.is_dir() or file.stem == given.name.removesuffix(".npz"))
+    )
+    found = "which holds no npz files" if given.is_dir() else "which does not exist"
+    if not others:
+        return found, ""
+    return f"{found}, but {shown(others[0].name)}, {FORMATS[others[0].suffix.lower()]}", advice
+
+
+def place(owner: str, argument: str, text: str) -> Path:
+    """Return the path that a user's text names, its ``~`` expanded.
+
+    Args:
+        owner: The class or function that takes the argument.
+        argument: The argument.
+        text: Its value.
+
+    Raises:
+        ArgumentError: It can be no path.
+    """
+    try:
+        if not text.strip() or "\0" in text:
+            raise ValueError("no path")
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        problem = f"is '{shown(text)}', which cannot be used: {reason}"
+        raise ArgumentError(owner, argument, problem) from None
+    return path
+
+
+def unwritable(owner: str, argument: str, path: Path, error: OSError) -> ArgumentError:
+    """Return the error for data that cannot be written: why, and what to do.
+
+    Args:
+        owner: The class or function that takes the argument.
+        argument: The argument that chooses another folder.
+        path: The file or folder.
+        error: What the system answered.
+    """
+    advice = f"choose another {argument}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        advice = f"free some space and repeat, the work done so far is kept; or {advice}"
+    reason = error.strerror or error
+    return ArgumentError(
+        owner, argument, f"leads to {path}, which cannot be written: {reason}; {advice}"
+    )
 
 
 def _check_numbers(folder: Path, files: list[Path]) -> None:
-    numbers = [int(match[1]) for path in files if (match := _NUMBER.search(path.name))]
-    absent = sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))
+    numbers = {int(match[1]) for path in files if (match := _NUMBER.search(path.name))}
+    last = max(numbers, default=-1)
+    # A number in a name may be large, so not all below it are counted.
+    absent = [n for n in range(min(last, len(numbers) + 6)) if n not in numbers]
     if absent:
-        named = ", ".join(f"{n:03d}" for n in absent[:5]) + (", ..." if len(absent) > 5 else "")
+        named = ", ".join(f"{n:03d}" for n in absent[:5]) + (", ..." if absent[5:] else "")
         raise UserError(
-            f"{folder}: of the files numbered 000 to {max(numbers):03d}, {named} "
+            f"{folder}: of the files numbered 000 to {last:03d}, {named} "
             f"{'is' if len(absent) == 1 else 'are'} missing; fetch the missing ones"
         )

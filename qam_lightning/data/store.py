@@ -6,24 +6,76 @@ every row, so next observations need no storage of their own; everything else is
 transitions only (see ``chunks.py`` for their numbers).
 """
 
-import io
-import json
+import hashlib
 import mmap
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from qam_lightning.data.layout import Column, Layout
+from qam_lightning.data.npy import map_npy
 from qam_lightning.data.npz import NpzFile
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import checksum
+from qam_lightning.util.schema import Count, Schema, Text, read_json
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-PHYSICAL_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _file_name(text: str) -> str:
+    if Path(text).name != text or "\0" in text:
+        raise ValueError("a file's name without a folder")
+    return text
+
+
+def _plain(text: str) -> str:
+    if not text.isidentifier():
+        raise ValueError("a plain name")
+    return text
+
+
+Key = Annotated[Text, AfterValidator(_plain)]
+"""An array's name, which is also its file's."""
+
+
+Checksum = Annotated[Count, Field(lt=1 << 32)]
+
+
+class Shard(Schema):
+    """A source file: the trajectories and rows taken from it."""
+
+    name: Annotated[Text, AfterValidator(_file_name)]
+    fingerprint: Text
+    rows: Count
+    trajectories: Count
+
+
+class Manifest(Schema):
+    """``manifest.json``.
+
+    Attributes:
+        format: `FORMAT`.
+        layout: Columns, type and whether last rows are kept of every array but ``ends``.
+        crc32: Checksum of every array's file.
+        versions: The software that made the store.
+        source: The source files, in order.
+        folder: Where they were then.
+    """
+
+    format: Count
+    layout: dict[Key, tuple[Count, Literal["float32", "int8", "uint8"], bool]]
+    crc32: dict[Key, Checksum]
+    versions: dict[str, str] = {}
+    source: Annotated[list[Shard], Field(min_length=1)]
+    folder: Text = ""
+
+
+class _Format(Schema, extra="allow"):
+    format: Count
 
 
 class OutdatedStore(UserError):
@@ -39,7 +91,7 @@ class Store:
         ends: Last row of every trajectory.
         transitions: N.
         layout: What its arrays look like.
-        manifest: See the module's docstring.
+        manifest: What ``manifest.json`` holds.
     """
 
     def __init__(self, folder: Path):
@@ -50,27 +102,64 @@ class Store:
             UserError: The store is damaged.
         """
         self.folder = folder
+        path, again = (
+            folder / MANIFEST,
+            f"delete {folder}, and the next run converts the files again",
+        )
+        found = read_json(_Format, path, "a store's manifest", again).format
+        if found != FORMAT:
+            raise OutdatedStore(
+                f"{folder}: has format {found}, expected {FORMAT}; training makes it again from "
+                "its npz files, so bring those back if they are gone"
+            )
+        self.manifest: Manifest = read_json(Manifest, path, "a store's manifest", again)
+        self.layout: Layout = {key: Column(*c) for key, c in self.manifest.layout.items()}
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-            if self.manifest["format"] != FORMAT:
-                raise OutdatedStore(
-                    f"{folder}: has format {self.manifest['format']}, expected {FORMAT}; training "
-                    "makes it again from its npz files, so bring those back if they are gone"
+            self.arrays = {key: map_npy(self.path(key)) for key in [*self.layout, "ends"]}
+            self._check()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: cannot be read: {error}; {again}") from None
+        self.ends, self.transitions = self.arrays["ends"], len(self.arrays["actions"])
+
+    def _check(self) -> None:
+        """Raise a `ValueError` unless the arrays fit the manifest and each other."""
+        if not {"observations", "actions"} <= self.layout.keys():
+            raise ValueError(f"{MANIFEST} names no observations or no actions")
+        if self.manifest.crc32.keys() != self.arrays.keys():
+            raise ValueError(f"{MANIFEST} has checksums of other arrays than its layout names")
+        ends = self.arrays["ends"]
+        if ends.dtype != np.int64 or ends.ndim != 1 or not len(ends):
+            raise ValueError(f"ends is {ends.shape} of {ends.dtype}, expected (n,) of int64")
+        rows = int(ends[-1]) + 1
+        lengths = np.diff(ends, prepend=-1)
+        if lengths.min() < 2:
+            raise ValueError("ends do not increase by two or more")
+        for key, column in self.layout.items():
+            array = self.arrays[key]
+            expected = column.shape(rows if column.last_rows else rows - len(ends))
+            if array.shape != expected or array.dtype != column.dtype:
+                raise ValueError(
+                    f"{key} is {array.shape} of {array.dtype}, expected {expected} of "
+                    f"{column.dtype}, as ends tells"
                 )
-            self.arrays: dict[str, np.ndarray] = {
-                key: np.load(self.path(key), mmap_mode="r") for key in self.manifest["crc32"]
-            }
-            self.ends, self.transitions = self.arrays["ends"], len(self.arrays["actions"])
-            # Fingerprint of every source file, by name.
-            self.shards = {shard["name"]: shard["fingerprint"] for shard in self.manifest["source"]}
-            columns = self.manifest["layout"].items()
-            self.layout: Layout = {key: Column(*column) for key, column in columns}
-        except (OSError, EOFError, ValueError, TypeError, LookupError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(
-                f"{folder}: cannot be read: {reason}; delete it, and the next run converts the "
-                "files again"
-            ) from None
+        source = self.manifest.source
+        counted = sum(shard.rows for shard in source), sum(shard.trajectories for shard in source)
+        if counted != (rows, len(ends)):
+            raise ValueError(f"{MANIFEST} counts {counted} rows and trajectories of its sources")
+
+    @property
+    def shards(self) -> dict[str, str]:
+        """Fingerprint of every source file, by name."""
+        return {shard.name: shard.fingerprint for shard in self.manifest.source}
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all arrays, 16 hexadecimal digits, from their checksums.
+
+        It is the same for the same data in one file or several, and under any name.
+        """
+        sums = sorted(self.manifest.crc32.items())
+        return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
 
     def path(self, key: str) -> Path:
         """The file of an array."""
@@ -86,24 +175,32 @@ class Store:
             if key not in self.arrays:
                 problem = f"{self.folder}: holds no {key}"
                 raise UserError(f"{problem}; delete it, and the next run converts the files again")
-            found = (*self.arrays[key].shape, 0)[1]
-            if found != column.columns:
+            found, expected = self.arrays[key].shape[1:], column.shape(0)[1:]
+            if found != expected:
                 raise UserError(
-                    f"{self.folder}: {key} has {found} columns, but the environment's has "
-                    f"{column.columns}; is this the data of another environment?"
+                    f"{self.folder}: {key} has rows of shape {found}, but the environment's "
+                    f"{expected}; is this the data of another environment?"
                 )
 
     def changes(self, files: list[Path]) -> str | None:
         """What differs from the source files that still exist; None if nothing does."""
+        shards = self.shards
         for path in files:
             if path.exists():
-                recorded = self.shards.get(path.name)
+                recorded = shards.get(path.name)
                 if recorded is None:
                     return f"{path.name} is new"
                 with NpzFile(path) as file:
                     if file.fingerprint() != recorded:
                         return f"{path.name} has changed"
         return None
+
+    def others(self, files: list[Path]) -> Path | None:
+        """A file elsewhere that this store was made from, if it was made from none of ``files``."""
+        recorded = [Path(self.manifest.folder, name) for name in self.shards]
+        if not self.manifest.folder or {path.absolute() for path in files} & set(recorded):
+            return None
+        return next((path for path in recorded if path.exists()), None)
 
     def verify(self, files: list[Path]) -> list[str]:
         """Compare every byte with the checksums and every number with the source.
@@ -115,23 +212,23 @@ class Store:
             One line for each array that is wrong.
         """
         wrong = []
-        for key, expected in self.manifest["crc32"].items():
+        for key, expected in self.manifest.crc32.items():
             if checksum(self.path(key)) != expected:
                 wrong.append(f"{self.path(key)} fails its checksum")
         present = {path.name: path for path in files if path.exists()}
         row = transition = 0
-        for shard in self.manifest["source"]:
-            if shard["name"] in present:
-                wrong += self._compare(present[shard["name"]], row, transition)
-            row += shard["rows"]
-            transition += shard["rows"] - shard["trajectories"]
+        for shard in self.manifest.source:
+            if shard.name in present:
+                wrong += self._compare(present[shard.name], row, transition)
+            row += shard.rows
+            transition += shard.rows - shard.trajectories
         return wrong
 
     def _compare(self, path: Path, row: int, transition: int) -> list[str]:
         with NpzFile(path) as file:
             if file.fingerprint() != self.shards.get(path.name):
                 return [f"{path} has changed since the store was made"]
-            ends, wrong = file.ends(), []
+            ends, wrong = file.ends(self.layout), []
             for key, column in self.layout.items():
                 at = row if column.last_rows else transition
                 for block in file.columns(key, column, ends):
@@ -150,11 +247,3 @@ def read_singly(arrays: Iterable[np.ndarray]) -> None:
     """
     for array in arrays:
         array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
-
-
-def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
-    """The beginning of a ``.npy`` file, to be followed by the array's bytes."""
-    stream = io.BytesIO()
-    content = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, content)
-    return stream.getvalue()

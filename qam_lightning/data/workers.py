@@ -1,14 +1,8 @@
 """Worker processes that collect episodes, and their progress bar."""
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import wait
+from typing import cast
 
 from rich.progress import (
     BarColumn,
@@ -19,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from qam_lightning.envs.worker import ProcessWorker, Request, Settings
 
 
 def steps_bar() -> Progress:
@@ -39,47 +35,34 @@ class _SpeedColumn(ProgressColumn):
         return Text(f"{task.speed:,.0f} steps/s" if task.speed else "")
 
 
-@contextlib.contextmanager
-def worker_pool(
-    workers: int, start: Callable[..., None], arguments: tuple[Any, ...]
-) -> Iterator[ProcessPoolExecutor]:
-    """Start processes that each call ``start(*arguments)`` first and use one numerical thread."""
-    # A new interpreter each: a forked copy of a process with threads (torch, rich) may hang.
-    context = multiprocessing.get_context("spawn")
-    # Set before a worker imports numpy and mujoco, which read them on import.
-    inherited = {key: "1" for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    inherited["MUJOCO_GL"] = "disabled"  # nothing is rendered: no need for a display
-    saved = {key: os.environ.get(key) for key in inherited}
-    os.environ.update(inherited)
+def work_off(settings: Settings, requests: Iterable[Request], workers: int) -> Iterator[None]:
+    """Let processes serve requests, one at a time each; yield whenever one is done.
+
+    Args:
+        settings: From which each process makes what serves the requests.
+        requests: Read as processes become free. Each has one answer.
+        workers: Processes, at least 1.
+
+    Raises:
+        UserError: As the work in a process raised it.
+        WorkerError: The work failed, or the process died.
+    """
+    waiting = iter(requests)
+    # Nothing is rendered: no need for a display.
+    pool = [ProcessWorker(settings, MUJOCO_GL="disabled") for _ in range(workers)]
     try:
-        with ProcessPoolExecutor(workers, context, _start_worker, (start, arguments)) as pool:
-            yield pool
+        busy: dict[int, ProcessWorker] = {}
+        for worker, request in zip(pool, waiting, strict=False):
+            worker.send([request])
+            busy[worker.fileno()] = worker
+        while busy:
+            for number in cast(list[int], wait(busy)):
+                busy[number].receive()
+                if following := next(waiting, None):
+                    busy[number].send([following])
+                else:
+                    del busy[number]
+                yield
     finally:
-        for key, value in saved.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-def abandon(pool: ProcessPoolExecutor) -> None:
-    """Stop the workers at once; an unfinished episode leaves no part behind."""
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
-
-
-def _start_worker(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    warnings.filterwarnings("ignore", message=".*precision lowered by casting")
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        # A worker whose parent was killed would wait for its next episode for ever.
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    start(*arguments)
-
-
-def _end_with(process: Any) -> None:
-    process.join()
-    os._exit(1)
+        for worker in pool:
+            worker.close(patience=0.0)  # an unfinished episode leaves no part behind

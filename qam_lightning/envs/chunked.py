@@ -1,12 +1,14 @@
-"""An environment driven by action chunks, and the requests that one in another process answers."""
+"""An environment driven by action chunks, and the requests that one in a worker answers."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
 
-from qam_lightning.envs.make import make_env
+from qam_lightning.envs.make import is_ogbench, make_env
+from qam_lightning.envs.worker import ProcessWorker, WorkerError
+from qam_lightning.util.errors import ArgumentError, UserError, shown
 
 
 class EnvSettings(NamedTuple):
@@ -63,7 +65,16 @@ class ChunkedEnv:
 
         Returns:
             The observation (O,) float32, and the frames recorded so far.
+
+        Raises:
+            UserError: frames are wanted, and the environment draws none.
         """
+        if frame_every and self.env.render_mode != "rgb_array":
+            name = self.env.spec.id if self.env.spec else "the environment"
+            raise UserError(
+                f"{name} draws no frames: expected 'rgb_array' among the render_modes of its "
+                "metadata and an argument render_mode of its constructor; or want no frames"
+            )
         observation, _ = self.env.reset(seed=seed)
         self._frame_every, self._steps = frame_every, 0
         return np.asarray(observation, np.float32), [self._frame()] if frame_every else []
@@ -96,19 +107,6 @@ class ChunkedEnv:
 
     def close(self) -> None:
         self.env.close()
-
-
-class Request(Protocol):
-    """Work for one environment of a worker, see `qam_lightning.envs.worker`."""
-
-    @property
-    def slot(self) -> int:
-        """The environment's number within the worker."""
-        ...
-
-    def answers(self, env: ChunkedEnv) -> Iterator[Any]:
-        """Do the work and yield its answers, each as soon as it is there."""
-        ...
 
 
 class Reset(NamedTuple):
@@ -150,3 +148,30 @@ class RunAhead(NamedTuple):
             if step.done:
                 yield env.reset(self.next_seed)[0]
                 return
+
+
+def check_in_process(settings: EnvSettings) -> None:
+    """Reset an environment of one's own in a worker process, before anything relies on it.
+
+    OGBench's environments work there, so they are not tried.
+
+    Raises:
+        ArgumentError: it does not work there, for example as only the main script registers it.
+    """
+    if is_ogbench(settings.env):
+        return
+    worker = ProcessWorker(settings)
+    try:
+        worker.send([Reset(0, 0)])
+        worker.receive()
+    except (UserError, WorkerError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ArgumentError(
+            "make_env",
+            "env",
+            f"is {shown(settings.env)}, which does not work in a process of its own: "
+            f"{shown(reason, 400)}; register it in a module and name both, as in "
+            "my_package:MyEnv-v0, or simulate without worker processes",
+        ) from error
+    finally:
+        worker.close()

@@ -6,13 +6,11 @@ rewards may be those of the paper's sparse domains, and an episode depends on it
 of OGBench's environments draw from numpy's global generator or from an unseeded action space).
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
-import os
 import re
-import subprocess
-import sys
 import warnings
 from typing import Any
 
@@ -21,12 +19,18 @@ import numpy as np
 import ogbench  # noqa: F401  (registers the environments)
 from numpy.random import mtrand
 
-from qam_lightning.util.errors import ArgumentError
+from qam_lightning.envs.gl import gl_problem, import_mujoco
+from qam_lightning.envs.gl import headless_gl as headless_gl
+from qam_lightning.util.errors import ArgumentError, UserError, shown
 
 TASKS = range(1, 6)
 _TASK_ID = re.compile(r"(?P<env>.+)-singletask-task(?P<task>\d+)-v0")
 _VERSIONED = re.compile(r"-v\d+$")
-_PROBE = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
+# What OGBench's ids and datasets are called, behind the environment's name.
+_REST = re.compile(
+    r"(-(?P<dataset>(play|noisy|navigate|stitch|explore)(-\d+m)?))?(-oraclerep)?"
+    r"(-singletask(-task(?P<task>\d+))?)?(-v\d+)?"
+)
 
 
 @functools.cache
@@ -54,20 +58,37 @@ def env_id(env: str, task: int) -> str:
     Raises:
         ArgumentError: the environment or the task does not exist; the message lists the valid ones.
     """
+    if is_ogbench(env):
+        if task not in TASKS:
+            raise ArgumentError("make_env", "task", f"is {shown(task)}, but {env} has tasks 1 to 5")
+        return f"{env}-singletask-task{task}-v0"
+    if parts := parts_of(env):
+        raise ArgumentError("make_env", "env", f"is '{env}', expected {parts}")
     if _VERSIONED.search(env):
         return _own_id(env, task)
-    if not is_ogbench(env):
-        close = difflib.get_close_matches(str(env), env_names(), n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        raise ArgumentError(
-            "make_env",
-            "env",
-            f"is '{env}'{hint}, expected a gymnasium id such as Pendulum-v1, or one of "
-            f"{', '.join(env_names())}",
-        )
-    if task not in TASKS:
-        raise ArgumentError("make_env", "task", f"is {task}, but {env} has tasks 1 to 5")
-    return f"{env}-singletask-task{task}-v0"
+    close = difflib.get_close_matches(str(env), env_names(), n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    raise ArgumentError(
+        "make_env",
+        "env",
+        f"is '{shown(env)}'{hint}, expected a gymnasium id such as Pendulum-v1, or one of "
+        f"{', '.join(env_names())}",
+    )
+
+
+def parts_of(name: str) -> str | None:
+    """Take an id or a dataset's name of OGBench's apart, e.g. ``scene-play-singletask-task2-v0``.
+
+    Returns:
+        What each argument is then, e.g. ``env scene with dataset play and task 2``; None if it is
+        no such name.
+    """
+    for env in sorted(env_names(), key=len, reverse=True):
+        rest = _REST.fullmatch(name[len(env) :]) if name.startswith(env) else None
+        if rest and rest[0]:
+            others = [f"{key} {value}" for key, value in rest.groupdict().items() if value]
+            return f"env {env}" + (f" with {' and '.join(others)}" if others else "")
+    return None
 
 
 def _own_id(env: str, task: int) -> str:
@@ -75,18 +96,25 @@ def _own_id(env: str, task: int) -> str:
     module, _, name = env.rpartition(":")
     try:
         if module:  # registers its environments
+            import_mujoco()  # in case it does
             importlib.import_module(module)
         gymnasium.spec(name)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise _cannot_make(env, error) from None
+    except Exception as error:  # the module is the user's
+        raise _cannot_make(env, error) from error
     if task != 1:
-        raise ArgumentError("make_env", "task", f"is {task}, but {env} has one task only; use 1")
+        problem = f"is {shown(task)}, but {shown(env)} has one task only; use 1"
+        raise ArgumentError("make_env", "task", problem)
     return env
 
 
 def _cannot_make(env: str, error: Exception) -> ArgumentError:
-    reason = " ".join(str(error).split())
-    return ArgumentError("make_env", "env", f"is '{env}', which gymnasium cannot make: {reason}")
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, gymnasium.error.Error | ImportError):
+        reason = str(error)
+    problem = (
+        f"is '{shown(env)}', which gymnasium cannot make: {shown(' '.join(reason.split()), 400)}"
+    )
+    return ArgumentError("make_env", "env", problem)
 
 
 def episode_steps(env: str, task: int) -> int:
@@ -124,21 +152,77 @@ def make_env(
 
 
 def _make(name: str, size: dict[str, int]) -> gymnasium.Env:
+    import_mujoco()
     if _TASK_ID.fullmatch(name):
         return gymnasium.make(name, disable_env_checker=True, **size)
-    mode = "rgb_array" if size else None
-    try:
-        made = gymnasium.make(name, disable_env_checker=True, render_mode=mode)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise _cannot_make(name, error) from None
-    for role, space in (("observations", made.observation_space), ("actions", made.action_space)):
-        vectors = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
-        if not vectors or (role == "actions" and not space.is_bounded()):  # type: ignore[attr-defined]
-            bounds = " with bounds" if role == "actions" else ""
-            raise ArgumentError(
-                "make_env", "env", f"is {name}, whose {role} are {space}, expected vectors{bounds}"
-            )
+    made = _make_own(name, bool(size))
+    spaces = {"observations": made.observation_space, "actions": made.action_space}
+    for role, space in spaces.items():
+        expected = "vectors"
+        fits = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and space.shape[0]
+        if role == "actions":
+            expected = "vectors with bounds, of floating-point numbers"
+            fits = fits and np.issubdtype(space.dtype, np.floating)
+            fits = fits and space.is_bounded() and (space.low < space.high).all()  # type: ignore[attr-defined]
+        if not fits:
+            problem = f"is {name}, whose {role} are {shown(space)}, expected {expected}"
+            raise ArgumentError("make_env", "env", problem)
     return SuccessAtEnd(gymnasium.wrappers.RescaleAction(made, np.float32(-1), np.float32(1)))
+
+
+def _make_own(name: str, render: bool) -> gymnasium.Env:
+    """Make an environment that is not OGBench's; it draws if that is wanted and it can."""
+    make = functools.partial(gymnasium.make, name, disable_env_checker=True)
+    try:
+        if render and _draws(name):
+            with contextlib.suppress(TypeError):  # its constructor may not take the argument
+                return make(render_mode="rgb_array")
+        return make()
+    except Exception as error:  # the constructor is the user's
+        raise _cannot_make(name, error) from error
+
+
+def _draws(name: str) -> bool:
+    """Whether an environment says that it can draw itself into an array."""
+    maker: Any = gymnasium.spec(name.rpartition(":")[2]).entry_point
+    if isinstance(maker, str):
+        maker = gymnasium.envs.registration.load_env_creator(maker)
+    return "rgb_array" in getattr(maker, "metadata", {}).get("render_modes", ())
+
+
+def try_env(env: gymnasium.Env, name: str) -> None:
+    """Reset an environment of one's own and take a step, before anything relies on it.
+
+    Args:
+        env: the environment, from `make_env`.
+        name: its name, for the message.
+
+    Raises:
+        ArgumentError: it fails, or gives something else than its spaces say.
+    """
+    try:
+        reset, _ = env.reset(seed=0)
+        stepped, reward, _, _, info = env.step(np.zeros(env.action_space.shape, np.float32))
+    except Exception as error:  # the environment is the user's
+        reason = shown(" ".join(f"{type(error).__name__}: {error}".split()), 400)
+        problem = f"is {shown(name)}, which fails when it is reset or steps: {reason}"
+        raise ArgumentError("make_env", "env", problem) from error
+    for observation in (reset, stepped):
+        seen = np.asarray(observation)
+        if seen.shape != env.observation_space.shape or seen.dtype.kind not in "biuf":
+            problem = (
+                f"is {shown(name)}, which gives observations of shape {seen.shape} and type "
+                f"{seen.dtype}, expected {shown(env.observation_space)} as it says itself"
+            )
+            raise ArgumentError("make_env", "env", problem)
+        if not np.isfinite(seen).all():
+            problem = f"is {shown(name)}, whose observations hold NaN or infinity"
+            raise ArgumentError("make_env", "env", problem)
+    for what, number in (("reward", reward), ("info['success']", info["success"])):
+        value = np.asarray(number)
+        if value.shape or value.dtype.kind not in "biuf":
+            problem = f"is {shown(name)}, whose {what} is {shown(value)}, expected a number"
+            raise ArgumentError("make_env", "env", problem)
 
 
 class SuccessAtEnd(gymnasium.Wrapper):
@@ -189,6 +273,17 @@ class Reproducible(gymnasium.Wrapper):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         return self._run(self.env.step, action)
 
+    def render(self) -> Any:
+        """Draw the environment.
+
+        Raises:
+            UserError: MUJOCO_GL names a library that does not work here.
+        """
+        problem = gl_problem()
+        if problem is not None and hasattr(self.env.unwrapped, "model"):  # it is mujoco's
+            raise UserError(problem)
+        return super().render()
+
     def close(self) -> None:
         """Close the environment and its renderer, which OGBench would leave open."""
         for name in ("_renderer", "custom_renderer"):
@@ -204,24 +299,3 @@ class Reproducible(gymnasium.Wrapper):
             return function(*args, **kwargs)
         finally:
             mtrand.set_bit_generator(others)
-
-
-@functools.cache
-def headless_gl() -> str | None:
-    """Find a way to render frames and set ``MUJOCO_GL`` to it; must precede mujoco's first import.
-
-    A value the user has set is the only one tried. Each candidate is tried in a process of its own,
-    because a backend that does not work makes the import of mujoco fail.
-
-    Returns:
-        The backend (``glfw``, ``egl`` or ``osmesa``), or None if none works here.
-    """
-    chosen = os.environ.get("MUJOCO_GL")
-    display = os.environ.get("DISPLAY") or sys.platform == "darwin"
-    for backend in [chosen] if chosen else (["glfw"] if display else []) + ["egl", "osmesa"]:
-        trial = {**os.environ, "MUJOCO_GL": backend}
-        run = subprocess.run([sys.executable, "-c", _PROBE], env=trial, capture_output=True)
-        if run.returncode == 0:
-            os.environ["MUJOCO_GL"] = backend
-            return backend
-    return None

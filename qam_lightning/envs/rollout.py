@@ -1,11 +1,12 @@
 """Rollouts: the policy is asked for H actions, they are executed open loop, and so on.
 
-Scores do not depend on the number of workers or ranks, to the bit: episode i is a function of
-(seed, i) and the policy, the number of environments (the rows of the policy's batch) is a setting,
-and all environments proceed in step, so that every row of every batch is the same whoever simulates
-it. gymnasium's `AsyncVectorEnv` is not used: its spawned processes import the main script again,
-which then needs a ``__main__`` guard, and a process that dies is an `EOFError` without a cause. It
-also needs a process for every environment, where here a few workers serve any number of them.
+Episode i is a function of (seed, i), the policy and the number of environments, to the bit. It
+depends neither on the number of workers or ranks nor on that of episodes: the policy's batch always
+has a row for every environment, and all environments proceed in step, so that every row of every
+batch is the same whoever simulates it. gymnasium's `AsyncVectorEnv` is not used: its spawned
+processes import the main script again, which then needs a ``__main__`` guard, and a process that
+dies is an `EOFError` without a cause. It also needs a process for every environment, where here a
+few workers serve any number of them.
 """
 
 import os
@@ -16,16 +17,22 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from qam_lightning.envs.chunked import Chunk, EnvSettings, Execute, Request, Reset
+from qam_lightning.envs.chunked import Chunk, EnvSettings, Execute, Reset
 from qam_lightning.envs.make import env_id
-from qam_lightning.envs.worker import LocalWorker, ProcessWorker, Worker
+from qam_lightning.envs.worker import PROCESS_BYTES, LocalWorker, ProcessWorker, Request, Worker
 from qam_lightning.envs.worker import WorkerError as WorkerError  # what `run` raises
-from qam_lightning.util.errors import require
+from qam_lightning.util.errors import require, shown
+from qam_lightning.util.memory import check_memory
 from qam_lightning.util.rng import Stream, seed_of
+
+MOST_ENVS = 10_000
+"""More environments at once are taken for a mistake."""
 
 Policy = Callable[[np.ndarray, list[int]], np.ndarray]
 """``policy(observations (N, O) float32, episodes) -> actions (N, H, A)``; row j acts for
-``episodes[j]``. A row whose episode has ended keeps its last observation; its actions are ignored.
+``episodes[j]``. N is the number of environments at every call. Actions are ignored in rows whose
+episode has ended, which keep its last observation, and in rows that never had one, where there are
+fewer episodes than environments: these hold zeros, and their numbers are those of no episode.
 """
 
 
@@ -103,8 +110,8 @@ class RolloutPool:
             sparse: sparse rewards, see `make_env`.
             workers: processes; 0 runs everything in this one; None takes all cores. Results do not
                 depend on it.
-            num_envs: environments to run at once, at least 1 (never more than episodes). It is the
-                number of rows of the policy's batch.
+            num_envs: environments to run at once, 1 to 10,000. It is the number of rows of the
+                policy's batch, also where there are fewer episodes.
             render_size: (width, height) of recorded frames.
             share: this program's part, where several roll out together.
 
@@ -113,7 +120,11 @@ class RolloutPool:
         """
         env_id(env, task)
         require(workers is None or workers >= 0, RolloutPool, "workers", workers, "at least 0")
-        require(num_envs >= 1, RolloutPool, "num_envs", num_envs, "at least 1")
+        expected = f"1 to {MOST_ENVS}"
+        require(1 <= num_envs <= MOST_ENVS, RolloutPool, "num_envs", num_envs, expected)
+        many = f"is {shown(workers)}: so many processes"
+        count = min(workers or 0, num_envs)
+        check_memory(count * PROCESS_BYTES, RolloutPool, "workers", many)
         self._settings = EnvSettings(env, task, sparse, render_size)
         self._wanted = available_cores() if workers is None else workers
         self._num_envs = num_envs
@@ -144,6 +155,7 @@ class RolloutPool:
             The episodes, in the order of their numbers.
 
         Raises:
+            UserError: the environment cannot be made, or draws no frames although some are wanted.
             WorkerError: an environment failed in its process, or the process died.
         """
         try:
@@ -158,12 +170,13 @@ class RolloutPool:
     ) -> list[Episode]:
         """Run ``len(every)`` episodes; ``every[i]`` is the ``frame_every`` of episode i."""
         episodes = len(every)
-        slots = range(min(episodes, self._num_envs))
-        self._start(len(slots))
-        running = [_Running(i, episode_seed(seed, i)) for i in slots]
-        following = len(slots)
-        active, finished = list(slots), []
+        running = [_Running(i, episode_seed(seed, i)) for i in range(self._num_envs)]
+        following = min(episodes, self._num_envs)
+        active, finished = list(range(following)), []
+        self._start(following)
         self._reset(running, active, every)
+        for idle in running[following:]:
+            idle.observation = np.zeros_like(running[0].observation)
         while active:
             observations = np.stack([episode.observation for episode in running])
             actions = policy(observations, [episode.number for episode in running])

@@ -14,12 +14,37 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from qam_lightning.envs.chunked import ChunkedEnv, EnvSettings, Request
 from qam_lightning.util.errors import UserError
+
+_ONE_THREAD = {key: "1" for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+PROCESS_BYTES = 100_000_000
+"""Memory that a worker process takes at the least."""
 
 
 class WorkerError(RuntimeError):
     """An environment failed, or its process died."""
+
+
+class Settings(Protocol):
+    """What a worker makes its environments from; pickled for one in another process."""
+
+    def make(self) -> Any:
+        """Make an environment."""
+        ...
+
+
+class Request(Protocol):
+    """Work for one environment of a worker; pickled for one in another process."""
+
+    @property
+    def slot(self) -> int:
+        """The environment's number within the worker."""
+        ...
+
+    def answers(self, env: Any) -> Iterator[Any]:
+        """Do the work and yield its answers, each as soon as it is there."""
+        ...
 
 
 class Worker(Protocol):
@@ -30,7 +55,12 @@ class Worker(Protocol):
         ...
 
     def receive(self) -> Any:
-        """Wait for the next answer."""
+        """Wait for the next answer.
+
+        Raises:
+            UserError: the environment cannot be made or used, as its message says.
+            WorkerError: the environment failed, or its process died.
+        """
         ...
 
     def close(self) -> None:
@@ -41,8 +71,8 @@ class Worker(Protocol):
 class LocalWorker:
     """Environments in this process, which work when an answer is received."""
 
-    def __init__(self, settings: EnvSettings):
-        self.envs: dict[int, ChunkedEnv] = {}
+    def __init__(self, settings: Settings):
+        self.envs: dict[int, Any] = {}
         self._settings = settings
         self._answers: Iterator[Any] = iter(())
 
@@ -74,21 +104,32 @@ class ProcessWorker:
 
     The process is a fresh interpreter, neither a fork nor a re-import of the main script: it has no
     CUDA context and no torch, and the caller's script needs no ``__main__`` guard. It ends when its
-    end of the pipe is closed, so it cannot outlive this process.
+    end of the pipe is closed, so it cannot outlive this process for longer than its present work.
     """
 
-    def __init__(self, settings: EnvSettings):
+    def __init__(self, settings: Settings, **environment: str):
+        """Start the process.
+
+        Args:
+            settings: from which it makes its environments.
+            environment: environment variables that it sees besides this process's.
+        """
         self._pipe, theirs = Pipe()
         package = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        # What can be imported here can be imported there.
+        path = os.pathsep.join(dict.fromkeys([package, *filter(None, sys.path)]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "qam_lightning.envs.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path, **environment},
         )
         theirs.close()
         self._pipe.send(settings)
+
+    def fileno(self) -> int:
+        """Return the pipe's descriptor, which can be waited for."""
+        return self._pipe.fileno()
 
     def send(self, requests: Sequence[Request]) -> None:
         try:
@@ -101,15 +142,17 @@ class ProcessWorker:
             answer, failure = self._pipe.recv()
         except (EOFError, OSError):
             raise self._death() from None
+        if isinstance(failure, UserError):
+            raise failure
         if failure is not None:
-            raise WorkerError(f"an environment failed in a rollout worker:\n{failure}")
+            raise WorkerError(f"an environment failed in its worker process:\n{failure}")
         return answer
 
-    def close(self) -> None:
-        """Close the pipe, upon which the process ends; kill it if it does not."""
+    def close(self, patience: float = 5.0) -> None:
+        """Close the pipe, upon which the process ends; kill it after ``patience`` seconds."""
         self._pipe.close()
         try:
-            self.process.wait(timeout=5)
+            self.process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -118,7 +161,7 @@ class ProcessWorker:
         code = self.process.wait()
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return WorkerError(
-            f"rollout worker (process {self.process.pid}) ended unexpectedly {how}; "
+            f"worker process {self.process.pid} ended unexpectedly {how}; "
             "its own output, if any, stands above; was memory exhausted?"
         )
 
@@ -130,7 +173,7 @@ def serve(descriptor: int) -> None:
         descriptor: the pipe's file descriptor.
     """
     # Signals reach the whole process group; when to stop is the parent's business.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(descriptor)
     try:
@@ -140,6 +183,8 @@ def serve(descriptor: int) -> None:
             try:
                 for answer in worker.work(requests):
                     pipe.send((answer, None))
+            except UserError as error:  # a plain one, as not every kind can be pickled
+                pipe.send((None, UserError(str(error))))
             except Exception:
                 pipe.send((None, traceback.format_exc()))
     except (EOFError, OSError):

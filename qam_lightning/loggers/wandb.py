@@ -98,6 +98,7 @@ class WandbLogger(RunLogger):
             try:
                 if _logged_in():
                     self._run = _start(mode, options)
+                    print(f"wandb: {self._run.url}")
                     return
                 problem = "no API key found"
             except Exception as error:  # the network, the server, their library

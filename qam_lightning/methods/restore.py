@@ -187,15 +187,22 @@ def _check_moments(
     for key, value in found.items():
         place = f"{where}.{shown(key)}"
         if key == "step":
-            number = isinstance(value, Tensor) and not value.ndim and value.is_floating_point()
-            _expect(number, place, value, "a floating-point tensor without dimensions")
+            expected = "a floating-point tensor without dimensions"
+            _expect(_is_of_shape(value, torch.Size()), place, value, expected)
             _expect(0 <= float(value) <= taken, place, float(value), f"0 to {taken}")
         elif value is not None or key.startswith("exp_avg"):
-            try:
-                same = dense(value).shape == parameter.shape and value.is_floating_point()
-            except (ValueError, AttributeError):
-                same = False
-            _expect(same, place, value, f"a floating-point tensor of {tuple(parameter.shape)}")
+            expected = f"a floating-point tensor of {tuple(parameter.shape)}"
+            _expect(_is_of_shape(value, parameter.shape), place, value, expected)
             if not value.isfinite().all() or (key.endswith("_sq") and (value < 0).any()):
                 least = " of at least 0" if key.endswith("_sq") else ""
                 raise _Misfit(f"{place} holds other numbers than finite ones{least}")
+
+
+def _is_of_shape(value: object, shape: torch.Size) -> bool:
+    """Whether a value is a dense floating-point tensor of a shape."""
+    if not isinstance(value, Tensor) or value.shape != shape:
+        return False
+    try:
+        return dense(value).is_floating_point()
+    except ValueError:
+        return False

@@ -104,7 +104,8 @@ def _answer(error: Exception, spoken: Callable[[ArgumentError], str]) -> tuple[i
     if isinstance(error, UserError):
         return 2, str(error)
     if isinstance(error, OSError):  # a full disk, a folder without permission
-        return 2, f"{error.filename}: {_why(error)}" if error.filename else _why(error)
+        where = f"{shown(error.filename, 300)}: " if error.filename else ""
+        return 2, f"{where}{_why(error)}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's
         found = str(error).strip().partition("\n")[0].rstrip(".")
         advice = "lower data.batch_size, model.width or the number of environments"

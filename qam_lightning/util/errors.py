@@ -30,6 +30,10 @@ class ArgumentError(UserError):
         spelled = owner if isinstance(owner, str) else owner.__name__
         super().__init__(f"{spelled}: {name} {problem}")
 
+    def __reduce__(self) -> tuple[type, tuple[type | str, str, str]]:
+        """Tell how to send it to another process: an exception's own way knows one argument."""
+        return type(self), (self.owner, self.name, self.problem)
+
 
 def shown(value: object, limit: int = 80) -> str:
     """Return a user's text for a message: on one line, and not too long.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import UserError, shown
 
 
 @contextlib.contextmanager
@@ -18,7 +18,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise UserError(
+            f"{shown(path, 300)}: cannot be written: {error.strerror or error}"
+        ) from error
 
 
 @contextlib.contextmanager

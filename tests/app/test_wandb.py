@@ -165,7 +165,9 @@ def test_a_server_that_is_gone_at_the_end_does_not_hold_the_run_up(
     server.server_close()
     logger.write({"gradient_step": 1, "loss": 1.0})
     logger.finalize("success")
-    (line,) = capsys.readouterr().out.splitlines()
+    address, line = capsys.readouterr().out.splitlines()
+    identity = (tmp_path / "wandb_run_id").read_text()
+    assert address == f"wandb: {server.url}/me/qam_lightning/runs/{identity}"
     assert line.startswith("wandb: ") and "the run goes on without W&B" in line
     assert list(tmp_path.glob("wandb/run-*/*.wandb"))
 

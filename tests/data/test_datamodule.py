@@ -15,14 +15,16 @@ import ogbench
 import pytest
 import torch
 
+from qam_lightning.cli.data import verify
 from qam_lightning.data import convert, datamodule, labels
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ACTION_LIMIT
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.data.generate import generate
 from qam_lightning.data.layout import file_layout
+from qam_lightning.data.npy import npy_header
 from qam_lightning.data.spaces import Spaces
-from qam_lightning.data.store import FORMAT, npy_header
+from qam_lightning.data.store import FORMAT
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import versions
 
@@ -213,6 +215,41 @@ def test_tasks_share_a_store_and_have_their_own_labels(scene):
     assert (kept / "rewards.npy").read_bytes() == good
 
 
+RECORDS = (
+    "{",
+    "[]",
+    "{}",
+    {"ogbench": 1},
+    {"crc32": []},
+    {"crc32": {"rewards.npy": 0}},
+    {"crc32": {"rewards.npy": 0, "masks.npy": "0"}},
+    {"crc32": {"rewards.npy": 0, "masks.npy": 0, "../../../x": 0}},
+    np.zeros(240),
+    np.zeros((240, 1), np.float32),
+    np.zeros((), np.float32),
+    np.full(240, None),
+)
+
+
+def test_labels_that_fit_nothing_are_made_again(scene, capsys):
+    data = load("scene", scene)
+    folder = scene / "scene-play-v0.store" / "task1"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for record in RECORDS:
+        if isinstance(record, np.ndarray):
+            np.save(folder / "rewards.npy", record, allow_pickle=True)
+        else:
+            known = json.loads(before["record.json"])
+            text = record if isinstance(record, str) else json.dumps(known | record)
+            (folder / "record.json").write_text(text)
+        changed = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert changed != before
+        data.labels(data.open_store())
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert verify(data) == 0
+    capsys.readouterr()
+
+
 def test_runs_started_at_once_label_once(scene, monkeypatch):
     load("scene", scene)
     relabel, made = labels.relabel_dataset, []
@@ -246,7 +283,7 @@ def test_labels_that_cannot_be_written_are_explained(scene, monkeypatch):
     load("scene", scene)
     monkeypatch.setattr(labels, "relabel_dataset", refuse_to_write)
     with pytest.raises(
-        UserError, match="task2: cannot be written: No space left .*free some"
+        UserError, match="task2, which cannot be written: No space left .*free some"
     ) as caught:
         load("scene", scene, task=2)
     assert "\n" not in str(caught.value)
@@ -307,7 +344,9 @@ def test_a_hundred_million_transitions_take_no_memory(tmp_path):
         sparse(folder / f"{key}.npy", column.shape(rows), column.dtype)
     np.save(folder / "ends.npy", np.arange(1, episodes + 1) * 1001 - 1)
     sums = dict.fromkeys([*layout, "ends"], 0)
-    manifest = {"format": FORMAT, "crc32": sums, "layout": layout, "source": []}
+    source = {"name": "a.npz", "fingerprint": "", "rows": 1001 * episodes}
+    source["trajectories"] = episodes
+    manifest = {"format": FORMAT, "crc32": sums, "layout": layout, "source": [source]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     sparse(labelled / "rewards.npy", (10**8,), "float32")
     sparse(labelled / "masks.npy", (10**8,), "uint8")
@@ -353,6 +392,24 @@ def own_file(path, episodes=3, steps=20, **changes):
     return {key: value[~terminals] for key, value in arrays.items()}
 
 
+SMALL = {"width": 16, "depth": 1, "num_critics": 2, "flow_steps": 2, "compile": False}
+
+
+def pendulum(folder, env="Pendulum-v1", **trainer):
+    """A configuration of a small run on ``x.npz`` in that folder."""
+    config = {
+        "domain": "pendulum",
+        "tuned_as": "cube-double",
+        "data": {"env": env, "path": str(folder / "x.npz"), "horizon": 1, "batch_size": 16},
+        "model": {"init_args": SMALL},
+        "trainer": {"max_steps": 2, "accelerator": "cpu"} | trainer,
+        "evaluation": {"every_n_steps": 10, "episodes": 1, "workers": 0},
+    }
+    path = folder / "pendulum.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
 def test_ones_own_data_for_any_environment(tmp_path):
     arrays = own_file(tmp_path / "mine.npz")
     data = load("Pendulum-v1", tmp_path, path=str(tmp_path / "mine.npz"), horizon=1)
@@ -368,7 +425,10 @@ def test_ones_own_data_for_any_environment(tmp_path):
     [
         ({"rewards": None}, "no array 'rewards'"),
         ({"masks": np.full(63, 0.5)}, "masks reaches 0.5 .first in row 0., expected 0 and 1 only"),
-        ({"observations": np.zeros((63, 5))}, "observations has 5 columns, but .* has 3"),
+        (
+            {"observations": np.zeros((63, 5))},
+            r"observations has shape \(63, 5\), expected \(63, 3\); is this the file of another",
+        ),
     ],
 )
 def test_bad_data_of_ones_own_are_refused(tmp_path, changes, words):
@@ -433,7 +493,13 @@ def test_data_from_other_physics_warn(scene):
     record.write_text('{"versions": {"mujoco": "2.0"}}')
     with pytest.warns(UserWarning, match="scene-play-v0.npz: made with mujoco 2.0"):
         load("scene", scene)
-    for content in ("{", "[]", '{"versions": 1}'):  # somebody else's file of that name
+    for content in (
+        "{",
+        "[]",
+        '{"versions": 1}',
+        '{"versions": {"mujoco": 2}}',
+        "\0",
+    ):  # somebody else's file of that name
         record.write_text(content)
         load("scene", scene)
 
@@ -473,5 +539,8 @@ def test_impossible_settings_are_refused(collected, settings, words):
 def test_a_file_of_another_environment_is_refused(scene):
     for suffix in ("", "-val"):
         (scene / f"scene-play-v0{suffix}.npz").rename(scene / f"cube-double-play-v0{suffix}.npz")
-    with pytest.raises(UserError, match="observations has 40 columns, .* 37; is this the file of"):
+    with pytest.raises(
+        UserError,
+        match=r"observations has shape \(243, 40\), expected \(243, 37\); is this the file",
+    ):
         load("cube-double", scene)

@@ -3,10 +3,12 @@
 import errno
 import http.server
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qam_lightning.cli import main
 from qam_lightning.data import download, source
 from qam_lightning.util.errors import UserError
 from tests.data.test_npz import LAYOUT, patched, write
@@ -148,8 +150,8 @@ def test_a_disk_that_fills_up_is_explained_and_the_transfer_goes_on_later(
     with pytest.raises(UserError) as caught:
         fetch(server, tmp_path)
     train = tmp_path / "scene-play-v0.npz"
-    assert str(caught.value).startswith(
-        f"{train}: cannot be written: No space left on device; free some"
+    assert f"{train}, which cannot be written: No space left on device; free some" in str(
+        caught.value
     )
     assert str(caught.value).endswith("choose another directory")
     monkeypatch.undo()
@@ -199,7 +201,10 @@ def test_a_download_that_is_not_the_dataset_is_refused_and_not_kept(server, tmp_
     ("changes", "words"),
     [
         ({"qpos": None}, "no array 'qpos'"),
-        ({"actions": np.zeros((400, 7), np.float32)}, "actions has 7 columns"),
+        (
+            {"actions": np.zeros((400, 7), np.float32)},
+            "actions has shape (400, 7), expected",
+        ),
         ({"observations": np.zeros((400, 3), "<U4")}, "observations holds <U4"),
         (patched("observations", (17, 1), np.nan), "NaN"),
     ],
@@ -325,3 +330,22 @@ def test_a_size_stated_too_large_is_asked_about_again(server, contents, tmp_path
     assert fetch(server, tmp_path)[0].read_bytes() == contents[TRAIN]
     end = f"bytes={len(contents[TRAIN])}-"
     assert [wanted for _, wanted in server.requests] == [None, end, None, end]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder nobody can write to")
+@pytest.mark.parametrize("home", ["/proc/nobody", "/dev/null"])
+def test_an_unwritable_home_is_said_to_be_so(monkeypatch, capsys, home):
+    """Through the front door; nothing is asked of the network."""
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(download, "_transfer", None)
+    for command in (["data", "info", "--env=pointmaze-medium", "--dataset=navigate"],
+                    ["fit", "--domain=pointmaze-medium", "--run_dir=/proc/nobody/r"]):  # fmt: skip
+        assert main(command) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: data.directory leads to {home}/.ogbench/data/")
+        assert "which cannot be written: " in message
+        assert message.endswith("; choose another directory\n") and message.count("\n") == 1
+    assert main(["generate", "--env=pointmaze-medium", "--dataset=navigate", "--episodes=1"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: directory leads to {home}/.ogbench/data/pointmaze-medium")
+    assert "which cannot be written: " in message

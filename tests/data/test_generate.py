@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -158,11 +159,11 @@ def test_the_death_of_a_worker_is_explained(tmp_path):
     process = start(tmp_path / "sets", tmp_path / "collect.py")
     wait_until(lambda: list((tmp_path / "sets").glob("*.parts/*.npz")))
     for pid in children(process.pid):
-        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if b"qam_lightning.envs.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert message.splitlines()[-1].startswith("error: a worker process died")
+    assert re.match(r"error: worker process \d+ ended unexpectedly by signal 9", message)
     assert "the same command continues" in message
 
 
@@ -230,7 +231,7 @@ def test_parts_of_another_collection_are_not_mixed_in(tmp_path):
     (parts / "settings.json").write_text(json.dumps(settings))
     refused(["seed 0", "1", str(parts)], directory=str(tmp_path), seed=1)
     (parts / "settings.json").write_text(json.dumps(settings | {"mujoco": "2.0"}))
-    refused(["mujoco '2.0'", str(parts)], directory=str(tmp_path))
+    refused(["mujoco 2.0", str(parts)], directory=str(tmp_path))
     (parts / "settings.json").write_text("{")
     refused(["settings.json", "JSON"], directory=str(tmp_path))
 
@@ -313,10 +314,11 @@ class Noted(Exception):
     ("env", "dataset"), [(env, kind) for env, kinds in COLLECTABLE.items() for kind in kinds]
 )
 def test_as_much_is_collected_as_officially(env, dataset, tmp_path, monkeypatch):
-    def note(parts, wanted, settings, workers):
-        raise Noted(len(wanted), settings["episode_steps"])
+    def note(parts, settings, total, workers):
+        raise Noted(total, settings["episode_steps"])
 
     monkeypatch.setattr("qam_lightning.data.generate._collect", note)
+    monkeypatch.setattr("qam_lightning.data.generate._shapes", lambda env, steps: {})
     with pytest.raises(Noted) as noted:
         generate(env, dataset, str(tmp_path))
     episodes, steps = official_amount(env, dataset)
@@ -324,10 +326,15 @@ def test_as_much_is_collected_as_officially(env, dataset, tmp_path, monkeypatch)
 
 
 def test_a_tenth_as_many_episodes_validate(tmp_path, monkeypatch):
-    def collect(parts, wanted, settings, workers):
-        for number, path in enumerate(wanted):
-            np.savez(path, observations=np.full((2, 1), number))
+    shapes = {"observations": ((2, 1), "int64"), "actions": ((2, 1), "float32")}
+    shapes["terminals"] = ((2,), "bool")
 
+    def collect(parts, settings, total, workers):
+        for number in range(total):
+            arrays = {"observations": np.full((2, 1), number), "terminals": [False, True]}
+            np.savez(parts / f"{number:06d}.npz", actions=np.zeros((2, 1), np.float32), **arrays)
+
+    monkeypatch.setattr("qam_lightning.data.generate._shapes", lambda env, steps: shapes)
     monkeypatch.setattr("qam_lightning.data.generate._collect", collect)
     train, val = generate("scene", "play", str(tmp_path), episodes=25)
     np.testing.assert_array_equal(read(train)["observations"][::2, 0], np.arange(25))
@@ -418,3 +425,146 @@ def test_noisy_data_hold_a_share_of_random_actions(monkeypatch):
         monkeypatch.setattr(manipulation, "RANDOM_ACTIONS_PUZZLE", share)
         actions = make_collector("puzzle-3x3", "noisy", 40).episode(0, 0)["actions"]
         assert (np.abs(actions) == 1.0).any() == clipped
+
+
+# -- bad parts, bad names, and too much ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def maze(tmp_path_factory):
+    """An episode of a point maze, and where another run of the same command expects it."""
+    folder = tmp_path_factory.mktemp("maze")
+    collector = make_collector("pointmaze-medium", "navigate", 12)
+    return folder, {index: collector.episode(0, index) for index in range(3)}
+
+
+def parts_of_maze(folder, episodes, **changes):
+    parts = folder / "pointmaze-medium-navigate-v0.parts"
+    parts.mkdir(parents=True)
+    settings = {"env": "pointmaze-medium", "dataset": "navigate", "seed": 0, "episode_steps": 12}
+    (parts / "settings.json").write_text(json.dumps(settings | versions() | changes))
+    for index, arrays in episodes.items():
+        np.savez_compressed(parts / f"{index:06d}.npz", **arrays)
+    return parts
+
+
+def collect_maze(folder):
+    return generate("pointmaze-medium", "navigate", str(folder), 2, workers=1, episode_steps=12)
+
+
+def test_good_parts_are_taken_as_they_are(maze, tmp_path):
+    parts = parts_of_maze(tmp_path, maze[1])
+    train, val = collect_maze(tmp_path)
+    for path, numbers in ((train, (0, 1)), (val, (2,))):
+        for key, array in read(path).items():
+            np.testing.assert_array_equal(array, np.concatenate([maze[1][n][key] for n in numbers]))
+    assert not parts.exists()
+
+
+def without(arrays, key):
+    return {k: v for k, v in arrays.items() if k != key}
+
+
+WRONG_PARTS = {
+    "no qvel": lambda a: without(a, "qvel"),
+    "another array": lambda a: a | {"rewards": np.zeros(12, np.float32)},
+    "shorter": lambda a: {k: v[1:] for k, v in a.items()},
+    "other columns": lambda a: a | {"actions": np.zeros((12, 3), np.float32)},
+    "other type": lambda a: a | {"actions": a["actions"].astype(np.float64)},
+    "objects": lambda a: a | {"qpos": np.full((12, 2), None)},
+    "no end": lambda a: a | {"terminals": np.zeros(12, bool)},
+    "two ends": lambda a: a | {"terminals": np.arange(12) >= 10},
+    "NaN": lambda a: a | {"observations": np.full((12, 2), np.nan, np.float32)},
+    "actions": lambda a: a | {"actions": np.full((12, 2), 2, np.float32)},
+}
+
+
+@pytest.mark.parametrize("kind", [*WRONG_PARTS, "cut", "flipped", "empty", "folder"])
+def test_a_bad_part_is_refused_by_name(maze, tmp_path, kind):
+    parts = parts_of_maze(tmp_path, {0: maze[1][0]})
+    bad = parts / "000001.npz"
+    if kind in WRONG_PARTS:
+        np.savez_compressed(bad, **WRONG_PARTS[kind](maze[1][1]))
+    elif kind == "folder":
+        bad.mkdir()
+    else:
+        content = bytearray((parts / "000000.npz").read_bytes())
+        content[200] ^= 255
+        bad.write_bytes({"cut": content[:-9], "flipped": content, "empty": b""}[kind])
+    with pytest.raises(UserError, match="000001.npz: ") as caught:
+        collect_maze(tmp_path)
+    assert "\n" not in str(caught.value)
+    if kind != "folder":
+        assert "delete it, and the same command collects it again" in str(caught.value)
+    assert sorted(p.name for p in parts.iterdir()) == ["000000.npz", "000001.npz", "settings.json"]
+    assert [p.name for p in tmp_path.iterdir()] == [parts.name]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("env", 1), ("dataset", None), ("seed", "0"), ("seed", -1), ("episode_steps", 12.5),
+     ("episode_steps", []), ("mujoco", 3), ("qam_lightning", {}), ("seed", True)],
+)  # fmt: skip
+def test_settings_of_another_type_are_refused(maze, tmp_path, key, value):
+    parts = parts_of_maze(tmp_path, {0: maze[1][0]}, **{key: value})
+    with pytest.raises(UserError, match=rf"settings.json: {key} is .*; delete {parts} to start"):
+        collect_maze(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", "", "\0", '{"env": "pointmaze-medium"}'])
+def test_other_settings_are_refused(maze, tmp_path, text):
+    parts = parts_of_maze(tmp_path, {0: maze[1][0]})
+    (parts / "settings.json").write_text(text)
+    with pytest.raises(UserError, match="settings.json: ") as caught:
+        collect_maze(tmp_path)
+    assert "\n" not in str(caught.value)
+    (parts / "settings.json").unlink()
+    with pytest.raises(UserError, match="holds parts, but no settings.json"):
+        collect_maze(tmp_path)
+
+
+def test_a_script_needs_no_main_guard(tmp_path):
+    """Workers are fresh interpreters, which do not import the caller's script again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from qam_lightning.data.generate import generate\n"
+        "paths = generate('pointmaze-medium', 'stitch', 'sets', 1, workers=2, episode_steps=5)\n"
+        "print(*(path.name for path in paths))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stderr == ""
+    names = "pointmaze-medium-stitch-v0.npz pointmaze-medium-stitch-v0-val.npz"
+    assert done.stdout.splitlines()[-1] == names
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"episodes": 10**9}, ["episodes is 1000000000: the arrays", "of 10 steps would take"]),
+        ({"episodes": 10**400}, ["episodes is ", "more than 10^12 GB"]),
+        ({"episodes": 1, "episode_steps": 10**12}, ["of so many episodes of 1000000000000 steps"]),
+        ({"workers": 10**9, "episodes": 10**7}, ["workers is 1000000000: so many processes"]),
+        (
+            {"env": "scene-play-v0"},
+            ["env is 'scene-play-v0', expected env scene with"],
+        ),
+        (
+            {"env": "antmaze-large-navigate-v0"},
+            ["env antmaze-large with dataset navigate"],
+        ),
+        ({"directory": "a\0b"}, ["directory is 'a\\x00b', which cannot be used"]),
+        ({"directory": "x" * 5000}, ["directory is 'xxx", "cannot be used: File name too long"]),
+        ({"dataset": "a\nb"}, ["dataset is 'a\\nb', expected play or noisy"]),
+        ({"env": "a\nb" + "x" * 5000}, ["env is 'a\\nbxx", "no scripted oracle"]),
+    ],
+)
+def test_too_much_and_too_strange_is_refused(tmp_path, monkeypatch, settings, words):
+    monkeypatch.chdir(tmp_path)
+    refused(words, **{"directory": str(tmp_path)} | settings)
+    assert list(tmp_path.iterdir()) == []

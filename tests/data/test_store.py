@@ -10,12 +10,15 @@ import signal
 import numpy as np
 import pytest
 
+from qam_lightning.cli import main
+from qam_lightning.data import convert
 from qam_lightning.data.convert import ensure_store
 from qam_lightning.data.npz import NpzFile
 from qam_lightning.data.source import own
 from qam_lightning.data.store import Store
 from qam_lightning.util.errors import UserError
-from tests.data.test_npz import LAYOUT, good_arrays, patched, write
+from tests.data.test_datamodule import own_file, pendulum
+from tests.data.test_npz import LAYOUT, Payload, good_arrays, patched, write
 
 
 @pytest.fixture
@@ -158,15 +161,15 @@ def test_a_damaged_store_is_explained(shards, tmp_path):
     whole = actions.read_bytes()
     for damaged in (whole[:-4], whole[:100], b"", b"x" + whole[1:]):
         actions.write_bytes(damaged)
-        refused(shards, folder, "cannot be read", "delete it, and the next run converts")
+        refused(shards, folder, "cannot be read", f"delete {folder}, and the next run converts")
     actions.unlink()
-    refused(shards, folder, "actions.npy", "delete it")
+    refused(shards, folder, "actions.npy", f"delete {folder}")
     actions.write_bytes(whole)
     manifest = json.loads((folder / "manifest.json").read_text())
     lists = manifest | {"source": [1]}
     for damaged in ("{", "[]", "{}", "null", json.dumps(lists), '{"format": 2, "crc32": {}}'):
         (folder / "manifest.json").write_text(damaged)
-        refused(shards, folder, f"{folder}: cannot be read", "delete it, and the next run converts")
+        refused(shards, folder, f"{folder}/manifest.json: ", "and the next run converts")
 
 
 def test_a_store_of_another_format_is_made_again_or_left_alone(shards, tmp_path):
@@ -188,7 +191,9 @@ def test_a_store_of_another_environment_is_refused(shards, tmp_path):
     folder = tmp_path / "a.store"
     ensure_store(shards, folder, LAYOUT)
     other = LAYOUT | {"qpos": LAYOUT["qpos"]._replace(columns=9)}
-    with pytest.raises(UserError, match="qpos has 4 columns, but the environment's has 9"):
+    with pytest.raises(
+        UserError, match=r"qpos has rows of shape \(4,\), but the environment's \(9,\)"
+    ):
         ensure_store([], folder, other)
     with pytest.raises(UserError, match="holds no rewards"):
         ensure_store([], folder, LAYOUT | {"rewards": LAYOUT["qpos"]})
@@ -356,3 +361,175 @@ def peak_memory(path, folder, layout, answers):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ensure_store([path], folder, layout)
     answers.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+# -- what is read from disk is checked whole -------------------------------------------------------
+
+WRONG = (None, True, -1, 1.5, "x", [], {}, [1], {"a": 1}, 10**30, "../x", float("nan"))
+
+GOOD = ("versions", {}), ("name", "x")
+
+
+def changed_manifests(manifest):
+    """The manifest with one thing wrong each."""
+    for key in manifest:
+        if key not in ("versions", "folder"):  # which may be missing
+            yield {k: v for k, v in manifest.items() if k != key}
+        for wrong in WRONG:
+            if not (key == "folder" and isinstance(wrong, str)) and (key, wrong) != (
+                "versions",
+                {},
+            ):
+                yield manifest | {key: wrong}
+    for key in ("layout", "crc32"):
+        for name in ("../evil", "a/b", "", "observations2"):
+            yield manifest | {key: manifest[key] | {name: manifest[key]["actions"]}}
+        yield manifest | {key: {k: v for k, v in manifest[key].items() if k != "actions"}}
+        for wrong in WRONG:
+            yield manifest | {key: manifest[key] | {"actions": wrong}}
+    for column in ([3, "float32", False], [2, "float64", False], [2, "float32", True], [2], [-2]):
+        yield manifest | {"layout": manifest["layout"] | {"actions": column}}
+    first, *rest = manifest["source"]
+    for key in first:
+        yield manifest | {"source": [{k: v for k, v in first.items() if k != key}, *rest]}
+        for wrong in WRONG:
+            if not (key == "fingerprint" and isinstance(wrong, str)) and (key, wrong) != (
+                "name",
+                "x",
+            ):
+                yield manifest | {"source": [first | {key: wrong}, *rest]}
+    yield manifest | {"source": [first]}
+    yield manifest | {"unknown": 1}
+
+
+def test_a_manifest_that_fits_no_store_is_refused(shards, tmp_path):
+    folder = tmp_path / "a.store"
+    ensure_store(shards, folder, LAYOUT)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    count = 0
+    for changed in changed_manifests(manifest):
+        (folder / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError) as caught:
+            Store(folder)
+        message = str(caught.value)
+        assert str(folder) in message and "\n" not in message and len(message) < 700, message
+        count += 1
+    assert count > 150
+    for text in ("", "\0", "[" * 5000, "1" * 5000, '{"format": 2, "format": 2}', "\xff"):
+        (folder / "manifest.json").write_text(text, encoding="latin-1")
+        with pytest.raises(UserError, match="manifest.json: "):
+            Store(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert_holds(Store(folder), range(3))
+
+
+ENDS = np.arange(99, 1200, 100)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        np.append(ENDS[:-1], 1299),  # beyond the rows
+        ENDS[:-1],
+        ENDS + 1,
+        ENDS - 1,
+        ENDS[::-1],
+        np.append(ENDS[:-2], [1199, 1199]),
+        np.append(ENDS[:-2], [1198, 1199]),  # a trajectory of one row
+        np.append([-1], ENDS[1:]),
+        ENDS.astype(np.float64),
+        ENDS.astype(np.int32),
+        ENDS.astype(">i8"),
+        ENDS[:, None],
+        ENDS[:0],
+        np.array(1199),
+        np.full(12, 2**62),
+        np.full(12, -(2**62)),
+    ],
+    ids=range(16),
+)
+def test_ends_that_do_not_fit_are_refused(shards, tmp_path, ends):
+    folder = tmp_path / "a.store"
+    ensure_store(shards, folder, LAYOUT)
+    np.save(folder / "ends.npy", ends)
+    with pytest.raises(UserError, match=f"{folder}: cannot be read: .*; delete {folder}") as caught:
+        Store(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((1188, 2)),
+        np.zeros((1187, 2), np.float32),
+        np.zeros((1188, 3), np.float32),
+        np.zeros(2376, np.float32),
+        np.zeros((1188, 2), ">f4"),
+        np.zeros((2, 1188), np.float32).T,
+        np.zeros((), np.float32),
+        np.zeros((1188, 2), "S4"),
+    ],
+    ids=range(8),
+)
+def test_arrays_that_do_not_fit_are_refused(shards, tmp_path, array):
+    folder = tmp_path / "a.store"
+    ensure_store(shards, folder, LAYOUT)
+    np.save(folder / "actions.npy", array)
+    with pytest.raises(UserError, match=f"{folder}: cannot be read: actions") as caught:
+        Store(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_executes_nothing(shards, tmp_path):
+    folder, mark = tmp_path / "a.store", tmp_path / "executed"
+    ensure_store(shards, folder, LAYOUT)
+    objects = np.empty(1188, object)
+    objects[:] = Payload(mark)
+    np.save(folder / "actions.npy", objects, allow_pickle=True)
+    with pytest.raises(UserError, match="Python objects"):
+        Store(folder)
+    assert not mark.exists()
+
+
+def test_a_damaged_store_is_not_trained_on(tmp_path, capsys, monkeypatch):
+    """Through the front door."""
+    monkeypatch.chdir(tmp_path)
+    own_file(tmp_path / "x.npz")
+    assert main(["data", "info", "--env=Pendulum-v1", "--path=x.npz"]) == 0
+    capsys.readouterr()
+    ends = np.load("x.store/ends.npy")
+    np.save("x.store/ends.npy", ends + 1000)
+    assert main(["fit", f"--config={pendulum(tmp_path)}", "--run_dir=r"]) == 2
+    assert "x.store: cannot be read: observations is (63, 3)" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "done", "source", "layout", "type", "no JSON"]
+)
+def test_a_damaged_progress_starts_afresh(shards, tmp_path, monkeypatch, damage):
+    folder = tmp_path / "a.store"
+    monkeypatch.setattr(convert, "_put_in_place", lambda *paths: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ensure_store(shards, folder, LAYOUT)
+    monkeypatch.undo()
+    temporary = tmp_path / "a.store.tmp"
+    path = temporary / "progress.json"
+    progress = json.loads(path.read_text())
+    assert progress["done"] == 3
+    progress |= {
+        "done": {"done": 4},
+        "source": {"source": progress["source"][:2]},
+        "layout": {"layout": {}},
+        "type": {"done": "3"},
+    }.get(damage, {})
+    path.write_text("{" if damage == "text" else json.dumps(progress))
+    actions = (temporary / "actions.npy").read_bytes()
+    if damage == "cut":
+        (temporary / "actions.npy").write_bytes(actions[:-1])
+    if damage == "flipped":  # not noticed here, but by everyone who verifies
+        (temporary / "actions.npy").write_bytes(actions[:-1] + bytes([actions[-1] ^ 1]))
+        assert ensure_store(shards, folder, LAYOUT).verify(shards)[-1].startswith("actions in ")
+    else:
+        assert_holds(ensure_store(shards, folder, LAYOUT), range(3))
+        assert Store(folder).verify(shards) == []

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from qam_lightning.cli import main
 from qam_lightning.data.generate import generate
 from tests.docs.pages import DOCS, PAGES, ROOT, commands, files
+from tests.fuzz.__main__ import parse as parse_fuzz
 
 KINDS = {
     ("python", "train.py", "fit"): "fit",
@@ -20,6 +21,7 @@ KINDS = {
     ("qam", "fit"): "fit",
     ("qam", "eval"): "eval",
     ("make",): "make",
+    ("python", "-m", "tests.fuzz"): "fuzz",
     ("python", "-m", "qam_lightning.laboratory"): "other",
     ("pip", "install"): "other",
     ("export",): "other",
@@ -118,6 +120,11 @@ def test_eval_gets_as_far_as_the_missing_run(
 @pytest.mark.parametrize(("page", "arguments"), shown("make"))
 def test_make_targets_exist(page: Path, arguments: list[str]) -> None:
     subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(("page", "arguments"), shown("fuzz"))
+def test_fuzz_parses(page: Path, arguments: list[str]) -> None:
+    assert parse_fuzz(arguments).cases
 
 
 def test_the_settings_that_the_guide_lists_exist(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ import pytest
 from qam_lightning.envs.chunked import ChunkedEnv
 from qam_lightning.envs.make import headless_gl, make_env
 from qam_lightning.envs.rollout import RolloutPool, Share, WorkerError, episode_seed
+from qam_lightning.evaluation.episode_policy import EpisodePolicy
+from qam_lightning.methods.qam import QAM
 from qam_lightning.util.errors import UserError
 
 ENV, TASK = "pointmaze-medium", 3
@@ -149,7 +151,7 @@ def test_a_dead_worker_is_reported_and_replaced():
             os.kill(pool.workers[0].process.pid, signal.SIGKILL)
             return still(observations, episodes)
 
-        with pytest.raises(WorkerError, match="rollout worker .* ended unexpectedly by signal 9"):
+        with pytest.raises(WorkerError, match="worker process .* ended unexpectedly by signal 9"):
             pool.run(murder, 1, seed=0)
         assert len(pool.run(still, 1, seed=0)) == 1
 
@@ -179,7 +181,7 @@ def test_processes_end_with_the_pool():
 def test_unknown_environments_are_refused_before_anything_starts():
     with pytest.raises(UserError, match="env is 'pointmaze-tiny' .did you mean"):
         RolloutPool("pointmaze-tiny", 1)
-    with pytest.raises(UserError, match="num_envs is 0, expected at least 1"):
+    with pytest.raises(UserError, match="num_envs is 0, expected 1 to 10000"):
         RolloutPool(ENV, TASK, num_envs=0)
 
 
@@ -209,3 +211,50 @@ def test_frames_of_the_first_episodes():
     assert {frame.shape for frame in filmed.frames} == {(48, 64, 3)}
     assert not np.array_equal(filmed.frames[0], filmed.frames[-1])
     assert unfilmed.frames == []
+
+
+def test_the_policys_batch_has_a_row_for_every_environment():
+    """Also for those without an episode: sums over rows of another number may round otherwise."""
+    walker = Walker()
+    with RolloutPool(ENV, TASK, workers=0, num_envs=4) as pool:
+        (alone,) = pool.run(walker, 1, seed=4)
+        assert set(pool.workers[0].envs) == {0}  # of which nobody makes an environment
+        assert {shown.shape for shown in walker.shown} == {(4, 2)}
+        assert all((shown[1:] == 0).all() for shown in walker.shown)
+        assert {len(set(episodes)) for episodes in walker.episodes} == {4}
+        assert pool.run(walker, 3, seed=4)[0] == alone
+
+
+def test_a_trained_policys_episode_does_not_depend_on_how_many_there_are(build):
+    """To the bit, in an environment whose returns show every rounding."""
+    method = build(QAM, tau=1.0, obs_dim=3, action_dim=1, horizon=1, width=64)
+    returns = []
+    for episodes in (1, 2, 5):
+        with RolloutPool("Pendulum-v1", 1, workers=0, num_envs=5) as pool:
+            found = pool.run(EpisodePolicy(method, seed=0), episodes, seed=3)
+        returns.append([episode.episode_return for episode in found])
+    assert [few == returns[-1][: len(few)] for few in returns] == [True] * 3
+
+
+def test_signals_of_the_group_do_not_end_workers():
+    with RolloutPool(ENV, TASK, workers=1) as pool:
+
+        def hang_up(observations, episodes):
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                os.kill(pool.workers[0].process.pid, number)
+            return still(observations, episodes)
+
+        assert len(pool.run(hang_up, 1, seed=0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_envs": 10**9}, "num_envs is 1000000000, expected 1 to 10000"),
+        ({"num_envs": 10**400}, "num_envs is .*, expected 1 to 10000"),
+        ({"workers": 10**9, "num_envs": 10_000}, "workers is 1000000000: so many processes"),
+    ],
+)
+def test_too_many_are_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        RolloutPool(ENV, TASK, **settings)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,10 +144,86 @@ def test_help(capsys):
     assert "--best_of_n" in capsys.readouterr().out
 
 
-def test_a_console_without_the_characters_gets_the_rest(run, tmp_path):
+@pytest.mark.parametrize(
+    ("surroundings", "closed"),
+    [
+        ({"PYTHONIOENCODING": "latin-1"}, False),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, False),
+        ({}, True),
+    ],
+)
+def test_a_result_is_there_whatever_can_be_printed(run, tmp_path, surroundings, closed):
+    """A console without the characters, an ASCII locale, a closed standard output."""
     output = tmp_path / "report.json"
-    script = [sys.executable, Path(__file__).parents[2] / "eval.py", run, "--output", output]
-    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    shown = subprocess.run([*script, *FAST], env=latin, capture_output=True, text=False)
-    assert shown.returncode == 0, shown.stderr
-    assert b"wrote " in shown.stdout and output.exists()
+    command = [sys.executable, str(Path(__file__).parents[2] / "eval.py"), str(run), *FAST]
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh"] if closed else []
+    ended = subprocess.run(
+        [*shell, *command, "--output", str(output)],
+        env={**os.environ, **surroundings},
+        capture_output=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(output.read_text())["episodes"] == 2
+    assert b"Traceback" not in ended.stderr and (closed or b"wrote " in ended.stdout)
+
+
+def test_a_result_is_written_before_anything_is_printed(run, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no console")
+
+    monkeypatch.setattr("rich.console.Console.print", fail)
+    with pytest.raises(RuntimeError, match="no console"):
+        command.main([str(run), *FAST, "--output", str(tmp_path / "report.json")])
+    assert json.loads((tmp_path / "report.json").read_text())["episodes"] == 2
+
+
+@pytest.fixture
+def bare(run, tmp_path):
+    """A run with its checkpoints alone."""
+    shutil.copytree(run / "checkpoints", tmp_path / "run" / "checkpoints")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "options", "told"),
+    [
+        ("eval", [], "eval is a file, expected a folder"),
+        ("videos", ["--video"], "videos is a file, expected a folder"),
+        ("picture.png/", ["--picture"], "picture.png: cannot be written: it is a folder"),
+        ("x", ["--output", "{run}/x/report.json"], "x is a file, expected a folder"),
+        ("x/", ["--output", "{run}/x"], "x: exists already; delete it or name another"),
+        ("closed/", ["--output", "{run}/closed/more/r.json"], "closed may not be written to"),
+    ],
+)
+def test_what_is_in_the_way_is_said_before_the_rollouts(
+    run, bare, in_the_way, options, told, capsys, monkeypatch
+):
+    path = bare / in_the_way
+    path.mkdir() if in_the_way.endswith("/") else path.write_text("mine")
+    if "--picture" in options:
+        shutil.copytree(run / "metrics", bare / "metrics")
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "closed")
+    monkeypatch.setattr(command, "with_progress", lambda *args: pytest.fail("rolled out"))
+    before = sorted(bare.rglob("*"))
+    assert command.main([str(bare), *FAST, *(o.format(run=bare) for o in options)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and line.endswith(told)
+    assert sorted(bare.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "name"])
+def test_a_folder_that_holds_no_run_is_answered_with_one_line(tmp_path, capsys, kind):
+    run, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    if kind == "file":
+        run.mkdir()
+        last.parent.write_text("not a folder")
+    else:
+        last.parent.mkdir(parents=True)
+    if kind == "folder":
+        last.mkdir()
+    if kind == "link":
+        last.symlink_to(last)
+    source = f"{tmp_path}/{'n' * 5000}" if kind == "name" else str(run)
+    assert command.main([source]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")

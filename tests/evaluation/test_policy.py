@@ -36,8 +36,8 @@ def test_it_executes_its_chunk_open_loop(run):
 
 def test_its_episodes_are_those_of_an_evaluation(run, tmp_path):
     report = tmp_path / "report.json"
-    arguments = ["--episodes=1", "--workers=0", "--seed=3", "--best_of_n=2", f"--output={report}"]
-    assert main(["eval", str(run), *arguments]) == 0
+    arguments = ["--episodes=1", "--num_envs=1", "--workers=0", "--seed=3", "--best_of_n=2"]
+    assert main(["eval", str(run), *arguments, f"--output={report}"]) == 0
     (scored,) = json.loads(report.read_text())["results"]
     policy = load_policy(run, best_of_n=2, seed=3)
     env = policy.make_env()

@@ -26,7 +26,8 @@ def group_of(name: str) -> Group:
     return group
 
 
-def main() -> int:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     add = parser.add_argument
     add("--cases", type=int, default=300, help="inputs in all groups together")
@@ -37,8 +38,11 @@ def main() -> int:
     add("--table", type=Path, help="write the table to this file, in Markdown")
     add("--serve", action="store_true", help="answer lines of group, seed and number, for pytest")
     add("--verbose", action="store_true", help="print every input")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
 
+
+def main() -> int:
+    options = parse()
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch
     from tests.fuzz.harness import Result, prepare, run, summary, warm
 

@@ -38,8 +38,14 @@ MEMORY = 1536 << 20
 THREADS = 500
 """An input that starts more is ended at once, for the sake of the machine."""
 
+LENGTH = 2500
+"""Characters of an error."""
+
 EXECUTED = "EXECUTED"
 """Name of the file that a payload makes when it is run."""
+
+LOCKS = "*.lock"
+"""Files that may stay behind."""
 
 NOTICES = ("warning: ", ": falling back to ")
 """Lines that may come before the error."""
@@ -218,6 +224,8 @@ def judge(case: Case, outcome: Outcome) -> str | None:
         return f"dies of {signal.Signals(-outcome.code).name}"
     if "Traceback" in outcome.stderr:
         return f"traceback: {_exception(outcome.stderr)}"
+    if "error: unforeseen: " in outcome.stderr:
+        return f"unforeseen: {outcome.stderr.partition('unforeseen: ')[2][:200]}"
     if outcome.code == 0 or outcome.code in case.codes:
         return "is accepted" if case.must == "be refused" else None
     if outcome.code != 2:
@@ -237,13 +245,15 @@ def _of_refusal(case: Case, outcome: Outcome) -> str | None:
         return f"no line of error: {text[-300:]!r}"
     if not line.isprintable():
         return f"a control character in {line!r}"
-    if len(line) > 2000:
+    if len(line) > LENGTH:
         return f"an error of {len(line)} characters"
     if not any(place in line for place in case.places):
         return f"names no place: {line[:300]!r}"
-    if "unforeseen" in line:
-        return f"unforeseen: {line[:300]!r}"
-    left = [p for p in outcome.changes if not any(fnmatch(p, allowed) for allowed in case.writes)]
+    left = [
+        p
+        for p in outcome.changes
+        if not any(fnmatch(p, allowed) for allowed in (LOCKS, *case.writes))
+    ]
     if left and "diverged" not in line:
         return f"refused, but changed {', '.join(left[:5])}"
     return None

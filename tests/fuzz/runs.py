@@ -797,7 +797,7 @@ def other_source(rng: random.Random, folder: Path) -> Case:
             "best", "last", "run/checkpoints/last.ckpt", "run/checkpoints/best.ckpt",
             "run/checkpoints/last-1.ckpt", "run", "run/checkpoints", "own.npz", "tiny.yaml", "",
             "first", "LAST", "last ", "last.ckpt", "x" * 5000, "a\x00b", "a\nb", "/dev/null",
-            "/dev/zero", "~nobody/x.ckpt", "hparams", "registry", "registry:name",
+            "/dev/zero", "~no_such_user/x.ckpt", "hparams", "registry", "registry:name",
             "http://127.0.0.1:9/x.ckpt", "null", "None", "run/checkpoints/last.json",
         ]
     )  # fmt: skip
@@ -834,7 +834,7 @@ def changed_setting(rng: random.Random, folder: Path) -> Case:
             ("--trainer.max_steps=9", False), ("--online.learning_starts=5", False),
             ("--online.utd_ratio=2", False), ("--online.num_envs=2", False),
             ("--online.steps=0", False), ("--data.sparse=true", False),
-            ("--data.env=Pendulum-v1", False), ("--data.path=own", True), ("--seed=5", True),
+            ("--data.env=Pendulum-v1", False), ("--data.path=halves", True), ("--seed=5", True),
             ("--model.tau=3", True), ("--data.batch_size=4", True),
             ("--log.every_n_steps=2", True), ("--checkpoints.keep_last=1", True),
             ("--evaluation.episodes=2", True),

@@ -6,7 +6,7 @@ Paths in them are relative: a command runs in the folder that holds a copy.
 tiny.yaml           a run of a second: 4 updates offline, then 6 environment steps and 2 updates
 own.npz             6 trajectories of 11 rows for InvertedPendulum-v5
 own.store           converted from it
-own                 a folder of two files, half of the trajectories in each
+halves              a folder of two files, half of the trajectories in each
 run                 what ``fit --config tiny.yaml`` made
 maze                the data of a point maze, with store and labels
 collection          an unfinished collection of the same data, in which every part is there
@@ -84,10 +84,10 @@ def build(folder: Path) -> None:
     Path("tiny.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
     whole = arrays()
     np.savez("own.npz", **whole)
-    Path("own").mkdir()
+    Path("halves").mkdir()
     for number in range(2):
         part = slice(33 * number, 33 * number + 33)
-        np.savez(f"own/half-{number:03d}.npz", **{k: v[part] for k, v in whole.items()})
+        np.savez(f"halves/half-{number:03d}.npz", **{k: v[part] for k, v in whole.items()})
     parts = Path("collection", f"{NAME}.parts")
     parts.mkdir(parents=True)
     settings = {"env": MAZE, "dataset": "navigate", "seed": 0, "episode_steps": 12}
