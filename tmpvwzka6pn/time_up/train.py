@@ -1,0 +1,1 @@
+/tmp/wt_F/train.py
