@@ -66,7 +66,7 @@ class Claim:
     _held: ClassVar[dict[Path, tuple[IO[str], list["Claim"]]]] = {}
 
     def __init__(self, run_dir: str | Path) -> None:
-        self._folder = Path(run_dir).resolve()
+        self._folder = Path(os.path.realpath(run_dir))
         if self._folder not in self._held:
             self._held[self._folder] = _lock(Path(run_dir)), []
         self._held[self._folder][1].append(self)

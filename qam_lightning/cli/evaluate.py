@@ -183,7 +183,7 @@ def locate(source: Path, which: str) -> tuple[Path, Path]:
         return checkpoint_path(source, which), source
     if not source.exists():
         raise UserError(f"{source}: no such run folder or checkpoint file")
-    inside = source.resolve().parent
+    inside = Path(os.path.realpath(source)).parent
     return source, inside.parent if inside.name == "checkpoints" else inside
 
 

@@ -1,9 +1,8 @@
 """Sizes that do not fit into memory: one line before anything is allocated or written."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
-
-import contextlib
 
 import pytest
 
