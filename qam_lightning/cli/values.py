@@ -72,7 +72,7 @@ def round_floats(config: dict[str, Any], types: dict[str, Any], prefix: str = ""
         if isinstance(value, dict):
             round_floats(value, types, f"{prefix}{key}.")
         elif isinstance(value, float) and is_integer(prefix + key, types):
-            config[key] = _whole(value, prefix + key)
+            config[key] = _whole(value, f"{prefix}{key}".replace("init_args.", ""))
 
 
 def _whole(number: float, key: str) -> float | int:

@@ -79,7 +79,8 @@ def answered(command: Callable[[], int], spoken: Callable[[ArgumentError], str] 
         try:
             code = command()
             output.flush()
-            if output.failure and not isinstance(output.failure, BrokenPipeError):
+            if output.failure and not (output.told or isinstance(output.failure, BrokenPipeError)):
+                output.told = True
                 _tell(f"warning: standard output: {_why(output.failure)}; what it lacks is lost")
             return code
         except SystemExit as done:  # the output is all that such a command has to give

@@ -19,11 +19,13 @@ class Tolerant:
 
     Attributes:
         failure: why text was lost; None if none was.
+        told: whether the user knows of it.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.failure: Exception | None = None
+        self.told = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
