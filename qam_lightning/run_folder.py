@@ -31,7 +31,11 @@ def contents(run_dir: str | Path) -> list[Path]:
     """
     folder = Path(run_dir)
     found = [path for pattern in _KEPT for path in sorted(folder.glob(pattern))]
-    return [p for p in found if not p.name.startswith(".") and (p.is_dir() or p.stat().st_size)]
+    return [p for p in found if not p.name.startswith(".") and not _is_empty_file(p)]
+
+
+def _is_empty_file(path: Path) -> bool:
+    return path.is_file() and not path.stat().st_size
 
 
 def check_unused(run_dir: str | Path) -> None:
@@ -49,6 +53,17 @@ def check_unused(run_dir: str | Path) -> None:
     raise UserError(
         f"{folder} already holds a run ({found}); choose another run_dir, or move that one away"
     )
+
+
+def check_files(run_dir: str | Path) -> None:
+    """Check that files are where a run writes files, before it writes any.
+
+    Raises:
+        UserError: a folder, a pipe or a device is in the place of one.
+    """
+    for path in contents(run_dir):
+        if path.name.endswith((".ckpt", ".json", ".bin", ".csv", ".yaml")) and not path.is_file():
+            raise UserError(f"{path}: is no file, but a folder, a pipe or a device; move it away")
 
 
 class Claim:
