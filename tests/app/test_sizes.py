@@ -81,7 +81,7 @@ def test_training_says_what_does_not_fit(
         (["--num_envs=20000", "--episodes=20000"], "num_envs is 20000: the simulators would take"),
         (["--best_of_n=1000000000"], "best_of_n is 1000000000: acting in 8 environments at once w"),
         (["--workers=900", "--num_envs=900", "--episodes=900"], "workers is 900: the processes w"),
-        ([f"--seed={'9' * 4000}"], "cannot be written: File name too long"),
+        ([f"--seed={'9' * 4000}"], "cannot be written: a name in it is too long"),
     ],
 )
 def test_eval_says_what_does_not_fit(
