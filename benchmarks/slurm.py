@@ -428,9 +428,9 @@ def write(folder: Path, rows: list[tuple[str, str, str]], seconds: float) -> Non
     lines = [
         "# Under SLURM",
         "",
-        "`python benchmarks/slurm.py` submitted the jobs of [this page](endurance.md) and harmed",
-        "them. `equal`: the run ended bit-identical to an uninterrupted one, in weights, targets,",
-        "optimizer, metrics, random generators, replay, tables and best checkpoint.",
+        "`python benchmarks/slurm.py` submitted the jobs of [What a run survives](endurance.md).",
+        "`equal`: the run ended bit-identical to one without SLURM and without interruption, in",
+        "weights, targets, optimizer, metrics, random generators, replay, tables and best checkpoint.",
         "",
         f"{command('sinfo', '--version')}, {seconds:.0f} s, {packages}.",
         "",

@@ -152,8 +152,10 @@ def evaluate(options: argparse.Namespace) -> int:
         episodes = with_progress(options.episodes, pool, policy, options.seed, recorded, every)
 
     report = build_report(subject, episodes)
-    written = write_report(report, target, numbered=options.output is None)
-    Console(soft_wrap=True).print(report_table(report))
+    try:
+        written = write_report(report, target, numbered=options.output is None)
+    finally:  # also where it cannot be written
+        Console(soft_wrap=True).print(report_table(report))
     print(f"wrote {written}")
     for made in draw(options, report, run, curves, name, episodes, every):
         print(f"wrote {made}")

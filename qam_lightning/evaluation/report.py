@@ -78,8 +78,12 @@ def write_report(report: Mapping[str, Any], path: Path, numbered: bool = True) -
             continue
         except OSError as error:
             raise UserError(f"{target}: cannot be written: {error.strerror}") from None
-        with writing(target), file:
-            file.write(text)
+        try:
+            with writing(target), file:
+                file.write(text)
+        except UserError:
+            target.unlink()
+            raise
         return target
 
 

@@ -289,7 +289,6 @@ def test_a_full_disk_under_a_table_is_told(table, made, arguments, told, monkeyp
     assert_same_runs(made["whole"], run)
 
 
-@pytest.mark.xfail(strict=True, reason="the result is not shown, and an empty file stays")
 def test_a_full_disk_under_a_result_loses_no_result(killed, capsys, monkeypatch):
     write = report.write_report
 

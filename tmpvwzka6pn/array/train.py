@@ -1,1 +1,0 @@
-/tmp/wt_F/train.py
