@@ -1,9 +1,9 @@
-"""A run's folder: what it holds of a run, and that one process at a time writes to it.
+"""A run's folder: the files of a run, and the lock that lets one process at a time write them.
 
 The lock is ``flock`` on ``.lock`` in the folder. The system releases it when its process ends,
-however that ends. It reaches across machines where the file system passes locks on: NFS since
-version 4 (version 3 with lockd), Lustre mounted with ``flock``, GPFS, CephFS. Where the file system
-has no locks, a line says so, and nothing keeps a second run out.
+however it ends. The lock works across machines on NFS version 4 (version 3 with lockd), Lustre
+mounted with ``flock``, GPFS and CephFS. On a file system without locks, a line says so, and nothing
+keeps a second run out.
 """
 
 import contextlib

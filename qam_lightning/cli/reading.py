@@ -1,4 +1,4 @@
-"""A configuration file: YAML of plain values, in which every key is a name and stands once."""
+"""Reading a configuration file: YAML of plain values. Every key is a name and occurs once."""
 
 import enum
 import re

@@ -1,4 +1,4 @@
-"""How a value may be written: a number as 1e6, a path with ``~``, a flag as two words."""
+"""How a value may be written: 1e6 for an integer, ``~`` in a path, a flag and its value apart."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""The ``.npy`` format: headers that are checked before anything is allocated, and mapped arrays."""
+"""The ``.npy`` format: headers, checked before anything is allocated, and memory-mapped arrays."""
 
 import io
 import math

@@ -1,7 +1,7 @@
 """Standard output and standard error that cannot end a program.
 
 A console may lack a character, a pipe's reader may leave, a log's disk may be full, or there may be
-no output at all (``>&-``). None of that may cost a training run or a result.
+no output at all (``>&-``). None of these may end a training run or lose a result.
 """
 
 import os

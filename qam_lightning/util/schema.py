@@ -1,4 +1,4 @@
-"""Validation of what is read from disk: one schema per kind of file, checked whole before use.
+"""Validation of files: one schema per kind of file, all of it checked before any of it is used.
 
 >>> class Part(Schema):
 ...     rows: Count
