@@ -43,8 +43,8 @@ from qam_lightning.util.provenance import versions
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 900.0
 """Seconds after which something that should have happened counts as failed."""
-GRACE = "main", "grace", "urgent"
-"""Partitions of `started`: jobs of the last take the place of those of the others, at once or after
+PARTITIONS = "main", "grace", "urgent"
+"""Those of `started`: jobs of the last take the place of those of the others, at once or after
 SIGTERM and half a minute."""
 SMALL = {k: v for k, v in SETTINGS.items() if k != "config"} | {
     "trainer.max_steps": 1500,
@@ -305,12 +305,12 @@ def preempted(at: Folder, partition: str) -> str:
 
 def preempted_at_once(at: Folder) -> str:
     """Preempted (`PreemptMode=REQUEUE`)."""
-    return preempted(at, GRACE[0])
+    return preempted(at, PARTITIONS[0])
 
 
 def preempted_with_grace(at: Folder) -> str:
     """Preempted, with a `GraceTime`."""
-    return preempted(at, GRACE[1])
+    return preempted(at, PARTITIONS[1])
 
 
 CHECKS = {
@@ -380,9 +380,9 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
-PartitionName={GRACE[0]} Nodes={host} Default=YES State=UP PriorityTier=1
-PartitionName={GRACE[1]} Nodes={host} State=UP PriorityTier=1 GraceTime=30
-PartitionName={GRACE[2]} Nodes={host} State=UP PriorityTier=2
+PartitionName={PARTITIONS[0]} Nodes={host} Default=YES State=UP PriorityTier=1
+PartitionName={PARTITIONS[1]} Nodes={host} State=UP PriorityTier=1 GraceTime=30
+PartitionName={PARTITIONS[2]} Nodes={host} State=UP PriorityTier=2
 """)
         os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
         files = (f"--{kind}-file={folder}/munge.{kind}" for kind in ("key", "pid", "log", "seed"))
@@ -430,7 +430,7 @@ def write(folder: Path, rows: list[tuple[str, str, str]], seconds: float) -> Non
         "",
         "`python benchmarks/slurm.py` submitted the jobs of [What a run survives](endurance.md).",
         "`equal`: the run ended bit-identical to one without SLURM and without interruption, in",
-        "weights, targets, optimizer, metrics, random generators, replay, tables and best checkpoint.",
+        "weights, targets, optimizer, metrics, random generators, replay, tables and the best one.",
         "",
         f"{command('sinfo', '--version')}, {seconds:.0f} s, {packages}.",
         "",
