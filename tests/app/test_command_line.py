@@ -12,6 +12,8 @@ from qam_lightning.cli import main
 from qam_lightning.cli.compose import compose
 from qam_lightning.cli.reading import leaves
 from qam_lightning.cli.settings import DERIVED
+from qam_lightning.methods.base import Method
+from qam_lightning.util import arguments
 from tests.app.conftest import Parsing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -363,6 +365,22 @@ def test_a_failure_in_a_users_own_method_is_none_of_the_configurations(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ZeroDivisionError):
         main(small_run(1, "--model=failing_method.Mine", "--model.alpha=1"))
+
+
+def test_a_run_that_fails_unforeseen_says_where_its_traceback_is(
+    small_run, unforeseen, tmp_path, monkeypatch, capsys
+):
+    def failing_step(self, batch, batch_idx):
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr(Method, "training_step", failing_step)
+    monkeypatch.setattr(arguments, "unforeseen", unforeseen)
+    monkeypatch.chdir(tmp_path)
+    assert main(small_run(1)) == 1
+    (log,) = tmp_path.glob("qam-error-*.log")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(r"error: unforeseen: KeyError: 'two\nlines'") and log.name in line
+    assert "failing_step" in log.read_text()
 
 
 def test_a_file_that_is_no_text_is_refused(refused, tmp_path):
