@@ -55,7 +55,6 @@ from qam_lightning.cli import main as train
 from qam_lightning.envs.make import make_env
 from qam_lightning.envs.rollout import RolloutPool
 from qam_lightning.methods.base import Method
-from qam_lightning.online import replay
 from qam_lightning.online.actor import EnvActor
 from qam_lightning.online.collector import Collector
 from qam_lightning.util.provenance import versions
@@ -221,6 +220,7 @@ class Life:
                 rank_zero_only.rank = rank  # importing Lightning does so
                 arguments.append(f"--trainer.devices={ranks}")
                 note_meeting(self.pages[rank])
+            os.chdir(folder)  # a rank that loses the other leaves its traceback
             observe(self.pages[rank])
             return train(arguments)
 
@@ -510,8 +510,9 @@ class Disk(Process):
     def harm(self, life: Life, rank: int) -> tuple[str, str, list[str]] | None:
         """Fill the disk but for some pages, and wait for the run to end."""
         during = life.pages[rank].doing
+        # Nothing fits, or less than a checkpoint, or checkpoints but not the replay.
         room = sum(path.stat().st_size for path in (self.whole / "checkpoints").glob("last.*"))
-        left = self.random.choice([0, self.random.randrange(room)])
+        left = self.random.randrange(self.random.choice([1, room, 4 * room]))
         ballast = self.runs / "ballast"
         with ballast.open("wb", buffering=0) as file:
             with contextlib.suppress(OSError):
@@ -606,7 +607,6 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.fault == "disk" and options.disk is None:
         return with_disk(arguments)
-    replay.BLOCK = 16  # the replay's file grows often
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

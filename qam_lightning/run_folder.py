@@ -31,7 +31,11 @@ def contents(run_dir: str | Path) -> list[Path]:
     """
     folder = Path(run_dir)
     found = [path for pattern in _KEPT for path in sorted(folder.glob(pattern))]
-    return [p for p in found if not p.name.startswith(".") and (p.is_dir() or p.stat().st_size)]
+    return [p for p in found if not p.name.startswith(".") and not _is_empty_file(p)]
+
+
+def _is_empty_file(path: Path) -> bool:
+    return path.is_file() and not path.stat().st_size
 
 
 def check_unused(run_dir: str | Path) -> None:
@@ -51,6 +55,17 @@ def check_unused(run_dir: str | Path) -> None:
     )
 
 
+def check_files(run_dir: str | Path) -> None:
+    """Check that files are where a run writes files, before it writes any.
+
+    Raises:
+        UserError: a folder, a pipe or a device is in the place of one.
+    """
+    for path in contents(run_dir):
+        if path.name.endswith((".ckpt", ".json", ".bin", ".csv", ".yaml")) and not path.is_file():
+            raise UserError(f"{path}: is no file, but a folder, a pipe or a device; move it away")
+
+
 class Claim:
     """The right to write to a run's folder, from its making to `release`.
 
@@ -66,7 +81,7 @@ class Claim:
     _held: ClassVar[dict[Path, tuple[IO[str], list["Claim"]]]] = {}
 
     def __init__(self, run_dir: str | Path) -> None:
-        self._folder = Path(run_dir).resolve()
+        self._folder = Path(os.path.realpath(run_dir))
         if self._folder not in self._held:
             self._held[self._folder] = _lock(Path(run_dir)), []
         self._held[self._folder][1].append(self)

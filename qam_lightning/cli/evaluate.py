@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -151,8 +152,10 @@ def evaluate(options: argparse.Namespace) -> int:
         episodes = with_progress(options.episodes, pool, policy, options.seed, recorded, every)
 
     report = build_report(subject, episodes)
-    written = write_report(report, target, numbered=options.output is None)
-    Console(soft_wrap=True).print(report_table(report))
+    try:
+        written = write_report(report, target, numbered=options.output is None)
+    finally:  # also where it cannot be written
+        Console(soft_wrap=True).print(report_table(report))
     print(f"wrote {written}")
     for made in draw(options, report, run, curves, name, episodes, every):
         print(f"wrote {made}")
@@ -183,7 +186,7 @@ def locate(source: Path, which: str) -> tuple[Path, Path]:
         return checkpoint_path(source, which), source
     if not source.exists():
         raise UserError(f"{source}: no such run folder or checkpoint file")
-    inside = source.resolve().parent
+    inside = Path(os.path.realpath(source)).parent
     return source, inside.parent if inside.name == "checkpoints" else inside
 
 

@@ -7,6 +7,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from qam_lightning.util.files import regular
+
 HEADER_LIMIT = 1 << 14  # bytes; those of plain arrays take 128
 _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -71,7 +73,7 @@ def map_npy(path: Path) -> np.ndarray:
         OSError: The file cannot be read.
         ValueError: It is not exactly the array that its header declares.
     """
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         header = read_header(file)
     size = path.stat().st_size
     if header.fortran or size != header.offset + header.nbytes:

@@ -33,6 +33,8 @@ def at_least(bound: int) -> Any:
         value = int(text)
         if value < bound:
             raise argparse.ArgumentTypeError(f"expected at least {bound}, found {value}")
+        if value >= 2**63:
+            raise argparse.ArgumentTypeError(f"{shown(value)} does not fit into 64 bits")
         return value
 
     return integer

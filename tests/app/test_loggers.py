@@ -161,9 +161,9 @@ def test_rows_are_on_disk_before_a_checkpoint_counts_them(
         [Checkpoints(str(tmp_path), 2), MetricsLogger(every_n_steps=1)],
         CsvLogger(tmp_path),
     )
-    first = flushed.index(".last.ckpt.tmp")
-    assert "train.csv" in flushed[:first]
-    assert flushed[first : first + 3] == [".last.ckpt.tmp", "..last.ckpt.json.tmp", "checkpoints"]
+    first, last = (n for n, name in enumerate(flushed) if name == ".last.ckpt.tmp")
+    assert "train.csv" in flushed[first:last]
+    assert flushed[last : last + 3] == [".last.ckpt.tmp", "..last.ckpt.json.tmp", "checkpoints"]
 
 
 def test_foreign_rows_are_kept_for_the_next_row(tmp_path: Path) -> None:

@@ -359,7 +359,7 @@ def test_a_damaged_id_is_told_and_replaced(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "wandb_run_id").write_bytes(content)
-    identity = WandbLogger(tmp_path)._identity(None, sweep=False)
+    identity = WandbLogger(tmp_path)._identity(None, sweep=False, new=False)
     assert (tmp_path / "wandb_run_id").read_text() == identity
     assert len(identity) == 8 and identity.isalnum()
     (line,) = capsys.readouterr().out.splitlines()

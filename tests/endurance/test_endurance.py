@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -22,9 +23,11 @@ from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.checkpoints import checkpoint_path, last_checkpoints, newest, read_checkpoint
 from qam_lightning.cli import main
 from qam_lightning.envs.rollout import RolloutPool, WorkerError
+from qam_lightning.evaluation import report
 from qam_lightning.loggers.base import is_evaluation
 from qam_lightning.loggers.csv import CsvLogger
 from qam_lightning.methods.base import Method
+from qam_lightning.util import arguments as command_line
 from qam_lightning.util.errors import UserError
 from tests.app.conftest import read_csv
 from tests.online.conftest import build
@@ -47,6 +50,10 @@ def content(run: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
+def raised(error: Exception) -> NoReturn:
+    raise error
+
+
 @pytest.fixture(scope="module")
 def made(data, tmp_path_factory) -> dict[str, Path]:
     """Two runs in one go and one killed at step 15, all made once."""
@@ -54,6 +61,7 @@ def made(data, tmp_path_factory) -> dict[str, Path]:
     assert main(build(data, folder / "whole", *FLAGS)) == 0
     with pytest.MonkeyPatch.context() as patch:
         kill_at(patch, 15)
+        patch.setattr(command_line, "unforeseen", raised)
         with pytest.raises(RuntimeError, match="killed"):
             main(build(data, folder / "killed", *FLAGS))
     return {"whole": folder / "whole", "killed": folder / "killed"}
@@ -279,6 +287,25 @@ def test_a_full_disk_under_a_table_is_told(table, made, arguments, told, monkeyp
     monkeypatch.undo()
     assert main(arguments(*FLAGS, "--ckpt_path=last")) == 0
     assert_same_runs(made["whole"], run)
+
+
+def test_a_full_disk_under_a_result_loses_no_result(killed, capsys, monkeypatch):
+    write = report.write_report
+
+    def writing(*args, **kwargs):
+        with limited(10):
+            return write(*args, **kwargs)
+
+    monkeypatch.setattr(report, "write_report", writing)
+    assert (
+        main(["eval", str(killed), "--episodes=1", "--workers=0", "--import=tests.online.tiny"])
+        == 2
+    )
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith("error: ") and line.endswith(os.strerror(errno.EFBIG))
+    assert "success" in shown.out
+    assert not list((killed / "eval").iterdir())
 
 
 # -- divergence ----------------------------------------------------------------------------------

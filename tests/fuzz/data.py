@@ -728,7 +728,7 @@ def path_name(rng: random.Random, folder: Path) -> Case:
     name = rng.choice(
         [
             "", " ", "missing.npz", "halves", "run", "/", "/dev/null", "/dev/zero", "x" * 300,
-            "x" * 5000, "a\x00b", "a\nb", "\x1b[31m", "~nobody/x.npz", "minari:", "minari:x",
+            "x" * 5000, "a\x00b", "a\nb", "\x1b[31m", "~no_such_user/x.npz", "minari:", "minari:x",
             "minari:../../EVIL", "minari:a\nb", "own.hdf5", "own.npz/", "own.npz/x",
             "http://127.0.0.1:9/x.npz", "file:///etc/passwd", "*.npz", "own.np", "tiny.yaml",
             "run/checkpoints/last.ckpt", "\udcff", "/proc/self/mem", "..", "own.npz,own.npz",

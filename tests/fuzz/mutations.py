@@ -90,6 +90,11 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def shown_as(text: str) -> tuple[str, ...]:
+    """Return how a message may show the beginning of a text: as it is, or escaped."""
+    return tuple(x for x in (text[:20], ascii(text[:20])[1:-1]) if x.strip())
+
+
 # -- bytes ---------------------------------------------------------------------------------------
 
 

@@ -797,7 +797,7 @@ def other_source(rng: random.Random, folder: Path) -> Case:
             "best", "last", "run/checkpoints/last.ckpt", "run/checkpoints/best.ckpt",
             "run/checkpoints/last-1.ckpt", "run", "run/checkpoints", "own.npz", "tiny.yaml", "",
             "first", "LAST", "last ", "last.ckpt", "x" * 5000, "a\x00b", "a\nb", "/dev/null",
-            "/dev/zero", "~nobody/x.ckpt", "hparams", "registry", "registry:name",
+            "/dev/zero", "~no_such_user/x.ckpt", "hparams", "registry", "registry:name",
             "http://127.0.0.1:9/x.ckpt", "null", "None", "run/checkpoints/last.json",
         ]
     )  # fmt: skip

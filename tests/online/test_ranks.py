@@ -189,8 +189,7 @@ def test_all_ranks_stop_at_a_loss_that_is_not_finite_on_one(two: Path) -> None:
 def test_a_first_process_that_fails_ends_those_it_started(data: Path, tmp_path: Path) -> None:
     """It says why in one line; they would wait for it, and then add what they think."""
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "metrics").touch()  # where a folder is to be
+    (run / "checkpoints/.last.ckpt.tmp").mkdir(parents=True)  # where a file is to be
     command = build(data, run, "--trainer.devices=2", online__steps=0)
     environment = os.environ | {"PL_TORCH_DISTRIBUTED_BACKEND": "gloo", "PYTHONPATH": str(ROOT)}
     # Its output ends when all that write to it have ended.
@@ -204,4 +203,4 @@ def test_a_first_process_that_fails_ends_those_it_started(data: Path, tmp_path: 
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {run}/metrics/train.csv: cannot be written: ")
+    assert line.startswith(f"error: {run}/checkpoints/last.ckpt: cannot be written: ")
