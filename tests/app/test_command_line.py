@@ -12,6 +12,8 @@ from qam_lightning.cli import main
 from qam_lightning.cli.compose import compose
 from qam_lightning.cli.reading import leaves
 from qam_lightning.cli.settings import DERIVED
+from qam_lightning.methods.base import Method
+from qam_lightning.util import arguments
 from tests.app.conftest import Parsing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,10 +62,10 @@ LAUGHS = "a0: &a0 [b, b]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" fo
         ((*SCENE, "--"), "unexpected argument '--'"),
         ((*SCENE, "-seed=3"), "unexpected argument '-seed=3'; a flag begins with two dashes"),
         ((*SCENE, "--model.wid", "8"), "unknown key 'model.wid'; did you mean model.width"),
-        ((*SCENE, "--" + "x" * 5000), f"unknown key '{'x' * 80}…'; --print_config shows all keys"),
+        ((*SCENE, "--" + "x" * 5000), f"unknown key '{'x' * 200}…'; --print_config shows all keys"),
         ((*SCENE, "--model.rho", "-inf"), "model.rho: .* found -inf; infinity is written .inf"),
         ((*SCENE, "--model.rho", ""), "model.rho: expected float, found ''"),
-        ((*SCENE, "--model.tau", "9" * 5000), "model.tau is 9{80}…, which does not fit into 64"),
+        ((*SCENE, "--model.tau", "9" * 5000), "model.tau is 9{200}…, which does not fit into 64"),
         ((*SCENE, "--model.width", "9" * 20), "model.width is 9{20}, which does not fit into 64"),
         ((*SCENE, "--model.width", "1e300"), "model.width is 1e.300, which does not fit into 64"),
         ((*SCENE, "--model.init_args", "5"), "model.init_args is '5', expected keys with values"),
@@ -78,9 +80,9 @@ LAUGHS = "a0: &a0 [b, b]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" fo
         ((*SCENE, "--config", "~no_one/x.yaml"), "config: there is no user of ~no_one/x.yaml"),
         ((*SCENE, "--config", "/dev/zero"), "/dev/zero: is not a regular file"),
         ((*SCENE, "--config", "/"), "no config named '/'"),
-        ((*SCENE, "--config", "x" * 5000), f"no config named '{'x' * 80}…'"),
+        ((*SCENE, "--config", "x" * 5000), f"no config named '{'x' * 200}…'"),
         (("fit", "--domain", "../configs/scene"), "no domain named '../configs/scene'"),
-        (("fit", "--domain", "x" * 5000), f"no domain named '{'x' * 80}…'"),
+        (("fit", "--domain", "x" * 5000), f"no domain named '{'x' * 200}…'"),
         ((*SCENE, "--method", "a\nb"), r"no method named 'a\\nb'"),
         (
             (*SCENE, "--trainer.devices", "1e9"),
@@ -168,7 +170,7 @@ def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
 
 
 def test_small_parsers_answer_in_one_line_too(capsys):
-    for arguments, says in (
+    for words, says in (
         (("eval", "run", "--episo", "3"), "unrecognized arguments: --episo 3; see --help"),
         (("eval", "run", "a\nb"), r"unrecognized arguments: a\nb; see --help"),
         (("eval", "~no_one/x"), "there is no user of ~no_one/x; is ./~no_one/x meant?; see --help"),
@@ -176,7 +178,7 @@ def test_small_parsers_answer_in_one_line_too(capsys):
         (("laboratory", "--out", "~no_one"), "--out: there is no user of ~no_one"),
     ):
         with pytest.raises(SystemExit) as exit_:
-            main(list(arguments))
+            main(list(words))
         (line,) = capsys.readouterr().err.splitlines()
         assert exit_.value.code == 2 and line.startswith("error: ") and says in line
 
@@ -224,8 +226,8 @@ def test_a_negative_number_is_a_value(value):
         ("a: " + "{b: " * 5000, "FILE, line 1: nested more than 40 levels deep"),
         (LAUGHS, "FILE, line 1: holds more than 50,000 values, aliases expanded"),
         ("#" * 2**21, "FILE: is larger than 1 MiB"),
-        ("seed: " + "9" * 400, "FILE, line 1: 9{80}… does not fit into 64 bits"),
-        ("seed: " + "9" * 5000, "FILE, line 1: '9{80}…' cannot be read as int"),
+        ("seed: " + "9" * 400, "FILE, line 1: 9{200}… does not fit into 64 bits"),
+        ("seed: " + "9" * 5000, "FILE, line 1: '9{200}…' cannot be read as int"),
         ("seed: 1e400", "seed is inf, expected 0 to 4294967295"),
         ("model: {width: 1e300}", "model.width is 1e.300, which does not fit into 64 bits"),
         ("seed: .nan", "seed is nan, expected 0 to 4294967295"),
@@ -365,6 +367,22 @@ def test_a_failure_in_a_users_own_method_is_none_of_the_configurations(
         main(small_run(1, "--model=failing_method.Mine", "--model.alpha=1"))
 
 
+def test_a_run_that_fails_unforeseen_says_where_its_traceback_is(
+    small_run, unforeseen, tmp_path, monkeypatch, capsys
+):
+    def failing_step(self, batch, batch_idx):
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr(Method, "training_step", failing_step)
+    monkeypatch.setattr(arguments, "unforeseen", unforeseen)
+    monkeypatch.chdir(tmp_path)
+    assert main(small_run(1)) == 1
+    (log,) = tmp_path.glob("qam-error-*.log")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(r"error: unforeseen: KeyError: 'two\nlines'") and log.name in line
+    assert "failing_step" in log.read_text()
+
+
 def test_a_file_that_is_no_text_is_refused(refused, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xff\xfe\x00")
@@ -472,7 +490,7 @@ def test_help_shows_the_values_of_the_files(capsys):
 
 
 def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
-    for arguments in ("--help", "fit --help"):
-        command = f"{sys.executable} train.py {arguments} | head -n 1"
+    for words in ("--help", "fit --help"):
+        command = f"{sys.executable} train.py {words} | head -n 1"
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout.startswith("usage: ") and not done.stderr
