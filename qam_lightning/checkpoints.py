@@ -13,7 +13,6 @@ import importlib
 import io
 import math
 import pickle
-import stat
 import sys
 import zipfile
 import zlib
@@ -28,6 +27,7 @@ from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
 from qam_lightning.util.checkpoint import ENTRY, Config, Environment, Versions, check_content
 from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.files import regular
 from qam_lightning.util.memory import memory_limit
 from qam_lightning.util.schema import Count, Number, Schema, Text, read_json
 
@@ -115,7 +115,7 @@ def fingerprint(path: Path) -> int:
     Raises:
         UserError: the file is missing, or not an archive.
     """
-    with _reading(path), zipfile.ZipFile(path) as archive:
+    with _reading(path), zipfile.ZipFile(regular(path)) as archive:
         parts = [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
     return zlib.crc32(repr(parts).encode())
 
@@ -130,9 +130,7 @@ def verified(path: Path) -> io.BytesIO:
         UserError: the file is missing, damaged, or not an archive.
     """
     with _reading(path):
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
-            raise ValueError  # a pipe or a device has no end
+        facts = regular(path).stat()
         if facts.st_size > memory_limit():
             raise MemoryError
         return io.BytesIO(_content(path, facts.st_ino, facts.st_size, facts.st_mtime_ns))

@@ -1,9 +1,9 @@
-"""A run's folder: what it holds of a run, and that one process at a time writes to it.
+"""A run's folder: the files of a run, and the lock that lets one process at a time write them.
 
 The lock is ``flock`` on ``.lock`` in the folder. The system releases it when its process ends,
-however that ends. It reaches across machines where the file system passes locks on: NFS since
-version 4 (version 3 with lockd), Lustre mounted with ``flock``, GPFS, CephFS. Where the file system
-has no locks, a line says so, and nothing keeps a second run out.
+however it ends. The lock works across machines on NFS version 4 (version 3 with lockd), Lustre
+mounted with ``flock``, GPFS and CephFS. On a file system without locks, a line says so, and nothing
+keeps a second run out.
 """
 
 import contextlib
@@ -31,7 +31,11 @@ def contents(run_dir: str | Path) -> list[Path]:
     """
     folder = Path(run_dir)
     found = [path for pattern in _KEPT for path in sorted(folder.glob(pattern))]
-    return [p for p in found if not p.name.startswith(".") and (p.is_dir() or p.stat().st_size)]
+    return [p for p in found if not p.name.startswith(".") and not _is_empty_file(p)]
+
+
+def _is_empty_file(path: Path) -> bool:
+    return path.is_file() and not path.stat().st_size
 
 
 def check_unused(run_dir: str | Path) -> None:
@@ -51,6 +55,17 @@ def check_unused(run_dir: str | Path) -> None:
     )
 
 
+def check_files(run_dir: str | Path) -> None:
+    """Check that files are where a run writes files, before it writes any.
+
+    Raises:
+        UserError: a folder, a pipe or a device is in the place of one.
+    """
+    for path in contents(run_dir):
+        if path.name.endswith((".ckpt", ".json", ".bin", ".csv", ".yaml")) and not path.is_file():
+            raise UserError(f"{path}: is no file, but a folder, a pipe or a device; move it away")
+
+
 class Claim:
     """The right to write to a run's folder, from its making to `release`.
 
@@ -66,7 +81,7 @@ class Claim:
     _held: ClassVar[dict[Path, tuple[IO[str], list["Claim"]]]] = {}
 
     def __init__(self, run_dir: str | Path) -> None:
-        self._folder = Path(run_dir).resolve()
+        self._folder = Path(os.path.realpath(run_dir))
         if self._folder not in self._held:
             self._held[self._folder] = _lock(Path(run_dir)), []
         self._held[self._folder][1].append(self)

@@ -1,7 +1,7 @@
 """Fixtures and builders that several rooms' tests share."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import pytest
@@ -30,16 +30,17 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def unforeseen(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], str]:
+@pytest.fixture(autouse=True, scope="session")
+def unforeseen() -> Iterator[Callable[[Exception], str]]:
     """Let unforeseen exceptions reach the test, instead of one line; the product's own answer."""
     answer = arguments.unforeseen
 
     def pass_on(error: Exception) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(arguments, "unforeseen", pass_on)
-    return answer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arguments, "unforeseen", pass_on)
+        yield answer
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
-from qam_lightning.run_folder import Claim, check_unused
+from qam_lightning.run_folder import Claim, check_files, check_unused
 from qam_lightning.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Callback(pl.Callback):
                 self._claims += (Claim(run_dir),)
                 if begins_anew(trainer):
                     check_unused(run_dir)
+                check_files(run_dir)
             except UserError as error:
                 problem = str(error)
         if (problem := trainer.strategy.broadcast(problem)) is not None:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -185,7 +186,7 @@ def locate(source: Path, which: str) -> tuple[Path, Path]:
         return checkpoint_path(source, which), source
     if not source.exists():
         raise UserError(f"{source}: no such run folder or checkpoint file")
-    inside = source.resolve().parent
+    inside = Path(os.path.realpath(source)).parent
     return source, inside.parent if inside.name == "checkpoints" else inside
 
 

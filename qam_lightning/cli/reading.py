@@ -1,4 +1,4 @@
-"""A configuration file: YAML of plain values, in which every key is a name and stands once."""
+"""Reading a configuration file: YAML of plain values. Every key is a name and occurs once."""
 
 import enum
 import re
@@ -176,7 +176,7 @@ def read_config(path: Path) -> Config:
         config[section] = _settings(config, section, section, path)
     if "model" in config:
         config["model"] = _model(config["model"], path)
-    return config
+    return {key: value for key, value in config.items() if value or key not in _SECTIONS}
 
 
 def read_yaml(text: str, name: str) -> Any:
@@ -247,7 +247,7 @@ def _model(model: Config, path: Path) -> Config:
     """Return the section of the method, with all settings below ``init_args``."""
     settings = _settings(model, "init_args", "model.init_args", path)
     short = {key: value for key, value in model.items() if key not in ("class_path", "init_args")}
-    found: Config = {"init_args": {**short, **settings}}
+    found: Config = {"init_args": {**short, **settings}} if short or settings else {}
     if "class_path" in model:
         name = model["class_path"]
         if not isinstance(name, str) or not name.strip():

@@ -1,5 +1,6 @@
 """Run folders: nothing in one is overwritten, and what resumes fits what is there."""
 
+from os.path import realpath  # Path.resolve fails at links that lead to themselves
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def check_folder(wanted: str | None, run_dir: Path) -> None:
         check_unused(run_dir)
     elif wanted not in ("last", "best"):
         path = Path(wanted).expanduser()
-        if held and run_dir.resolve() not in path.resolve().parents:
+        if held and Path(realpath(run_dir)) not in Path(realpath(path)).parents:
             raise UserError(
                 f"{run_dir} already holds a run, and {path} is not part of it; choose another "
                 "--run_dir"

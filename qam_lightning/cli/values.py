@@ -1,4 +1,4 @@
-"""How a value may be written: a number as 1e6, a path with ``~``, a flag as two words."""
+"""How a value may be written: 1e6 for an integer, ``~`` in a path, a flag and its value apart."""
 
 import argparse
 import re
@@ -72,7 +72,7 @@ def round_floats(config: dict[str, Any], types: dict[str, Any], prefix: str = ""
         if isinstance(value, dict):
             round_floats(value, types, f"{prefix}{key}.")
         elif isinstance(value, float) and is_integer(prefix + key, types):
-            config[key] = _whole(value, prefix + key)
+            config[key] = _whole(value, f"{prefix}{key}".replace("init_args.", ""))
 
 
 def _whole(number: float, key: str) -> float | int:

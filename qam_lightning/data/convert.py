@@ -121,8 +121,12 @@ def _convert(files: list[Path], folder: Path, layout: Layout) -> None:
         }
         for number in range(done, len(files)):
             row = sum(shard.rows for shard in source[:number])
-            for _ in _append(files[number], ends[number], row, layout, outputs):
-                bar.update(task, completed=sum(output.size for output in outputs.values()))
+            try:
+                for _ in _append(files[number], ends[number], row, layout, outputs):
+                    bar.update(task, completed=sum(output.size for output in outputs.values()))
+            except UserError:  # a file that is refused must be replaced: nothing to go on from
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
             for output in outputs.values():
                 output.sync()
             save_json(temporary / PROGRESS, manifest | {"done": number + 1})

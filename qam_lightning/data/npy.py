@@ -1,4 +1,4 @@
-"""The ``.npy`` format: headers that are checked before anything is allocated, and mapped arrays."""
+"""The ``.npy`` format: headers, checked before anything is allocated, and memory-mapped arrays."""
 
 import io
 import math
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+
+from qam_lightning.util.files import regular
 
 HEADER_LIMIT = 1 << 14  # bytes; those of plain arrays take 128
 _READERS = {
@@ -71,7 +73,7 @@ def map_npy(path: Path) -> np.ndarray:
         OSError: The file cannot be read.
         ValueError: It is not exactly the array that its header declares.
     """
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         header = read_header(file)
     size = path.stat().st_size
     if header.fortran or size != header.offset + header.nbytes:

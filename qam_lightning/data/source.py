@@ -123,7 +123,7 @@ def own(path: str, store: str | None = None, validation: bool = False) -> Source
     """
     given = place("ChunkDataModule", "path", path)
     if not given.name.strip("."):  # such as ".", which names no store
-        given = given.resolve()
+        given = Path(os.path.realpath(given))
     tail = "-val" if validation else ""
     if given.is_dir():
         stem = given.name

@@ -1,7 +1,7 @@
-"""OpenGL for mujoco: importing mujoco where there is none, and finding one for pictures.
+"""OpenGL for mujoco: importing mujoco without it, and finding a library for pictures.
 
-mujoco reads ``MUJOCO_GL`` when it is imported, and that import fails where the variable names a
-library that is not there. Simulation needs no library, so `import_mujoco` goes on without it.
+mujoco reads ``MUJOCO_GL`` when it is imported. The import fails if the variable names a library
+that is not there. Simulation needs no OpenGL, so `import_mujoco` goes on without it.
 """
 
 import functools

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qam_lightning.evaluation.statistics import wilson_interval
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import writing
 
 
@@ -93,11 +93,16 @@ def check_target(path: Path) -> None:
     Raises:
         UserError: a folder on its path is a file, or may not be written to.
     """
+    name, problem = shown(path, 300), None
     with writing(path):
-        if path.is_dir():  # complains about a name that is too long
-            raise UserError(f"{path}: cannot be written: it is a folder")
         folder = next(f for f in path.absolute().parents if f.exists() or f.is_symlink())
         if not folder.is_dir():
-            raise UserError(f"{path}: cannot be written: {folder} is a file, expected a folder")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise UserError(f"{path}: cannot be written: {folder} may not be written to")
+            problem = f"{folder} is a file, expected a folder"
+        elif any(len(os.fsencode(x)) > os.pathconf(folder, "PC_NAME_MAX") for x in path.parts):
+            problem = "a name in it is too long"
+        elif path.is_dir():
+            problem = "it is a folder"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            problem = f"{folder} may not be written to"
+    if problem:
+        raise UserError(f"{name}: cannot be written: {problem}")

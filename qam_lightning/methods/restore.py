@@ -1,7 +1,7 @@
 """Whether a checkpoint fits a method: weights, optimizers, and the states of Lightning's parts.
 
-All of it is checked before any of it is used. Moments of another shape, for example, make the
-fused Adam write beyond their end.
+Everything is checked before anything is used. Otherwise, for example, Adam moments of another shape
+would make the fused Adam write beyond their end.
 """
 
 from collections.abc import Mapping

@@ -33,6 +33,8 @@ def at_least(bound: int) -> Any:
         value = int(text)
         if value < bound:
             raise argparse.ArgumentTypeError(f"expected at least {bound}, found {value}")
+        if value >= 2**63:
+            raise argparse.ArgumentTypeError(f"{shown(value)} does not fit into 64 bits")
         return value
 
     return integer
@@ -77,7 +79,8 @@ def answered(command: Callable[[], int], spoken: Callable[[ArgumentError], str] 
         try:
             code = command()
             output.flush()
-            if output.failure and not isinstance(output.failure, BrokenPipeError):
+            if output.failure and not (output.told or isinstance(output.failure, BrokenPipeError)):
+                output.told = True
                 _tell(f"warning: standard output: {_why(output.failure)}; what it lacks is lost")
             return code
         except SystemExit as done:  # the output is all that such a command has to give

@@ -1,8 +1,8 @@
-"""What a checkpoint holds: a schema of all its entries, checked whole before any is used.
+"""The schema of a checkpoint: all entries are checked before any is used.
 
 A checkpoint is Lightning's (weights, optimizers, loops, callbacks) with entries of ours. torch
-reads it without running code from it. That says nothing about what is in it. Whether it fits a
-method is the matter of `qam_lightning.methods.restore`.
+reads it without running code from it, but does not check what is in it. This module does.
+`qam_lightning.methods.restore` checks whether the checkpoint fits a method.
 """
 
 import random

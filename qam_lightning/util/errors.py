@@ -35,7 +35,7 @@ class ArgumentError(UserError):
         return type(self), (self.owner, self.name, self.problem)
 
 
-def shown(value: object, limit: int = 80) -> str:
+def shown(value: object, limit: int = 200) -> str:
     """Return a user's text for a message: on one line, and not too long.
 
     Args:

@@ -1,6 +1,7 @@
 """Files that are either whole or absent, and locks that end with their process."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -52,6 +53,17 @@ def save_json(path: Path, content: Any, alone: bool = False) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def regular(path: Path) -> Path:
+    """Return a path that may be read to its end; a missing file is the reader's matter.
+
+    Raises:
+        OSError: it is a pipe or a device, which may have no end, or a folder.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file, but a folder, a pipe or a device")
+    return path
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -71,7 +83,7 @@ def checksum(path: Path, from_disk: bool = False) -> int:
             there is no disk (tmpfs), or another process maps the file, the copy stays.
     """
     total = 0
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         if from_disk and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while block := file.read(1 << 22):

@@ -1,7 +1,7 @@
-"""The memory that is there, to be compared with what is wanted before it is taken.
+"""How much memory a process may use, and checks of a size before it is allocated.
 
-A system grants more memory than it has, and kills a process that then uses it. So a size is
-checked beforehand, against all memory rather than the free part, which changes by the second.
+A system grants more memory than it has, and kills a process that then uses it. So a size is checked
+before it is allocated. It is compared with all memory, because free memory changes by the second.
 """
 
 import contextlib

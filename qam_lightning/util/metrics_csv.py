@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.files import regular
 
 Row = dict[str, str]
 
@@ -29,7 +30,7 @@ def read_metrics(
         UserError: it cannot be read or is no such file; the message names the line.
     """
     try:
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; {_ADVICE}") from None
     content = content[: content.rfind(b"\n") + 1]

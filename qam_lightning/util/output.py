@@ -1,7 +1,7 @@
 """Standard output and standard error that cannot end a program.
 
 A console may lack a character, a pipe's reader may leave, a log's disk may be full, or there may be
-no output at all (``>&-``). None of that may cost a training run or a result.
+no output at all (``>&-``). None of these may end a training run or lose a result.
 """
 
 import os
@@ -19,11 +19,13 @@ class Tolerant:
 
     Attributes:
         failure: why text was lost; None if none was.
+        told: whether the user knows of it.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.failure: Exception | None = None
+        self.told = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

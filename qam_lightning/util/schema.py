@@ -1,4 +1,4 @@
-"""Validation of what is read from disk: one schema per kind of file, checked whole before use.
+"""Validation of files: one schema per kind of file, all of it checked before any of it is used.
 
 >>> class Part(Schema):
 ...     rows: Count
@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic_core import ErrorDetails, from_json
 
 from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.files import regular
 
 Kind = TypeVar("Kind")
 
@@ -93,7 +94,7 @@ def read_json(kind: Any, path: Path, what: str, advice: str) -> Any:
         UserError: it cannot be read, is no JSON, or does not fit.
     """
     try:
-        text = path.read_bytes()
+        text = regular(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     try:

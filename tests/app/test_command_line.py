@@ -9,12 +9,16 @@ import pytest
 import yaml
 
 from qam_lightning.cli import main
+from qam_lightning.cli.compose import compose
 from qam_lightning.cli.reading import leaves
 from qam_lightning.cli.settings import DERIVED
+from qam_lightning.methods.base import Method
+from qam_lightning.util import arguments
 from tests.app.conftest import Parsing
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENE = ("fit", "--config", "scene.yaml")
+LAUGHS = "a0: &a0 [b, b]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 25))
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,44 @@ SCENE = ("fit", "--config", "scene.yaml")
         ((*SCENE, "--data.chunk", "2"), "unknown key 'data.chunk'; it is data.horizon now"),
         ((*SCENE, "--model.clip=1"), "unknown key 'model.clip'; it is model.grad_clip now"),
         ((*SCENE, "stray"), "unexpected argument 'stray'"),
+        ((*SCENE, "stray\nline\x1b"), r"unexpected argument 'stray\\nline\\x1b'"),
+        ((*SCENE, "--"), "unexpected argument '--'"),
+        ((*SCENE, "-seed=3"), "unexpected argument '-seed=3'; a flag begins with two dashes"),
+        ((*SCENE, "--model.wid", "8"), "unknown key 'model.wid'; did you mean model.width"),
+        ((*SCENE, "--" + "x" * 5000), f"unknown key '{'x' * 200}…'; --print_config shows all keys"),
+        ((*SCENE, "--model.rho", "-inf"), "model.rho: .* found -inf; infinity is written .inf"),
+        ((*SCENE, "--model.rho", ""), "model.rho: expected float, found ''"),
+        ((*SCENE, "--model.tau", "9" * 5000), "model.tau is 9{200}…, which does not fit into 64"),
+        ((*SCENE, "--model.width", "9" * 20), "model.width is 9{20}, which does not fit into 64"),
+        ((*SCENE, "--model.width", "1e300"), "model.width is 1e.300, which does not fit into 64"),
+        ((*SCENE, "--model.init_args", "5"), "model.init_args is '5', expected keys with values"),
+        ((*SCENE, "--tuned", "[" * 99), "--tuned, line 1: nested more than 40 levels deep"),
+        ((*SCENE, "--data.path", "a\udcff"), r"data.path is 'a\\udcff', expected text in UTF-8"),
+        ((*SCENE, "--data.store", "a\0"), r"data.store is 'a\\x00', expected text in UTF-8"),
+        ((*SCENE, "--data.path", ""), "data.path: expected the name of a file or folder, found ''"),
+        (
+            (*SCENE, "--data.directory", "~no_one/x"),
+            "data.directory: there is no user of ~no_one/x",
+        ),
+        ((*SCENE, "--config", "~no_one/x.yaml"), "config: there is no user of ~no_one/x.yaml"),
+        ((*SCENE, "--config", "/dev/zero"), "/dev/zero: is not a regular file"),
+        ((*SCENE, "--config", "/"), "no config named '/'"),
+        ((*SCENE, "--config", "x" * 5000), f"no config named '{'x' * 200}…'"),
+        (("fit", "--domain", "../configs/scene"), "no domain named '../configs/scene'"),
+        (("fit", "--domain", "x" * 5000), f"no domain named '{'x' * 200}…'"),
+        ((*SCENE, "--method", "a\nb"), r"no method named 'a\\nb'"),
+        (
+            (*SCENE, "--trainer.devices", "1e9"),
+            "trainer.devices is 1000000000, expected 1 to 1,000",
+        ),
+        ((*SCENE, "--trainer.num_nodes", "1e9"), "trainer.num_nodes is 1000000000, expected 1 to"),
+        ((*SCENE, "--trainer.accelerator", "tpu"), "trainer: Requirement 'torch_xla"),
+        ((*SCENE, "--threads", "1e9"), "threads is 1000000000, expected 1 to 1024"),
+        ((*SCENE, "--seed", "null"), "seed is null, expected 0 to 4294967295"),
+        (
+            (*SCENE, "--data.env", "pointmaze-medium-singletask-task2-v0"),
+            "data.env is '.*-v0'; use --data.env pointmaze-medium --task 2",
+        ),
         ((*SCENE, "--data.batch_size", "1.2.3e5"), "data.batch_size: expected int, found 1.2.3e5"),
         (
             (*SCENE, "--method", "qam", "--model", "pkg.Other"),
@@ -99,6 +141,23 @@ SCENE = ("fit", "--config", "scene.yaml")
         (("generate",), "required: env"),
         (("generate", "--env", "sceen"), "'sceen'"),
         (("generate", "--env", "scene", "--episodes", "few"), "episodes: expected int, found few"),
+        (("generate", "--env", "scene", "--seed", "-1e3"), "seed: expected int, found -1000.0"),
+        (
+            ("generate", "--env", "scene", "--episodes", "1e300"),
+            "episodes is 1e.300, which does not",
+        ),
+        (
+            ("generate", "--env", "scene", "--directory", ""),
+            "directory: expected the name of a file",
+        ),
+        (("generate", "--env", "scene-play-v0"), "env is '.*'; use --env scene --dataset play"),
+        (
+            ("generate", "--directory", "~no_one"),
+            "directory: there is no user of ~no_one; is ./~no",
+        ),
+        (("data", "info", "--env", "scene", "--path", "~no_one"), "data.path: there is no user of"),
+        (("data", "a\nb"), r"data: expected info or verify, found 'a\\nb'"),
+        (("eva\nl",), r"unknown command 'eva\\nl'"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
@@ -110,9 +169,109 @@ def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_small_parsers_answer_in_one_line_too(capsys):
+    for words, says in (
+        (("eval", "run", "--episo", "3"), "unrecognized arguments: --episo 3; see --help"),
+        (("eval", "run", "a\nb"), r"unrecognized arguments: a\nb; see --help"),
+        (("eval", "~no_one/x"), "there is no user of ~no_one/x; is ./~no_one/x meant?; see --help"),
+        (("eval", "run", "--output="), "--output: expected the name of a file or folder, found ''"),
+        (("laboratory", "--out", "~no_one"), "--out: there is no user of ~no_one"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(list(words))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert exit_.value.code == 2 and line.startswith("error: ") and says in line
+
+
+def test_the_laboratory_checks_its_folder_before_it_trains(refused):
+    assert "/dev/null/x: cannot be written" in refused("laboratory", "--out", "/dev/null/x")
+
+
+@pytest.mark.parametrize("value", ["-1e-3", "-.5", "-1_000", "-1.", "-1.e5", "-.inf", "-0x10"])
+def test_a_negative_number_is_a_value(value):
+    flags = compose(["--domain=scene", "--model.rho", value, "--seed", "1"]).flags
+    assert flags == [f"--model.rho={value}", "--seed=1"]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("evaluation: [1]", "FILE: evaluation is a list, expected keys with values"),
+        ("online: 5", "FILE: online is 5, expected keys with values"),
+        ("log: []", "FILE: log is a list, expected keys with values"),
+        ("trainer: x", "FILE: trainer is 'x', expected keys with values"),
+        ("model: 3", "FILE: model is 3, expected keys with values"),
+        ("tuned: ''", "FILE: tuned is '', expected keys with values"),
+        ("seed: 1\nnull: 3", "FILE, line 2: the key null is no name"),
+        ("on: 3", "FILE, line 1: the key on is no name"),
+        ("'': 3", "FILE, line 1: an empty key is no name"),
+        ("data: {1: 2}", "FILE, line 1: the key 1 is no name"),
+        ("{[1]: 2}", "FILE, line 1: not valid YAML: a key is a name"),
+        ("data: {task: 1, 'task': 2}", "'data.task' is set twice, on lines 1 and 1; remove one"),
+        ("data.task: 1\ndata:\n  task: 2", "'data.task' is set twice, on lines 1 and 3; remove"),
+        (
+            "model.tau: 1\nmodel: {init_args: {tau: 2}}",
+            "'model.tau' is set twice, on lines 1 and 2",
+        ),
+        ("model: {tau: 1,\n init_args: {tau: 2}}", "'model.tau' is set twice, on lines 1 and 2"),
+        ("data: 5\ndata.task: 1", "'data.task' is set, and 'data' is 5; remove one"),
+        ("model: a.B\nmodel.class_path: a.C", "'model.class_path' is set, and 'model' is a.B"),
+        (
+            "data: &d {task: 1}\nmodel: {<<: *d, <<: *d}",
+            "'model.<<' is set twice, on lines 2 and 2",
+        ),
+        ("a: &a [*a]", "FILE, line 1: an alias nests it more than 40 levels deep"),
+        ("a: &a {<<: *a}", "FILE, line 1: an alias nests it more than 40 levels deep"),
+        ("a: " + "[" * 5000, "FILE, line 1: nested more than 40 levels deep"),
+        ("a: " + "{b: " * 5000, "FILE, line 1: nested more than 40 levels deep"),
+        (LAUGHS, "FILE, line 1: holds more than 50,000 values, aliases expanded"),
+        ("#" * 2**21, "FILE: is larger than 1 MiB"),
+        ("seed: " + "9" * 400, "FILE, line 1: 9{200}… does not fit into 64 bits"),
+        ("seed: " + "9" * 5000, "FILE, line 1: '9{200}…' cannot be read as int"),
+        ("seed: 1e400", "seed is inf, expected 0 to 4294967295"),
+        ("model: {width: 1e300}", "model.width is 1e.300, which does not fit into 64 bits"),
+        ("seed: .nan", "seed is nan, expected 0 to 4294967295"),
+        ("seed:", "seed is None, expected 0 to 4294967295"),
+        ("threads: 1000000000", "threads is 1000000000, expected 1 to 1024"),
+        ("run_dir:", "run_dir is empty; leave it out for the run's own folder"),
+        ("run_dir: ''", "run_dir: expected the name of a file or folder, found ''"),
+        ("run_dir: 5", "run_dir is 5, expected the name of a folder, in quotes"),
+        ("run_dir: [a]", "run_dir is .*, expected the name of a folder"),
+        ("run_dir: ???", "run_dir is '...', expected the name of a folder"),
+        ('run_dir: "a\\0b"', r"FILE, line 1: 'a\\x00b' is not text"),
+        ('data: {path: "\\udcff"}', r"FILE, line 1: '\\udcff' is not text"),
+        ("ckpt_path: ~no_one/x", "ckpt_path: there is no user of ~no_one/x; is ./~no_one/x meant"),
+        ('domain: "a\\nb"', r"no domain named 'a\\nb'"),
+        ("method: ../scene", "no method named '../scene'"),
+        ("method: [qam]", "FILE: method is .*, expected a name"),
+        ("config: other.yaml", "FILE: config is a flag and no key of a file; include: "),
+        ("task: 3", "FILE: task is a flag and no key of a file; data.task is one"),
+        ("include: ''", "include: expected the name of a file or folder, found ''"),
+        ("include: /dev/zero", "/dev/zero: is not a regular file"),
+        ("a: !!python/object/apply:os._exit [9]", "FILE, line 1: the tag .* is not supported"),
+        ("a: !mine 3", "FILE, line 1: the tag !mine is not supported; remove it"),
+        ("a: !!set {b}", "FILE, line 1: the tag .*set is not supported"),
+        ("a: !!int b", "FILE, line 1: 'b' cannot be read as int"),
+        ("a: 1\n---\na: 2", "FILE, line 2: not valid YAML: but found another document"),
+        ("a:\tb", "FILE, line 1: not valid YAML: found character"),
+        ("run_dir: ${run_dir}", "run_dir: Recursive interpolation detected"),
+        ("run_dir: ${oc.env:NO_SUCH_VARIABLE}", "run_dir: .*'NO_SUCH_VARIABLE' not found"),
+        ("seed: ${", "seed: no viable alternative"),
+        ("model: {class_path: ''}", "FILE: model.class_path is '', expected the name of a class"),
+        ("model: {dict_kwargs: {a: 1}}", "unknown key 'model.dict_kwargs.a'"),
+        ("model: qam_lightning.Method", "Method, which does not define actor_losses and policy"),
+        ("model: os.system", "model: Import path .*does not correspond to a subclass of Method"),
+        ("model: os.nothing", "model: module 'os' has no attribute 'nothing'"),
+        ("trainer: {logger: [5]}", "trainer.logger: Not a valid subclass of Logger"),
+        ("trainer: {callbacks: 5}", "trainer.callbacks: expected list, found 5"),
+        (
+            "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: {save_top_k: -5}}]}",
+            "trainer: Invalid value for save_top_k=-5",
+        ),
+        (
+            "trainer: {logger: {class_path: MLFlowLogger}}",
+            "trainer: Requirement 'mlflow.* not met",
+        ),
         ("data: {tsk: 1}", "unknown key 'data.tsk' .in FILE.; did you mean data.task"),
         ("model: {init_args: {widht: 1}}", "unknown key 'model.widht' .in FILE.; .*model.width"),
         ("sead: 1", "unknown key 'sead' .in FILE.; did you mean seed"),
@@ -168,6 +327,60 @@ def test_files_that_include_each_other_are_refused(refused, tmp_path):
         (tmp_path / f"{name}.yaml").write_text(f"include: {other}.yaml")
     message = refused(*SCENE, "--config", str(tmp_path / "a.yaml"))
     assert message == f"error: {tmp_path / 'a.yaml'}: includes itself; remove the include"
+
+
+def test_files_that_include_ever_more_files_are_refused(refused, tmp_path):
+    for i in range(24):
+        (tmp_path / f"{i}.yaml").write_text(f"include: [{i + 1}.yaml, {i + 1}.yaml]")
+    (tmp_path / "24.yaml").write_text("")
+    first = tmp_path / "0.yaml"
+    assert f"{first}: more than 100 files" in refused(*SCENE, "--config", str(first))
+
+
+def test_a_users_module_that_is_no_python_is_refused_by_name(refused, tmp_path, monkeypatch):
+    (tmp_path / "not_python.py").write_text("class (")
+    (tmp_path / "not_importable.py").write_text("raise RuntimeError('boom\\nboom')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "not_python.py, line 1: not valid Python" in refused(*SCENE, "--model=not_python.X")
+    assert "model: boom boom" in refused(*SCENE, "--model=not_importable.X")
+
+
+def test_a_callback_of_lightnings_that_fails_is_a_mistake_in_the_configuration(
+    small_run, refused, tmp_path
+):
+    mine = tmp_path / "mine.yaml"
+    stop = "{class_path: EarlyStopping, init_args: {monitor: nothing}}"
+    mine.write_text(f"trainer: {{callbacks: [{stop}]}}")
+    message = refused(*small_run(3, "--config", str(mine)))
+    assert message.startswith("error: trainer: EarlyStopping: Early stopping conditioned on metric")
+
+
+def test_a_failure_in_a_users_own_method_is_none_of_the_configurations(
+    small_run, tmp_path, monkeypatch
+):
+    text = (
+        "from qam_lightning import FQL\n\nclass Mine(FQL):\n    def build(self):\n        1 / 0\n"
+    )
+    (tmp_path / "failing_method.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        main(small_run(1, "--model=failing_method.Mine", "--model.alpha=1"))
+
+
+def test_a_run_that_fails_unforeseen_says_where_its_traceback_is(
+    small_run, unforeseen, tmp_path, monkeypatch, capsys
+):
+    def failing_step(self, batch, batch_idx):
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr(Method, "training_step", failing_step)
+    monkeypatch.setattr(arguments, "unforeseen", unforeseen)
+    monkeypatch.chdir(tmp_path)
+    assert main(small_run(1)) == 1
+    (log,) = tmp_path.glob("qam-error-*.log")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(r"error: unforeseen: KeyError: 'two\nlines'") and log.name in line
+    assert "failing_step" in log.read_text()
 
 
 def test_a_file_that_is_no_text_is_refused(refused, tmp_path):
@@ -277,7 +490,7 @@ def test_help_shows_the_values_of_the_files(capsys):
 
 
 def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
-    for arguments in ("--help", "fit --help"):
-        command = f"{sys.executable} train.py {arguments} | head -n 1"
+    for words in ("--help", "fit --help"):
+        command = f"{sys.executable} train.py {words} | head -n 1"
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout.startswith("usage: ") and not done.stderr

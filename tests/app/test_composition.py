@@ -256,3 +256,67 @@ def test_a_heading_without_settings_changes_nothing(file):
     for method in ("qam", "fql"):
         config = composed("--domain=scene", "--config", mine, f"--method={method}")
         assert config == composed("--domain=scene", f"--method={method}")
+
+
+# -- how a file may be written ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "# nothing", "---", "null", "evaluation:\nonline:\nmodel:\ntuned:\nmethod:\ndomain:"],
+)
+def test_an_empty_file_or_section_changes_nothing(text, file):
+    assert composed("--domain=scene", "--config", file(text)) == composed("--domain=scene")
+
+
+def test_dotted_keys_are_those_of_sections(file, resolved):
+    dotted = file("data:\ndata.task: 4\nmodel.tau: 7\nmodel: {width: 8}\ndata.horizon: 3")
+    nested = file(
+        "data: {task: 4, horizon: 3}\nmodel: {init_args: {tau: 7, width: 8}}", "nested.yaml"
+    )
+    arguments = ("--domain=scene", "--config")
+    assert composed(*arguments, dotted) == composed(*arguments, nested)
+    assert tau(resolved(*arguments, dotted)) == 7
+
+
+def test_what_yaml_reads_as_something_else_stays_text(file):
+    config = composed("--domain=scene", "--config", file("run_dir: 2024-01-31"))
+    assert config["run_dir"] == "2024-01-31"
+    marked = file("\ufeffseed: 5")
+    assert composed("--domain=scene", "--config", marked)["seed"] == 5
+
+
+def test_anchors_and_merges_may_be_used(file):
+    mine = file("data: &d {task: 4}\nmodel: {init_args: &m {width: 8}}\nlog: {<<: *m, every: 1}")
+    config = composed("--domain=scene", "--config", mine)
+    assert (config["log"], config["data"]["task"]) == ({"width": 8, "every": 1}, 4)
+
+
+def test_the_last_of_two_equal_flags_counts(resolved):
+    config = resolved("--domain=scene", "--seed=1", "--model.tau=2", "--seed=3", "--task=3",
+                      "--data.task=4", "--model.init_args.tau=5")  # fmt: skip
+    assert (config["seed"], tau(config), config["data"]["task"]) == (3, 5, 4)
+
+
+def test_home_is_written_out_wherever_a_path_is_given(file, tmp_path, monkeypatch, resolved):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file("seed: 7", "home.yaml")
+    mine = file("include: ~/home.yaml\nrun_dir: ~/x-${seed}\nckpt_path: ~/c.ckpt")
+    config = resolved("--domain=scene", "--config=~/mine.yaml")
+    assert mine and config["run_dir"] == f"{tmp_path}/x-7"
+    assert config["ckpt_path"] == f"{tmp_path}/c.ckpt"
+    for flag in ("--run_dir=~/y", "--run_dir ~/y"):
+        config = resolved("--domain=scene", *flag.split())
+        assert config["run_dir"] == f"{tmp_path}/y"
+
+
+def test_interpolations_are_checked_when_they_are_known(file, resolved):
+    mine = file("seed: ${data.task}\nthreads: ${seed}")
+    config = resolved("--domain=scene", "--config", mine, "--task=3")
+    assert (config["seed"], config["threads"]) == (3, 3)
+
+
+def test_defaults_of_lightnings_callbacks_can_be_saved(resolved):
+    config = resolved("--domain=scene", "--trainer.callbacks+=Timer")
+    (timer,) = config["trainer"]["callbacks"]
+    assert timer["init_args"]["interval"] == "step"

@@ -34,7 +34,7 @@ Contents = dict[Path, bytes]
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     """A run with an online phase; tests copy it."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    assert main(build(data, run, **STEPS)) == 0
+    assert main(build(data, run, "--checkpoints.keep_last=1", **STEPS)) == 0
     return run
 
 

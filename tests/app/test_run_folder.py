@@ -68,6 +68,19 @@ def test_a_folder_that_holds_anything_of_a_run_is_a_run(name: str, run: Path) ->
         check_unused(run)
 
 
+@pytest.mark.parametrize("name", ["best.json", "last-1.ckpt", "replay.bin"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_is_written(
+    name, small_run, run, refused
+) -> None:
+    assert main(small_run(1)) == 0
+    (run / "checkpoints" / name).unlink(missing_ok=True)
+    (run / "checkpoints" / name).mkdir()
+    before = snapshot(run)
+    message = refused(*small_run(2, "--ckpt_path=last", "--model.learning_rate=0.1"))
+    assert f"{name}: is no file, but a folder" in message
+    assert snapshot(run) == before
+
+
 def test_what_precedes_the_first_checkpoint_is_no_run(run: Path) -> None:
     for name in (".lock", "checkpoints/.last.ckpt.tmp", "wandb_run_id", "notes.txt"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         ("plain ö 漢", "plain ö 漢"),
         ("a\nb\r\t\0\x1b[31m\u2028\udcff", r"a\nb\r\t\x00\x1b[31m\u2028\udcff"),
-        ("x" * 81, "x" * 80 + "…"),
+        ("x" * 201, "x" * 200 + "…"),
         (None, "None"),
         (["a\n"], r"['a\n']"),
         pytest.param(10**5000, "<int>", id="huge"),
