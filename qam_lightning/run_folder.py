@@ -102,6 +102,8 @@ class Claim:
 
 def _lock(folder: Path) -> IO[str]:
     path = folder / LOCK
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, expected a folder; choose another run_dir")
     while True:
         with writing(path):
             folder.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ class Checkpoints(Callback):
 
     Lightning's ``ModelCheckpoint`` has none of this: an atomic write that is verified, older
     checkpoints to fall back to, the refusal of a state that is not finite, a stop by any of the
-    four signals. It may be used besides.
+    four signals. A plain trainer may have both.
 
     Attributes:
         received_signal: number of the signal that stopped training, None if none did.

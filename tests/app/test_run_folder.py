@@ -161,7 +161,7 @@ def test_a_refused_run_leaves_no_folder(small_run, run, refused) -> None:
 
 def test_a_folder_that_cannot_be_claimed_is_refused_in_one_line(small_run, run, refused) -> None:
     run.write_text("a file of that name")
-    assert f"{run}/.lock: cannot be written: " in refused(*small_run(1))
+    assert f"{run}: is a file, expected a folder" in refused(*small_run(1))
 
 
 # -- who is first ----------------------------------------------------------------------------------
