@@ -29,11 +29,11 @@ SIZE: dict[str, Any] = {"width": 8, "depth": 1, "num_critics": 2, "flow_steps": 
 
 def trainer(folder: Path, *callbacks: pl.Callback, steps: int = 2, **settings: Any) -> pl.Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    quiet["enable_checkpointing"] = False
     return pl.Trainer(
         max_steps=steps,
         accelerator="cpu",
         default_root_dir=folder,
-        enable_checkpointing=False,
         callbacks=list(callbacks),
         **{**quiet, **settings},
     )
@@ -209,3 +209,47 @@ def test_training_that_nothing_would_end_is_refused(
     method = tiny()
     trainer(tmp_path, steps=-1, max_epochs=2, limit_train_batches=3).fit(method, chunks)
     assert method.gradient_step == 6
+
+
+# -- a fit after one that was interrupted --------------------------------------------------------
+
+
+class Interrupt(pl.Callback):
+    """Ctrl-C in a gradient step, after ``step`` others."""
+
+    def __init__(self, step: int) -> None:
+        self.step: int | None = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: object) -> None:
+        if pl_module.gradient_step == self.step:
+            self.step = None
+            raise KeyboardInterrupt
+
+
+def test_what_callbacks_have_seen_since_does_not_damage_a_checkpoint(
+    chunks: ChunkDataModule, tmp_path: Path
+) -> None:
+    evaluate = Evaluate(every_n_steps=1, episodes=1, num_envs=1, workers=0)
+    scores = pl.callbacks.ModelCheckpoint(tmp_path / "theirs", every_n_train_steps=1)
+    callbacks = (evaluate, scores, Checkpoints(str(tmp_path)), Interrupt(1))
+    more: dict[str, Any] = {"enable_checkpointing": True}
+    method, last = tiny(), tmp_path / "checkpoints/last.ckpt"
+    with pytest.raises(SystemExit):  # Lightning's answer to Ctrl-C
+        trainer(tmp_path, *callbacks, **more).fit(method, chunks)
+    assert evaluate.latest and read_checkpoint(last)["counters"]["gradient_step"] == 0
+    again = trainer(tmp_path, *callbacks, **more)
+    again.fit(method, chunks, ckpt_path=last, weights_only=True)
+    assert method.gradient_step == 2
+
+
+def test_a_refused_fit_writes_no_state_of_an_interrupted_one(
+    chunks: ChunkDataModule, tmp_path: Path
+) -> None:
+    checkpoints, method = Checkpoints(str(tmp_path)), tiny()
+    with pytest.raises(SystemExit):
+        trainer(tmp_path, checkpoints, Interrupt(1)).fit(method, chunks)
+    before = contents(tmp_path)
+    absent = tmp_path / "absent.ckpt"
+    with pytest.raises(UserError, match="no such checkpoint"):
+        trainer(tmp_path, checkpoints).fit(method, chunks, ckpt_path=absent, weights_only=True)
+    assert contents(tmp_path) == before
