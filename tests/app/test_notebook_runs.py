@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from qam_lightning import QAM, ChunkDataModule, Spaces, load_policy
@@ -72,6 +73,25 @@ def test_a_saved_checkpoint_acts_where_it_was_trained(
         "sparse": False,
     }
     assert policy.metadata["gradient_step"] == 2 and policy.metadata["versions"]
+
+
+def test_a_metric_may_be_an_integer(chunks: ChunkDataModule, tmp_path: Path) -> None:
+    method, fitting = tiny(), trainer(tmp_path)
+    fitting.fit(method, chunks)
+    method.metrics["rows"] = torch.tensor(8)
+    fitting.save_checkpoint(tmp_path / "x.ckpt")
+    assert read_checkpoint(tmp_path / "x.ckpt")["metrics"]["rows"] == 8
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_lightning_loads_a_checkpoint_onto_a_device(
+    chunks: ChunkDataModule, tmp_path: Path
+) -> None:
+    fitting = trainer(tmp_path, Checkpoints(str(tmp_path)))
+    fitting.fit(tiny(), chunks)
+    path = tmp_path / "checkpoints/last.ckpt"
+    loaded = QAM.load_from_checkpoint(path, map_location="cuda", weights_only=True)
+    assert loaded.device.type == "cuda"
 
 
 def test_a_checkpoint_of_a_plain_loader_acts_too(

@@ -154,6 +154,14 @@ def test_a_process_may_claim_a_folder_several_times(run: Path) -> None:
     assert not run.exists()  # it was made for the claim alone
 
 
+def test_a_folder_of_the_users_stays(run: Path, tmp_path: Path) -> None:
+    run.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    Claim(link).release()
+    assert run.is_dir() and not list(run.iterdir())
+
+
 def test_a_refused_run_leaves_no_folder(small_run, run, refused) -> None:
     refused(*small_run(1, "--data.path=nowhere.npz"))
     assert not run.exists()
