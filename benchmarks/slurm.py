@@ -38,7 +38,7 @@ from crash import SETTINGS, collect, compare
 
 from qam_lightning.checkpoints import describe, last_checkpoints
 from qam_lightning.util.errors import UserError
-from qam_lightning.util.provenance import versions
+from qam_lightning.util.provenance import versions_line
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 900.0
@@ -424,15 +424,15 @@ def check(folder: Path, whole: dict[str, Path], data: Path, name: str) -> tuple[
 
 def write(folder: Path, rows: list[tuple[str, str, str]], seconds: float) -> None:
     """Write the table."""
-    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines = [
         "# Under SLURM",
         "",
         "`python benchmarks/slurm.py` submitted the jobs of [What a run survives](endurance.md).",
         "`equal`: the run ended bit-identical to one without SLURM and without interruption, in",
-        "weights, targets, optimizer, metrics, random generators, replay, tables and the best one.",
+        "weights, targets, optimizer, metrics, random generators, replay, tables and best",
+        "checkpoint.",
         "",
-        f"{command('sinfo', '--version')}, {seconds:.0f} s, {packages}.",
+        f"{command('sinfo', '--version')}, {seconds:.0f} s, {versions_line()}.",
         "",
         "| what happened to the job | what became of it | its end |",
         "|---|---|---|",

@@ -79,15 +79,21 @@ class Claim:
     """
 
     _held: ClassVar[dict[Path, tuple[IO[str], list["Claim"]]]] = {}
+    _made: ClassVar[set[Path]] = set()  # by a claim, rather than by the user
 
     def __init__(self, run_dir: str | Path) -> None:
         self._folder = Path(os.path.realpath(run_dir))
         if self._folder not in self._held:
+            new = not self._folder.exists()
             self._held[self._folder] = _lock(Path(run_dir)), []
+            self._made.update([self._folder] if new else [])
         self._held[self._folder][1].append(self)
 
     def release(self) -> None:
-        """Let others write to the folder; an empty one goes. Harmless if repeated."""
+        """Let others write to the folder; an empty one that was made for it goes.
+
+        Harmless if repeated.
+        """
         file, claims = self._held.get(self._folder, (None, []))
         if file is None or self not in claims:
             return
@@ -96,7 +102,9 @@ class Claim:
             del self._held[self._folder]
             with contextlib.suppress(OSError):
                 (self._folder / LOCK).unlink()
-                self._folder.rmdir()  # unless the run has begun
+                if self._folder in self._made:
+                    self._folder.rmdir()  # unless the run has begun
+            self._made.discard(self._folder)
             file.close()
 
 

@@ -5,7 +5,7 @@ needs another's work, either that work has a hook of its own here (targets move 
 `Callback.on_gradient_step`, before any ``on_train_batch_end``), or `Order` says who comes first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -60,11 +60,21 @@ class Callback(pl.Callback):
         # A new list: Lightning is iterating over the old one.
         trainer.callbacks = sorted(trainer.callbacks, key=_order)  # type: ignore[attr-defined]
 
-    def claim(self, trainer: pl.Trainer, run_dir: str | Path) -> None:
+    def claim(
+        self,
+        trainer: pl.Trainer,
+        run_dir: str | Path,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Claim a run's folder until the fit ends; check that it holds no other run.
 
         All ranks call this at once, in ``on_fit_start``. The first one claims, and all raise the
         same error.
+
+        Args:
+            trainer: the fit's trainer.
+            run_dir: the folder.
+            check: what else the first rank checks there; raises a `UserError`.
 
         Raises:
             UserError: another process writes to the folder, or it holds a run and the fit begins
@@ -77,6 +87,7 @@ class Callback(pl.Callback):
                 if begins_anew(trainer):
                     check_unused(run_dir)
                 check_files(run_dir)
+                check()
             except UserError as error:
                 problem = str(error)
         if (problem := trainer.strategy.broadcast(problem)) is not None:

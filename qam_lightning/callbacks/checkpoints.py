@@ -80,6 +80,7 @@ class Checkpoints(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Install `SafeFile` as the reader and writer of checkpoints."""
         super().setup(trainer, pl_module, stage)
+        self._boundary = None  # a fit that was interrupted left it, and this one may be refused
         trainer.strategy.checkpoint_io = SafeFile()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

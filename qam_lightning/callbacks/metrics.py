@@ -82,9 +82,7 @@ class MetricsLogger(Callback):
             UserError: see `Callback.claim`; or the metrics of a run that resumes are damaged.
         """
         for logger in (x for x in trainer.loggers if isinstance(x, RunLogger)):
-            self.claim(trainer, logger.run_dir)
-            if isinstance(logger, CsvLogger):
-                logger.check()
+            self.claim(trainer, logger.run_dir, logger.check)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to log only now: until now, the run could still be refused."""

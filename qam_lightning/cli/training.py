@@ -175,7 +175,8 @@ class FitCLI(LightningCLI):
         for callback in ours(self.trainer):
             callback.config = settings
         # The data may take hours to fetch; nobody else begins in the folder meanwhile.
-        claim = Claim(self.run_dir) if self.trainer.is_global_zero else None
+        early = self.trainer.is_global_zero and not _launched_as_ranks(self.trainer)
+        claim = Claim(self.run_dir) if early else None
         try:
             checkpoint = resume_path(self.config.ckpt_path, self.run_dir)
             if checkpoint is not None:
@@ -219,6 +220,15 @@ class FitCLI(LightningCLI):
             if isinstance(error, SystemExit) and not isinstance(error, SIGTERMException):
                 raise KeyboardInterrupt from error  # Lightning's answer to Ctrl-C
             raise
+
+
+def _launched_as_ranks(trainer: pl.Trainer) -> bool:
+    """Whether a launcher started all ranks: they would wait for a first one that is refused alone.
+
+    Their callbacks claim the folder, once all can hear of a refusal.
+    """
+    cluster = getattr(trainer.strategy, "cluster_environment", None)
+    return trainer.world_size > 1 and bool(cluster and cluster.creates_processes_externally)
 
 
 def check_complete(kind: type[Method]) -> None:

@@ -58,6 +58,13 @@ class RunLogger(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the run's folder holds ``config.yaml``."""
 
+    def check(self) -> None:
+        """Check that what is in the folder can be continued; change nothing.
+
+        Raises:
+            UserError: it cannot.
+        """
+
     @abstractmethod
     def begin(self, gradient_step: int | None, config: str = "") -> None:
         """Begin to log.

@@ -44,7 +44,6 @@ class CsvLogger(RunLogger):
             for path in (self.train_csv, self.eval_csv):
                 rewind(path, gradient_step)
 
-    @rank_zero_only
     def check(self) -> None:
         """Check that the files, if any, can be continued; change nothing.
 

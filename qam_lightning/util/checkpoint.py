@@ -28,20 +28,20 @@ _MAX_VALUES, _MAX_DEPTH = 100_000, 100  # of a configuration, aliases expanded
 
 
 def dense(x: Tensor) -> Tensor:
-    """Return a plain tensor in memory.
+    """Return a plain tensor, wherever its data are: Lightning may load them onto a device.
 
     Raises:
         ValueError: it is sparse, quantised, without data or of a class of its own.
     """
     plain = type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided
-    if not plain or x.is_quantized or x.device.type != "cpu":
+    if not plain or x.is_quantized or x.is_meta:
         raise ValueError("a dense tensor")
     return x
 
 
 def _scalar(x: Tensor) -> Tensor:
-    if dense(x).ndim or not x.is_floating_point():
-        raise ValueError("a floating-point tensor without dimensions")
+    if dense(x).ndim or x.is_complex():
+        raise ValueError("a tensor of one number, without dimensions")
     return x
 
 
@@ -80,7 +80,7 @@ def _python_state(state: Any) -> Any:
 
 def _torch_state(state: Tensor) -> Tensor:
     try:
-        torch.Generator().set_state(dense(state))
+        torch.Generator().set_state(dense(state).cpu())
     except (TypeError, ValueError, RuntimeError):
         raise ValueError("a state of torch's CPU generator") from None
     return state

@@ -50,7 +50,7 @@ def folder(path: Path) -> None:
         (replaced(b"\r\n2,", b"\r\ntwo,"), ": gradient_step is 'two', expected an integer of at"),
         (replaced(b"offline", b"offline,7"), " values, expected "),
         (replaced(b",offline,", b",offline,much"), ", expected a number; restore the file"),
-        (folder, ": cannot be read: Is a directory"),
+        (folder, ": is no file, but a folder"),
         (lambda path: (shutil.rmtree(path.parent), path.parent.write_text("")), "s a file, expect"),
     ],
 )  # fmt: skip

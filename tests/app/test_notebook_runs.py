@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from qam_lightning import QAM, ChunkDataModule, Spaces, load_policy
@@ -29,11 +30,11 @@ SIZE: dict[str, Any] = {"width": 8, "depth": 1, "num_critics": 2, "flow_steps": 
 
 def trainer(folder: Path, *callbacks: pl.Callback, steps: int = 2, **settings: Any) -> pl.Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    quiet["enable_checkpointing"] = False
     return pl.Trainer(
         max_steps=steps,
         accelerator="cpu",
         default_root_dir=folder,
-        enable_checkpointing=False,
         callbacks=list(callbacks),
         **{**quiet, **settings},
     )
@@ -72,6 +73,25 @@ def test_a_saved_checkpoint_acts_where_it_was_trained(
         "sparse": False,
     }
     assert policy.metadata["gradient_step"] == 2 and policy.metadata["versions"]
+
+
+def test_a_metric_may_be_an_integer(chunks: ChunkDataModule, tmp_path: Path) -> None:
+    method, fitting = tiny(), trainer(tmp_path)
+    fitting.fit(method, chunks)
+    method.metrics["rows"] = torch.tensor(8)
+    fitting.save_checkpoint(tmp_path / "x.ckpt")
+    assert read_checkpoint(tmp_path / "x.ckpt")["metrics"]["rows"] == 8
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_lightning_loads_a_checkpoint_onto_a_device(
+    chunks: ChunkDataModule, tmp_path: Path
+) -> None:
+    fitting = trainer(tmp_path, Checkpoints(str(tmp_path)))
+    fitting.fit(tiny(), chunks)
+    path = tmp_path / "checkpoints/last.ckpt"
+    loaded = QAM.load_from_checkpoint(path, map_location="cuda", weights_only=True)
+    assert loaded.device.type == "cuda"
 
 
 def test_a_checkpoint_of_a_plain_loader_acts_too(
@@ -209,3 +229,47 @@ def test_training_that_nothing_would_end_is_refused(
     method = tiny()
     trainer(tmp_path, steps=-1, max_epochs=2, limit_train_batches=3).fit(method, chunks)
     assert method.gradient_step == 6
+
+
+# -- a fit after one that was interrupted --------------------------------------------------------
+
+
+class Interrupt(pl.Callback):
+    """Ctrl-C in a gradient step, after ``step`` others."""
+
+    def __init__(self, step: int) -> None:
+        self.step: int | None = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: object) -> None:
+        if pl_module.gradient_step == self.step:
+            self.step = None
+            raise KeyboardInterrupt
+
+
+def test_what_callbacks_have_seen_since_does_not_damage_a_checkpoint(
+    chunks: ChunkDataModule, tmp_path: Path
+) -> None:
+    evaluate = Evaluate(every_n_steps=1, episodes=1, num_envs=1, workers=0)
+    scores = pl.callbacks.ModelCheckpoint(tmp_path / "theirs", every_n_train_steps=1)
+    callbacks = (evaluate, scores, Checkpoints(str(tmp_path)), Interrupt(1))
+    more: dict[str, Any] = {"enable_checkpointing": True}
+    method, last = tiny(), tmp_path / "checkpoints/last.ckpt"
+    with pytest.raises(SystemExit):  # Lightning's answer to Ctrl-C
+        trainer(tmp_path, *callbacks, **more).fit(method, chunks)
+    assert evaluate.latest and read_checkpoint(last)["counters"]["gradient_step"] == 0
+    again = trainer(tmp_path, *callbacks, **more)
+    again.fit(method, chunks, ckpt_path=last, weights_only=True)
+    assert method.gradient_step == 2
+
+
+def test_a_refused_fit_writes_no_state_of_an_interrupted_one(
+    chunks: ChunkDataModule, tmp_path: Path
+) -> None:
+    checkpoints, method = Checkpoints(str(tmp_path)), tiny()
+    with pytest.raises(SystemExit):
+        trainer(tmp_path, checkpoints, Interrupt(1)).fit(method, chunks)
+    before = contents(tmp_path)
+    absent = tmp_path / "absent.ckpt"
+    with pytest.raises(UserError, match="no such checkpoint"):
+        trainer(tmp_path, checkpoints).fit(method, chunks, ckpt_path=absent, weights_only=True)
+    assert contents(tmp_path) == before

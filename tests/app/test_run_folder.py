@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from qam_lightning.checkpoints import read_checkpoint
 from qam_lightning.cli import main
 from qam_lightning.cli.trainer import Trainer
+from qam_lightning.cli.training import _launched_as_ranks
 from qam_lightning.methods.base import Method
 from qam_lightning.run_folder import Claim, check_unused, contents
 from qam_lightning.util.errors import UserError
@@ -154,6 +155,14 @@ def test_a_process_may_claim_a_folder_several_times(run: Path) -> None:
     assert not run.exists()  # it was made for the claim alone
 
 
+def test_a_folder_of_the_users_stays(run: Path, tmp_path: Path) -> None:
+    run.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    Claim(link).release()
+    assert run.is_dir() and not list(run.iterdir())
+
+
 def test_a_refused_run_leaves_no_folder(small_run, run, refused) -> None:
     refused(*small_run(1, "--data.path=nowhere.npz"))
     assert not run.exists()
@@ -209,6 +218,18 @@ def test_one_device_is_a_run_of_its_own_under_srun(devices, monkeypatch) -> None
         devices = 1 if not pytest.importorskip("torch").cuda.is_available() else devices
     trainer = Trainer(devices=devices, accelerator="cpu")
     assert (trainer.is_global_zero, trainer.world_size) == (True, 1)
+
+
+def test_ranks_that_a_launcher_started_claim_together(monkeypatch) -> None:
+    """Where the first one is refused alone, the others wait for it."""
+    assert not _launched_as_ranks(Trainer(accelerator="cpu", devices=2))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for name in ("RANK", "LOCAL_RANK", "GROUP_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    assert _launched_as_ranks(Trainer(accelerator="cpu", devices=2))
+    assert not _launched_as_ranks(Trainer(accelerator="cpu", devices=1))
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
