@@ -547,7 +547,7 @@ def write(harm: Process, command: str, folder: Path, seconds: float) -> bool:
     lines = [
         f"# {harm.title}",
         "",
-        f"`{command}`: after **{len(good)} of {len(kills)}** {harm.what}, the",
+        f"`{command}`: in **{len(good)} of {len(kills)}** {harm.what}, the",
         "checkpoints left behind equal those of an uninterrupted run, and the resumed run ended",
         "bit-identical to it: weights, targets, optimizer, metrics, random generators, replay,",
         "tables and best checkpoint.",

@@ -1,6 +1,7 @@
 """The crash harness sees differences, and in the long test kills a run for itself."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,16 @@ def test_equal_states_are_equal_but_for_time():
 def test_every_difference_is_named(other):
     (found,) = crash.differences({"a": [torch.arange(3), (1, 2.5)]}, other, "x")
     assert found.startswith("x")
+
+
+def test_the_guide_tells_what_the_tables_say():
+    guide = (ROOT / "docs/endurance.md").read_text()
+    assert set(re.findall(r"\d+ of \d+", guide)) == {"50 of 50"}
+    for kind in crash.FAULTS.values():
+        assert f"({kind.file}.md)" in guide
+        assert "in **50 of 50**" in (ROOT / f"docs/{kind.file}.md").read_text()
+    rows = (ROOT / "docs/slurm_table.md").read_text().split("|---|---|---|\n")[1].splitlines()
+    assert len(rows) > 10 and all(row.endswith("| equal |") for row in rows)
 
 
 @pytest.mark.slow
