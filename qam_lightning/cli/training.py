@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 import signal
 import sys
 import warnings
@@ -212,6 +213,11 @@ class FitCLI(LightningCLI):
             # The ranks that this process launched would hang in a collective.
             if self.trainer.strategy.launcher is not None:
                 self.trainer.strategy.launcher.kill(signal.SIGKILL)
+            if isinstance(error, RuntimeError) and re.search("gloo|NCCL", str(error)):
+                raise UserError(
+                    "another process of this run has ended; its message says why, and "
+                    "--ckpt_path last resumes"
+                ) from error
             if isinstance(error, Exception) and (theirs := refused_by_lightning(error)):
                 raise theirs from error
             if isinstance(error, torch.OutOfMemoryError):

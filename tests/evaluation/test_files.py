@@ -126,7 +126,7 @@ def test_a_curve_that_is_no_text_is_explained(tmp_path, content):
     path = tmp_path / "metrics" / "eval.csv"
     path.parent.mkdir()
     path.mkdir() if content is None else path.write_bytes(content)
-    told = "eval.csv, line 1: is no text" if content else "eval.csv: cannot be read: Is a directory"
+    told = "eval.csv, line 1: is no text" if content else "eval.csv: cannot be read: it is no reg"
     with pytest.raises(UserError, match=told) as error:
         read_curve(tmp_path)
     assert "\n" not in str(error.value)
