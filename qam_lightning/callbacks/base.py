@@ -5,6 +5,7 @@ needs another's work, either that work has a hook of its own here (targets move 
 `Callback.on_gradient_step`, before any ``on_train_batch_end``), or `Order` says who comes first.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
@@ -18,6 +19,10 @@ from qam_lightning.util.errors import UserError
 
 if TYPE_CHECKING:
     from qam_lightning.methods.base import Method
+
+
+_CLAIMED: set[Path] = set()
+"""The folders of the runs of this process, in which a second fit may go on."""
 
 
 class Order(IntEnum):
@@ -77,17 +82,21 @@ class Callback(pl.Callback):
             check: what else the first rank checks there; raises a `UserError`.
 
         Raises:
-            UserError: another process writes to the folder, or it holds a run and the fit begins
-                one.
+            UserError: another process writes to the folder; or it holds a run, and the fit begins
+                one or goes on with one of another process without resuming it.
         """
         problem = None
         if trainer.is_global_zero:
             try:
                 self._claims += (Claim(run_dir),)
-                if begins_anew(trainer):
+                folder = Path(os.path.realpath(run_dir))
+                # A method that was loaded goes on without resuming, but not in any folder.
+                goes_on = trainer.ckpt_path is not None or folder in _CLAIMED
+                if begins_anew(trainer) or not goes_on:
                     check_unused(run_dir)
                 check_files(run_dir)
                 check()
+                _CLAIMED.add(folder)
             except UserError as error:
                 problem = str(error)
         if (problem := trainer.strategy.broadcast(problem)) is not None:

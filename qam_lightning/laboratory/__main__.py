@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qam_lightning.util.arguments import Parser, answered, at_least, closest, path
-from qam_lightning.util.errors import UserError, cannot_write
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import writing
 
 PROGRAM = "python -m qam_lightning.laboratory"
 
@@ -76,10 +77,8 @@ def experiment(options: argparse.Namespace) -> int:
     problems = chosen("--problems", options.problems, PROBLEMS)
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out}: is a file; name a folder")
-    try:
+    with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(options.out, error, "--out") from None
     steps, n = (100, 500) if options.quick else (options.steps, 2000)
     effort = training.Effort(steps, options.flow_steps, n)
     entries = report.load(options.out)

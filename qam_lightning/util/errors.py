@@ -4,9 +4,6 @@ Messages are one line and follow one grammar: what, what was found, what was exp
 Library code speaks of arguments; the command line translates them to its keys.
 """
 
-import errno
-from pathlib import Path
-
 
 class UserError(Exception):
     """A mistake in input, configuration or files, worded for the person who can mend it.
@@ -59,17 +56,3 @@ def require(holds: bool, owner: type | str, name: str, value: object, expected: 
     """Raise an `ArgumentError` unless ``holds``."""
     if not holds:
         raise ArgumentError(owner, name, f"is {shown(value)}, expected {expected}")
-
-
-def cannot_write(path: Path, error: OSError, option: str) -> UserError:
-    """Return the error for data that cannot be written: why, and what to do.
-
-    Args:
-        path: the file or folder.
-        error: what the system answered.
-        option: the argument that chooses another folder.
-    """
-    advice = f"choose another {option}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        advice = f"free some space and repeat, the work done so far is kept; or {advice}"
-    return UserError(f"{path}: cannot be written: {error.strerror or error}; {advice}")

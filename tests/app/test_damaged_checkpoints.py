@@ -167,7 +167,7 @@ ALWAYS = [
     (
         ("metrics", "loss"),
         torch.ones(2),
-        "metrics.loss is Tensor, expected a floating-point tensor",
+        "metrics.loss is Tensor, expected a tensor of one number",
     ),
     (("loops",), None, "loops is None, expected a mapping"),
     (("lr_schedulers",), 3, "lr_schedulers is 3, expected a list"),

@@ -1,5 +1,7 @@
 """Lightning's own trainer with parts of this project, as in a notebook: what is saved and kept."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,22 @@ def test_a_run_folder_is_never_overwritten(
     again.fit(tiny(), chunks, ckpt_path=run / "checkpoints/last.ckpt", weights_only=True)
     assert len((run / "metrics/train.csv").read_text().splitlines()) == 4
     assert read_checkpoint(run / "checkpoints/last.ckpt")["counters"]["gradient_step"] == 3
+
+
+def test_a_loaded_method_overwrites_no_run(chunks: ChunkDataModule, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trainer(tmp_path, Checkpoints(str(run))).fit(tiny(), chunks)
+    before = contents(run)
+    code = f"""if True:
+        from tests.app.test_notebook_runs import *
+        method = QAM.load_from_checkpoint({str(run / "checkpoints/last.ckpt")!r}, weights_only=True)
+        chunks = ChunkDataModule(ENV, "none", path={chunks.path!r}, horizon=3, batch_size=8)
+        folder = Path({str(run)!r})
+        with pytest.raises(UserError, match="already holds a run"):
+            trainer(folder, Checkpoints(str(folder)), steps=4).fit(method, chunks)
+        """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert contents(run) == before
 
 
 def test_metrics_alone_are_a_run_too(chunks: ChunkDataModule, tmp_path: Path) -> None:
