@@ -20,14 +20,14 @@ from qam_lightning.util.files import writing
 
 LOCK = ".lock"
 _KEPT = ("config.yaml", "picture.png", "checkpoints/*", "metrics/*", "eval/*", "videos/*")
-_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_BUSY = (errno.EAGAIN, errno.EACCES)
 
 
 def contents(run_dir: str | Path) -> list[Path]:
     """Return the files of a run in a folder: everything of value to its owner.
 
-    Hidden files are not: a lock, what a kill left of a file. Neither are empty files, nor the
-    files of Weights & Biases, which come before the first checkpoint and which no run overwrites.
+    Hidden files are not: a lock, what a kill left of a file. Neither are empty files, nor those of
+    Weights & Biases, which come before the first checkpoint: a new run is another one of theirs.
     """
     folder = Path(run_dir)
     found = [path for pattern in _KEPT for path in sorted(folder.glob(pattern))]
@@ -119,7 +119,7 @@ def _lock(folder: Path) -> IO[str]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno in _BUSY:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 file.close()
@@ -130,8 +130,9 @@ def _lock(folder: Path) -> IO[str]:
             print(f"{folder}: this file system has no locks ({error.strerror}); nothing keeps a "
                   "second run out of the folder", file=sys.stderr)  # fmt: skip
         # Whoever held the lock before may have removed this very file.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
         file.close()
     with writing(path):
         file.truncate(0)

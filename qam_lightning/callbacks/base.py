@@ -97,7 +97,7 @@ class Callback(pl.Callback):
                 check_files(run_dir)
                 check()
                 _CLAIMED.add(folder)
-            except UserError as error:
+            except (UserError, OSError) as error:
                 problem = str(error)
         if (problem := trainer.strategy.broadcast(problem)) is not None:
             raise UserError(problem)

@@ -117,8 +117,13 @@ def evaluate(options: argparse.Namespace) -> int:
     torch.set_num_threads(1)  # the workers have the other cores; and sums keep their order
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available here; use --device cpu")
-    if options.output and options.output.exists():
-        raise UserError(f"--output {options.output}: exists already; delete it or name another")
+    if options.output:
+        if os.path.exists(options.output):
+            raise UserError(f"--output {options.output}: exists already; delete it or name another")
+        try:
+            check_target(options.output)
+        except UserError as error:
+            raise UserError(f"--output {error}") from error
 
     import_modules(options.modules)
     checkpoint, run = locate(options.source, options.checkpoint)

@@ -73,6 +73,9 @@ class Trainer(pl.Trainer):
         # and all, on a GPU.
         allowed = "32-true, bf16-mixed or 64-true"
         require(not str(precision).startswith("16"), Trainer, "precision", precision, allowed)
+        # They copy this process, or its objects, where ours start the program anew on every rank.
+        copies = any(word in strategy for word in ("spawn", "fork", "notebook"))
+        require(not copies, Trainer, "strategy", strategy, "auto or ddp")
         super().__init__(
             max_steps=max_steps,
             max_epochs=-1,

@@ -52,6 +52,8 @@ class Tolerant:
     def _give_up(self, error: Exception) -> None:
         """Remember the failure, and let what is still held back go nowhere."""
         self.failure = self.failure or error
+        if isinstance(error, BlockingIOError):
+            return  # a reader that is slow, not gone
         with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
 

@@ -232,6 +232,12 @@ def test_ranks_that_a_launcher_started_claim_together(monkeypatch) -> None:
     assert not _launched_as_ranks(Trainer(accelerator="cpu", devices=1))
 
 
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
+def test_strategies_that_copy_the_process_are_refused(strategy, small_run, refused) -> None:
+    message = refused(*small_run(1, f"--trainer.strategy={strategy}", "--trainer.devices=2"))
+    assert f"trainer.strategy is {strategy}, expected auto or ddp" in message
+
+
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
 def test_half_precision_is_refused_on_every_device(precision, small_run, refused) -> None:
     message = refused(*small_run(1, f"--trainer.precision={precision}"))

@@ -334,12 +334,12 @@ def test_a_size_stated_too_large_is_asked_about_again(server, contents, tmp_path
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder nobody can write to")
 @pytest.mark.parametrize("home", ["/proc/nobody", "/dev/null"])
-def test_an_unwritable_home_is_said_to_be_so(monkeypatch, capsys, home):
+def test_an_unwritable_home_is_said_to_be_so(monkeypatch, capsys, home, tmp_path):
     """Through the front door; nothing is asked of the network."""
     monkeypatch.setenv("HOME", home)
     monkeypatch.setattr(download, "_transfer", None)
     for command in (["data", "info", "--env=pointmaze-medium", "--dataset=navigate"],
-                    ["fit", "--domain=pointmaze-medium", "--run_dir=/proc/nobody/r"]):  # fmt: skip
+                    ["fit", "--domain=pointmaze-medium", f"--run_dir={tmp_path}/r"]):  # fmt: skip
         assert main(command) == 2
         message = capsys.readouterr().err
         assert message.startswith(f"error: data.directory leads to {home}/.ogbench/data/")
