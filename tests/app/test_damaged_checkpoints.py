@@ -24,6 +24,7 @@ from qam_lightning.policy import load_policy
 from qam_lightning.util.checkpoint import configuration
 from qam_lightning.util.errors import UserError
 from tests.online.conftest import build, data  # noqa: F401  (data is a fixture)
+from tests.thinning import thinned
 
 STEPS = {"evaluation__every_n_steps": 100, "online__steps": 13}
 MISSING = object()
@@ -200,7 +201,7 @@ def named(case: Any) -> str | None:
     return ".".join(map(str, case)) if isinstance(case, tuple) else None
 
 
-@pytest.mark.parametrize(("place", "change", "told"), [*RESUME, *ALWAYS], ids=named)
+@pytest.mark.parametrize(("place", "change", "told"), thinned([*RESUME, *ALWAYS], 4), ids=named)
 def test_a_resume_is_refused(
     place: Any,
     change: Any,

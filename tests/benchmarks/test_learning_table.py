@@ -14,6 +14,7 @@ from qam_lightning.util.provenance import git_commit
 from tests.benchmarks.loading import load
 
 
+@pytest.mark.slow
 def test_learning_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generate("cube-single", "play", str(tmp_path), episodes=3, workers=1, episode_steps=30)
     table = load("learning_table", monkeypatch)

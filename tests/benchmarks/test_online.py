@@ -7,6 +7,7 @@ from tests.benchmarks.loading import load
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_online(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     online = load("online", monkeypatch)
     monkeypatch.setitem(online.SIZES, "quickstart", {"width": 8, "depth": 1, "flow_steps": 2})

@@ -13,6 +13,7 @@ import torch
 
 from qam_lightning.cli import evaluate as command
 from qam_lightning.envs.make import headless_gl
+from tests.thinning import thinned
 
 FAST = ["--episodes", "2", "--workers", "0"]
 
@@ -146,11 +147,14 @@ def test_help(capsys):
 
 @pytest.mark.parametrize(
     ("surroundings", "closed"),
-    [
-        ({"PYTHONIOENCODING": "latin-1"}, False),
-        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, False),
-        ({}, True),
-    ],
+    thinned(
+        [
+            ({"PYTHONIOENCODING": "latin-1"}, False),
+            ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, False),
+            ({}, True),
+        ],
+        3,
+    ),
 )
 def test_a_result_is_there_whatever_can_be_printed(run, tmp_path, surroundings, closed):
     """A console without the characters, an ASCII locale, a closed standard output."""
