@@ -330,7 +330,8 @@ def test_a_negative_number_is_a_value(value):
             ("trainer: {logger: [5]}", "trainer.logger: Not a valid subclass of Logger"),
             ("trainer: {callbacks: 5}", "trainer.callbacks: expected list, found 5"),
             (
-                "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: {save_top_k: -5}}]}",
+                "trainer: {callbacks: [{class_path: ModelCheckpoint, "
+                "init_args: {save_top_k: -5}}]}",
                 "trainer: Invalid value for save_top_k=-5",
             ),
             (
