@@ -14,6 +14,7 @@ import io
 import math
 import pickle
 import sys
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -166,7 +167,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     content = verified(path)
     _content.cache_clear()
-    with _reading(path):
+    with _reading(path), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*TorchScript.*")  # it is refused below
         checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     check_content(checkpoint, path)
     return checkpoint

@@ -17,6 +17,7 @@ from qam_lightning.checkpoints import (
 )
 from qam_lightning.run_folder import check_unused, contents
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import writing
 from qam_lightning.util.provenance import mismatches
 
 
@@ -30,7 +31,8 @@ def check_folder(wanted: str | None, run_dir: Path) -> None:
     Raises:
         UserError: the folder holds a run, and this one begins or continues another.
     """
-    held = contents(run_dir)
+    with writing(run_dir):  # a name that no file system takes, for example
+        held = contents(run_dir)
     if wanted is None and any(path.suffix == ".ckpt" for path in held):
         raise UserError(
             f"{run_dir} already holds a run; continue it with --ckpt_path last, or choose another "

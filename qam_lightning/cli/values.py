@@ -53,6 +53,8 @@ def plain(flag: str, types: dict[str, Any], paths: Iterable[str] = PATHS) -> str
     elif re.fullmatch(r"(\d+\.?\d*|\.\d+)e\+?\d+", value, re.IGNORECASE):
         if is_integer(key, types):
             value = str(_whole(float(value), key))
+    if value in ("null", "~", "Null", "NULL"):
+        _check_optional(key, types)
     if key in paths:
         value = at_home(key, value)
     return f"{name}={value}"
@@ -73,6 +75,15 @@ def round_floats(config: dict[str, Any], types: dict[str, Any], prefix: str = ""
             round_floats(value, types, f"{prefix}{key}.")
         elif isinstance(value, float) and is_integer(prefix + key, types):
             config[key] = _whole(value, f"{prefix}{key}".replace("init_args.", ""))
+        elif value is None:
+            _check_optional(f"{prefix}{key}", types)
+
+
+def _check_optional(key: str, types: dict[str, Any]) -> None:
+    """Refuse null for an integer to which it means nothing."""
+    name = key.replace("init_args.", "")
+    if name in types and types[name].type == "int":
+        raise UserError(f"{name} is null, expected an integer; leave it out for its default")
 
 
 def _whole(number: float, key: str) -> float | int:

@@ -320,3 +320,14 @@ def test_defaults_of_lightnings_callbacks_can_be_saved(resolved):
     config = resolved("--domain=scene", "--trainer.callbacks+=Timer")
     (timer,) = config["trainer"]["callbacks"]
     assert timer["init_args"]["interval"] == "step"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["data.task", "data.batch_size", "evaluation.episodes", "online.steps", "log.every_n_steps"],
+)
+def test_an_integer_cannot_be_null(key, refused, tmp_path):
+    (tmp_path / "null.yaml").write_text(f"{key}: null\n")
+    told = f"{key} is null, expected an integer"
+    assert told in refused("fit", "--domain=scene", f"--config={tmp_path / 'null.yaml'}")
+    assert told in refused("fit", "--domain=scene", f"--{key}=null")
