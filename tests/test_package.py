@@ -122,6 +122,7 @@ print(observation.shape)
     assert installed("-c", code) == "(2,)\n"
 
 
+@pytest.mark.slow
 def test_the_laboratory_of_the_wheel_finds_every_method(installed):
     code = "from qam_lightning.laboratory.training import recipes; print(len(recipes()))"
     assert int(installed("-c", code)) == len(list(METHODS.glob("*.yaml")))

@@ -200,7 +200,7 @@ LAUGHS = "a0: &a0 [b, b]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" fo
             (("data", "a\nb"), r"data: expected info or verify, found 'a\\nb'"),
             (("eva\nl",), r"unknown command 'eva\\nl'"),
         ],
-        3,
+        6,
     ),
 )
 def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
@@ -386,7 +386,7 @@ def test_a_negative_number_is_a_value(value):
             ),
             ("run_dir: ${nothing}", "run_dir: .*'nothing' not found"),
         ],
-        2,
+        4,
     ),
 )
 def test_a_mistake_in_a_file_names_the_file(text, says, refused, tmp_path):

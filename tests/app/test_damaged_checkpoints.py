@@ -201,7 +201,7 @@ def named(case: Any) -> str | None:
     return ".".join(map(str, case)) if isinstance(case, tuple) else None
 
 
-@pytest.mark.parametrize(("place", "change", "told"), thinned([*RESUME, *ALWAYS], 4), ids=named)
+@pytest.mark.parametrize(("place", "change", "told"), thinned([*RESUME, *ALWAYS], 8), ids=named)
 def test_a_resume_is_refused(
     place: Any,
     change: Any,

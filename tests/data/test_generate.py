@@ -126,6 +126,7 @@ def children(pid):
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_a_killed_and_interrupted_collection_continues_to_the_same_bits(collected, tmp_path):
     folder = tmp_path / "sets"
     parts = folder / "scene-play-v0.parts"

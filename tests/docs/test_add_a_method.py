@@ -78,6 +78,7 @@ def test_its_setting_is_checked_and_named() -> None:
         names["CRR"](Spaces(3, 2), samples=0)
 
 
+@pytest.mark.slow
 def test_in_the_repository_two_files_suffice_for_the_tests_to_pass(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     skip = (".*", "build", "dist", "runs", "datasets", "__pycache__", "*.egg-info")

@@ -108,6 +108,7 @@ def test_floor_is_below_the_behaviours_distance() -> None:
         assert floor.energy < floor.energy_high < 0.5 * behavior.energy
 
 
+@pytest.mark.slow
 def test_command_writes_tables_and_pictures_and_joins_runs(tmp_path: Path) -> None:
     common = ["--quick", "--out", str(tmp_path), "--flow_steps", "4"]
     assert main([*common, "--methods", "rlpd", "--problems", "quadratic", "moons"]) == 0
