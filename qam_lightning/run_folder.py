@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 from qam_lightning.util.errors import UserError
-from qam_lightning.util.files import writing
+from qam_lightning.util.files import is_at, writing
 
 LOCK = ".lock"
 _KEPT = ("config.yaml", "picture.png", "checkpoints/*", "metrics/*", "eval/*", "videos/*")
@@ -129,10 +129,8 @@ def _lock(folder: Path) -> IO[str]:
                 ) from None
             print(f"{folder}: this file system has no locks ({error.strerror}); nothing keeps a "
                   "second run out of the folder", file=sys.stderr)  # fmt: skip
-        # Whoever held the lock before may have removed this very file.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
+        if is_at(file, path):
+            break
         file.close()
     with writing(path):
         file.truncate(0)

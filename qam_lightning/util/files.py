@@ -91,14 +91,21 @@ def checksum(path: Path, from_disk: bool = False) -> int:
     return total
 
 
+def is_at(file: IO, path: Path) -> bool:
+    """Whether a locked file still has its path: who held the lock before may have moved it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for appending under an exclusive lock; delete it if nothing was written."""
     while True:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever held the lock before may have renamed or removed this very file.
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if not is_at(file, path):
                 continue
             try:
                 yield file
