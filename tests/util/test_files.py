@@ -34,9 +34,9 @@ def cached(path: Path) -> float:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """A file of 8 MB that is on disk, and in memory too."""
+    """A file of 64 MB, much more than is read ahead, that is on disk, and in memory too."""
     path = tmp_path / "file"
-    path.write_bytes(os.urandom(8_000_000))
+    path.write_bytes(os.urandom(64_000_000))
     sync(path)
     assert cached(path) == 1.0
     with path.open("rb") as file:
