@@ -189,6 +189,9 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
     optimizer = torch.optim.Adam(trained, lr=method.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     targets = EmaTargets(method.target_rate)
+    pairs = method.ema_pairs()
+    leaders = [p for online, _ in pairs for p in online.parameters()]
+    followers = [p for _, target in pairs for p in target.parameters()]
     generator = torch_generator(method.seed, Stream.LABORATORY, 1)
     for _ in range(steps):
         batch = behavior_batch(problem, BATCH, generator)
@@ -203,7 +206,7 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
             nn.utils.clip_grad_norm_(trained, method.grad_clip)
         optimizer.step()
         schedule.step()
-        targets.move_targets(method)
+        targets.move(followers, leaders)
 
 
 def behavior_batch(problem: Problem, size: int, generator: torch.Generator) -> Batch:

@@ -17,19 +17,21 @@ methods differ from its text:
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from qam_lightning.callbacks.base import ours
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.critic import pessimistic, td_loss, td_target
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
+from qam_lightning.methods.compiled import Compiled, Kind, NotCompiled, check_compiler
 from qam_lightning.methods.noise import (
     CloningNoise,
     NoiseSource,
@@ -37,9 +39,10 @@ from qam_lightning.methods.noise import (
     StepNoise,
     map_noise,
 )
-from qam_lightning.methods.optimization import clip_gradients, decayed_learning_rate
+from qam_lightning.methods.optimization import decayed_learning_rate, mean_over_ranks
 from qam_lightning.methods.restore import check_training, check_weights
 from qam_lightning.methods.settings import Configurable, setting
+from qam_lightning.methods.update import JointAdam, Layout, update
 from qam_lightning.nets.critic import CriticEnsemble
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.standardize import Standardize
@@ -115,9 +118,9 @@ class Method(Configurable):
     standardize: bool = False
     """Subtract the dataset's mean from observations and divide by its standard deviation (not in
     the paper)."""
-    compile: bool = False  # type: ignore[assignment]  # torch's Module.compile is of no use here
-    """Compile the losses with torch.compile (on CPUs it needs a C++ compiler): a minute at the
-    start, then faster updates."""
+    compile: Literal["off", "default", "graph"] | bool = "off"  # type: ignore[assignment]
+    """"default" compiles the whole update, on CPUs with a C++ compiler; "graph" besides captures it
+    in a CUDA graph. False is "off" and True is "default"."""
     seed: int = setting(default=0, at_least=0)
     """Seed of all training noise (linked to the run's seed)."""
 
@@ -131,6 +134,8 @@ class Method(Configurable):
     def __post_init__(self) -> None:
         given: Any = self.spaces  # a dict where a checkpoint or a configuration file gives it
         self.spaces = Spaces(**given) if isinstance(given, dict) else Spaces(*given)
+        if isinstance(self.compile, bool):  # YAML reads off as False
+            self.compile = "default" if self.compile else "off"
         for name, size in self.spaces._asdict().items():
             if not isinstance(size, int) or size < 1:
                 raise ArgumentError(type(self), name, f"is {shown(size)}, expected at least 1")
@@ -163,7 +168,7 @@ class Method(Configurable):
         self.critic_ema = ema_copy(self.critic)
         self.gradient_step, self.env_step, self.phase = 0, 0, "offline"
         self.metrics: Metrics = {}
-        self._compiled: Callable[..., tuple[Losses, Metrics]] | None = None
+        self._update: Callable[..., Metrics] | None = None
 
     # What a method defines ---------------------------------------------------------------------
 
@@ -245,6 +250,12 @@ class Method(Configurable):
             losses, metrics = losses | actor, metrics | more
         return losses, metrics
 
+    def forward(
+        self, batch: Batch, noise: StepNoise, with_actor: bool = True
+    ) -> tuple[Losses, Metrics]:
+        """Return the `losses`."""
+        return self.losses(batch, noise, with_actor)
+
     def critic_losses(self, batch: Batch, noise: Any) -> tuple[Losses, Metrics]:
         """Return the TD loss (Eq. 26) and the critic's metrics.
 
@@ -281,11 +292,7 @@ class Method(Configurable):
         Averaging gradients over ranks makes up for means that enter a loss linearly. Use this for
         the others, such as a mean that a loss divides by.
         """
-        mean = x.detach().mean()
-        if self.ranks > 1:
-            torch.distributed.all_reduce(mean)
-            mean /= self.ranks
-        return mean
+        return mean_over_ranks(x.mean(), self.ranks)
 
     # A training step ---------------------------------------------------------------------------
 
@@ -304,7 +311,7 @@ class Method(Configurable):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the one Adam over everything that is trained."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        return torch.optim.Adam(trained, lr=self.learning_rate, fused=True)
+        return JointAdam(trained, lr=self.learning_rate, fused=True)
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Return (network, target): every module ``x_ema`` is the moving average of ``x``."""
@@ -348,22 +355,26 @@ class Method(Configurable):
                 problem = "needs a data module with observation_statistics(); set it to False"
                 raise ArgumentError(type(self), "standardize", problem)
             self.obs_norm.fit(*data.observation_statistics())
-        # Not in the constructor: a compiled function can be neither copied nor pickled.
-        self._compiled = torch.compile(self.losses) if self.compile else None
 
     def _check_trainer(self) -> None:
         precision = str(self.trainer.precision)
         if precision.startswith("16"):  # its scaled gradients would be clipped, scale and all
             problem = f"is {precision}, expected 32-true, bf16-mixed or 64-true"
             raise ArgumentError(L.Trainer, "precision", problem)
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        count = sum(isinstance(callback, EmaTargets) for callback in callbacks)
+        try:
+            check_compiler(cast(Kind, self.compile), self.device, self.trainer.world_size)
+        except NotCompiled as error:
+            raise ArgumentError(type(self), "compile", str(error)) from error
+        count = sum(isinstance(callback, EmaTargets) for callback in self._callbacks())
         if count != 1 and self.ema_pairs():
             raise UserError(
                 f"{type(self).__name__}: the trainer has {count} EmaTargets callbacks, expected 1; "
                 "call super().configure_callbacks() where you override it, and give the trainer "
                 "none"
             )
+
+    def _callbacks(self) -> list[L.Callback]:
+        return self.trainer.callbacks  # type: ignore[attr-defined]
 
     def _check_data(self, data: TrainingData) -> None:
         if data.discount != self.discount:
@@ -375,55 +386,52 @@ class Method(Configurable):
             raise ArgumentError(type(self), "spaces", f"{names} {problem}; pass data.spaces")
 
     def on_fit_end(self) -> None:
-        """Drop the compiled losses, so that the module can be copied again."""
-        self._compiled = None
+        """Give every parameter memory of its own again, so that the module can be copied."""
+        self._update = None
+        for p in self.parameters():
+            p.data = p.data.clone()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Sum the losses, differentiate once, clip jointly, and take one Adam step."""
+        """Take one gradient step: see :mod:`qam_lightning.methods.update`."""
         optimizer = cast(LightningOptimizer, self.optimizers())
-        losses, metrics = self._losses_of_step(batch, self.step_noise(len(batch.rewards)))
-        loss = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad()
-        # Several devices wait for a gradient of every parameter on every step. The zeros of an
-        # actor that this step does not train are dropped again: with them, Adam's momentum would
-        # move it, which does not happen on one device, where it has no gradient at all.
-        parallel = isinstance(self.trainer.strategy, ParallelStrategy)
-        idle = self._idle_parameters() if parallel else []
-        self.manual_backward(loss + sum(0.0 * p.sum() for p in idle))
-        for p in idle:
-            p.grad = None
-        norm = clip_gradients(list(self.parameters()), self.grad_clip, self.grad_clip_mode)
-        for group in optimizer.param_groups:
-            group["lr"] = decayed_learning_rate(
-                self.learning_rate, self.gradient_step, self.lr_decay_steps
-            )
-        optimizer.step()
+        step_size = decayed_learning_rate(
+            self.learning_rate, self.gradient_step, self.lr_decay_steps
+        )
+        optimizer.param_groups[0]["lr"] = step_size
+        noise = self.step_noise(len(batch.rewards))
+        actor_step = self.is_actor_step(self.gradient_step + 1)
+        run = self._update = self._update or self._prepare_update(optimizer.optimizer)
+        # Lightning counts the optimizer's steps.
+        metrics = optimizer.step(lambda: run(batch, noise, step_size, actor_step=actor_step))
         self.gradient_step += 1
-        named = {name: value.detach() for name, value in losses.items()}
-        # A delayed loss keeps its last value between its steps.
-        self.metrics |= {"loss": loss.detach(), **named, **metrics, "grad_norm": norm}
+        self.metrics |= metrics  # a delayed loss keeps its last value between its steps
         for callback in ours(self.trainer):
             callback.on_gradient_step(self.trainer, self)
+
+    def _prepare_update(self, optimizer: torch.optim.Optimizer) -> Callable[..., Metrics]:
+        """Return the update as a function of batch, noise, step size and whether actors train."""
+        targets = next((c for c in self._callbacks() if isinstance(c, EmaTargets)), None)
+        layout = Layout(self, optimizer)
+        state = layout.gather()
+        one_step: Callable[..., Metrics] = partial(update, self, layout, targets)
+        one_step = (
+            partial(one_step, state)
+            if self.compile == "off"
+            else Compiled(one_step, state, cast(Kind, self.compile), self.ranks)
+        )
+
+        def run(batch: Batch, noise: StepNoise, step_size: float, actor_step: bool) -> Metrics:
+            state.learning_rate.fill_(step_size)
+            try:
+                return one_step(batch, noise, actor_step=actor_step)
+            except NotCompiled as error:
+                raise ArgumentError(type(self), "compile", str(error)) from error
+
+        return run
 
     def is_actor_step(self, step: int) -> bool:
         """Whether gradient step number ``step`` (from 1) updates the actor and the targets."""
         return step % self.actor_delay == 0
-
-    def _idle_parameters(self) -> list[nn.Parameter]:
-        """Return what the coming step does not train: all but the critic, on no actor step."""
-        if self.is_actor_step(self.gradient_step + 1):
-            return []
-        named = self.named_parameters()
-        return [p for n, p in named if p.requires_grad and not n.startswith("critic.")]
-
-    def _losses_of_step(self, batch: Batch, noise: StepNoise) -> tuple[Losses, Metrics]:
-        losses = self._compiled or self.losses
-        try:
-            return losses(batch, noise, self.is_actor_step(self.gradient_step + 1))
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = str(error).strip().splitlines()[0]
-            problem = f"failed ({reason}); install a C++ compiler such as g++, or set it to false"
-            raise ArgumentError(type(self), "compile", problem) from error
 
     # Acting ------------------------------------------------------------------------------------
 
@@ -480,6 +488,10 @@ class Method(Configurable):
             "moments": [len(found["state"]) for found in checkpoint.get("optimizer_states", [])],
             **checkpoint.get(ENTRY, {}),
         }
+        # The tensors of a training step are views of long vectors, which would be saved whole.
+        for part in ("state_dict", "optimizer_states"):
+            if part in checkpoint:
+                checkpoint[part] = tree_map_only(Tensor, torch.clone, checkpoint[part])
         mean = self.trainer.strategy.reduce  # over ranks, as they are logged
         checkpoint["metrics"] = {n: mean(x.clone()).cpu() for n, x in self.metrics.items()}
         checkpoint["counters"] = {

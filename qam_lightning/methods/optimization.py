@@ -1,9 +1,10 @@
-"""What every method does to its gradients: clipping and the step size's decay."""
+"""What every method does to its gradient: clipping and the step size's decay."""
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 
 def decayed_learning_rate(learning_rate: float, step: int, decay_steps: int) -> float:
@@ -20,18 +21,33 @@ def decayed_learning_rate(learning_rate: float, step: int, decay_steps: int) -> 
     return learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], bound: float, mode: str) -> Tensor:
-    """Clip the gradients in place and return their joint norm before that, a scalar.
+def clip_gradient(gradient: Tensor, bound: float, mode: str) -> Tensor:
+    """Clip the joint gradient in place and return its norm before that, a scalar.
 
     Args:
-        parameters: those without a gradient are left out.
+        gradient: (P,), of all parameters.
         bound: 0 switches clipping off.
-        mode: ``"norm"`` rescales to joint norm ``bound``; ``"value"`` clips element-wise.
+        mode: ``"norm"`` rescales to norm ``bound``; ``"value"`` clips element-wise.
     """
-    trained = [p for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(gradient)
     if bound > 0 and mode == "norm":
-        return nn.utils.clip_grad_norm_(trained, bound)
-    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    if bound > 0:
-        nn.utils.clip_grad_value_(trained, bound)
+        gradient.mul_((bound / (norm + 1e-6)).clamp(max=1.0))
+    elif bound > 0:
+        gradient.clamp_(-bound, bound)
     return norm
+
+
+def mean_over_ranks(x: Tensor, ranks: int) -> Tensor:
+    """Return the mean of ``x`` over all ranks, without gradient; ``x`` itself where there is one.
+
+    Args:
+        x: any shape, the same on every rank.
+        ranks: how many there are.
+    """
+    if ranks == 1:
+        return x.detach()
+    # Not at the top: one rank does without. Unlike torch.distributed.all_reduce it can be traced.
+    from torch.distributed._functional_collectives import all_reduce
+
+    world: Any = torch.distributed.group.WORLD
+    return all_reduce(x.detach(), "sum", world) / ranks

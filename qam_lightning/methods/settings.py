@@ -145,6 +145,8 @@ def _check_type(owner: type, name: str, value: object, kind: Any) -> None:
 
 def _in_words(kind: Any) -> str | None:
     """Name a type; None unless it is simple."""
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
     if get_origin(kind) not in (Union, types.UnionType):
         return "None" if kind is type(None) else _WORDS.get(kind)
     words = [_in_words(part) for part in get_args(kind)]
@@ -152,6 +154,8 @@ def _in_words(kind: Any) -> str | None:
 
 
 def _is_of(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
         return any(_is_of(value, part) for part in get_args(kind))
     if isinstance(value, bool):

@@ -20,7 +20,6 @@ from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.noise import map_noise
-from qam_lightning.methods.optimization import clip_gradients
 from qam_lightning.methods.qam import QAM
 from qam_lightning.util.errors import ArgumentError, UserError
 from tests.methods.paper import TABLE_4
@@ -307,33 +306,6 @@ def test_no_hyperparameter_is_infinite_but_the_alpha_of_plain_qam(
             continue
         with pytest.raises(UserError, match=f"{name} is {value}, expected"):
             make(type(method), build, **{name: value})
-
-
-@pytest.mark.parametrize("mode", ["norm", "value"])
-def test_clipping_bounds_the_joint_gradient(build: Build, batch: Batch, mode: str) -> None:
-    method = make(QAM, build, grad_clip=0.01, grad_clip_mode=mode)
-    update(method, batch)
-    norm = clip_gradients(list(method.parameters()), method.grad_clip, mode)
-    gradients = torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None])
-    assert norm > 0.01
-    if mode == "norm":
-        assert gradients.norm().item() == pytest.approx(0.01, rel=1e-3)
-    else:
-        assert gradients.abs().max().item() == pytest.approx(0.01)
-
-
-@pytest.mark.slow
-def test_compiled_losses_equal_eager_ones(build: Build, batch: Batch) -> None:
-    method = make(QAM, build)
-    noise = method.step_noise(len(batch.rewards))
-    gradients = []
-    for losses_of in (method.losses, torch.compile(method.losses)):
-        losses, _ = losses_of(batch, noise)
-        method.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        gradients.append({n: p.grad for n, p in method.named_parameters() if p.grad is not None})
-    for name, eager in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], eager, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_settings_are_checked_completed_and_typed(build: Build) -> None:
