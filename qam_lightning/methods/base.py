@@ -31,7 +31,7 @@ from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.critic import pessimistic, td_loss, td_target
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
-from qam_lightning.methods.compiled import Compiled, Kind, NotCompiled, check_compiler
+from qam_lightning.methods.compiled import Kind, NotCompiled, check_compiler
 from qam_lightning.methods.noise import (
     CloningNoise,
     NoiseSource,
@@ -42,7 +42,7 @@ from qam_lightning.methods.noise import (
 from qam_lightning.methods.optimization import decayed_learning_rate, mean_over_ranks
 from qam_lightning.methods.restore import check_training, check_weights
 from qam_lightning.methods.settings import Configurable, setting
-from qam_lightning.methods.update import JointAdam, Layout, update
+from qam_lightning.methods.update import JointAdam, prepare_update
 from qam_lightning.nets.critic import CriticEnsemble
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.standardize import Standardize
@@ -365,16 +365,18 @@ class Method(Configurable):
             check_compiler(cast(Kind, self.compile), self.device, self.trainer.world_size)
         except NotCompiled as error:
             raise ArgumentError(type(self), "compile", str(error)) from error
-        count = sum(isinstance(callback, EmaTargets) for callback in self._callbacks())
-        if count != 1 and self.ema_pairs():
-            raise UserError(
-                f"{type(self).__name__}: the trainer has {count} EmaTargets callbacks, expected 1; "
-                "call super().configure_callbacks() where you override it, and give the trainer "
-                "none"
-            )
+        self._targets()
 
-    def _callbacks(self) -> list[L.Callback]:
-        return self.trainer.callbacks  # type: ignore[attr-defined]
+    def _targets(self) -> EmaTargets | None:
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        found = [callback for callback in callbacks if isinstance(callback, EmaTargets)]
+        if len(found) != 1 and self.ema_pairs():
+            raise UserError(
+                f"{type(self).__name__}: the trainer has {len(found)} EmaTargets callbacks, "
+                "expected 1; call super().configure_callbacks() where you override it, and give "
+                "the trainer none"
+            )
+        return found[0] if found else None
 
     def _check_data(self, data: TrainingData) -> None:
         if data.discount != self.discount:
@@ -400,34 +402,14 @@ class Method(Configurable):
         optimizer.param_groups[0]["lr"] = step_size
         noise = self.step_noise(len(batch.rewards))
         actor_step = self.is_actor_step(self.gradient_step + 1)
-        run = self._update = self._update or self._prepare_update(optimizer.optimizer)
-        # Lightning counts the optimizer's steps.
-        metrics = optimizer.step(lambda: run(batch, noise, step_size, actor_step=actor_step))
+        if self._update is None:
+            self._update = prepare_update(self, optimizer.optimizer, self._targets())
+        one_step = partial(self._update, batch, noise, step_size, actor_step)
+        metrics = optimizer.step(one_step)  # Lightning counts the optimizer's steps
         self.gradient_step += 1
         self.metrics |= metrics  # a delayed loss keeps its last value between its steps
         for callback in ours(self.trainer):
             callback.on_gradient_step(self.trainer, self)
-
-    def _prepare_update(self, optimizer: torch.optim.Optimizer) -> Callable[..., Metrics]:
-        """Return the update as a function of batch, noise, step size and whether actors train."""
-        targets = next((c for c in self._callbacks() if isinstance(c, EmaTargets)), None)
-        layout = Layout(self, optimizer)
-        state = layout.gather()
-        one_step: Callable[..., Metrics] = partial(update, self, layout, targets)
-        one_step = (
-            partial(one_step, state)
-            if self.compile == "off"
-            else Compiled(one_step, state, cast(Kind, self.compile), self.ranks)
-        )
-
-        def run(batch: Batch, noise: StepNoise, step_size: float, actor_step: bool) -> Metrics:
-            state.learning_rate.fill_(step_size)
-            try:
-                return one_step(batch, noise, actor_step=actor_step)
-            except NotCompiled as error:
-                raise ArgumentError(type(self), "compile", str(error)) from error
-
-        return run
 
     def is_actor_step(self, step: int) -> bool:
         """Whether gradient step number ``step`` (from 1) updates the actor and the targets."""

@@ -5,8 +5,9 @@ them. So ranks average one vector, clipping and Adam are a few operations on vec
 step can be traced into one graph (`qam_lightning.methods.compiled`).
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,12 +16,13 @@ from torch.optim.adam import adam
 
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.data.batch import Batch
+from qam_lightning.methods.compiled import Compiled, Kind, NotCompiled
 from qam_lightning.methods.noise import StepNoise
 from qam_lightning.methods.optimization import clip_gradient, mean_over_ranks
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import ArgumentError, UserError
 
 if TYPE_CHECKING:
-    from qam_lightning.methods.base import Method
+    from qam_lightning.methods.base import Method, Metrics
 
 
 class JointAdam(torch.optim.Adam):
@@ -163,7 +165,7 @@ def update(
     batch: Batch,
     noise: StepNoise,
     actor_step: bool,
-) -> dict[str, Tensor]:
+) -> "Metrics":
     """Take one training step, in place in ``state``; pure in everything else.
 
     Args:
@@ -195,6 +197,42 @@ def update(
             targets.move([state.targets], [state.weights[layout.followed]])
     named = {name: value.detach() for name, value in losses.items()}
     return {"loss": loss.detach(), **named, **metrics, "grad_norm": norm}
+
+
+def prepare_update(
+    method: "Method", optimizer: torch.optim.Optimizer, targets: EmaTargets | None
+) -> "Callable[[Batch, StepNoise, float, bool], Metrics]":
+    """Return `update` as a function of batch, noise, step size and whether it is an actor step.
+
+    It is compiled if the method's setting says so. From now on, the parameters and moments are
+    views of vectors.
+
+    Args:
+        method: the method, on the device where it is trained.
+        optimizer: what its `configure_optimizers` returned, with moments or without.
+        targets: see `update`.
+
+    Raises:
+        UserError: the optimizer is another one.
+        ArgumentError: in the first call, where the update cannot be compiled.
+    """
+    layout, kind = Layout(method, optimizer), cast(Kind, method.compile)
+    state = layout.gather()
+    pure = partial(update, method, layout, targets)
+    one_step: Callable[..., Metrics] = (
+        partial(pure, state) if kind == "off" else Compiled(pure, state, kind, method.ranks)
+    )
+
+    def run(
+        batch: Batch, noise: StepNoise, step_size: float, actor_step: bool
+    ) -> dict[str, Tensor]:
+        state.learning_rate.fill_(step_size)
+        try:
+            return one_step(batch, noise, actor_step=actor_step)
+        except NotCompiled as error:
+            raise ArgumentError(type(method), "compile", str(error)) from error
+
+    return run
 
 
 def _adam_step(layout: Layout, state: State, gradient: Tensor) -> None:
