@@ -5,7 +5,7 @@ them. So ranks average one vector, clipping and Adam are a few operations on vec
 step can be traced into one graph (`qam_lightning.methods.compiled`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -23,6 +23,10 @@ from qam_lightning.util.errors import ArgumentError, UserError
 
 if TYPE_CHECKING:
     from qam_lightning.methods.base import Method, Metrics
+
+_ALIGNMENT = 16
+"""Numbers in 64 bytes. Matrix products of tensors that begin elsewhere are slower, and may round
+otherwise in another process, so that a resumed run would not be the same to the bit."""
 
 
 class JointAdam(torch.optim.Adam):
@@ -92,7 +96,7 @@ class Layout:
         self.optimizer: Any = optimizer
         sizes = [0, 0, 0, 0]
         for name, p in self.trained.items():
-            sizes[place(name)] += p.numel()
+            sizes[place(name)] += _padded(p.numel())
         self.critics = sizes[0] + sizes[1]
         """How many of the P numbers belong to critics."""
         self.followed = slice(sizes[0], sum(sizes[:3]))
@@ -101,21 +105,17 @@ class Layout:
     def gather(self) -> State:
         """Copy parameters and moments into new vectors, and make them views of these."""
         parameters, moments = list(self.trained.values()), self.optimizer.state
-        dtype, device = parameters[0].dtype, parameters[0].device
+        device = parameters[0].device
         for p in parameters:  # Adam itself starts them at its first step
             for name in ("exp_avg", "exp_avg_sq"):
                 moments[p].setdefault(name, torch.zeros_like(p))
-
-        def joined(tensors: list[Tensor]) -> Tensor:
-            flat = [x.detach().flatten() for x in tensors]
-            return torch.cat(flat) if flat else torch.zeros(0, dtype=dtype, device=device)
 
         critics = [p for name, p in self.trained.items() if name.startswith("critic.")]
         parts = critics, parameters[len(critics) :]
         taken = [max((float(moments[p].get("step", 0)) for p in part), default=0) for part in parts]
         state = State(
-            weights=joined(parameters),
-            targets=joined(list(self.targets.values())),
+            weights=joined([p.detach() for p in parameters]),
+            targets=joined([x.detach() for x in (*self.targets.values(), parameters[0][:0])]),
             exp_avg=joined([moments[p]["exp_avg"] for p in parameters]),
             exp_avg_sq=joined([moments[p]["exp_avg_sq"] for p in parameters]),
             steps=torch.tensor(taken, dtype=torch.float32, device=device),
@@ -151,10 +151,24 @@ def _check_optimizer(
         )
 
 
+def _padded(length: int) -> int:
+    return -(-length // _ALIGNMENT) * _ALIGNMENT
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a vector of tensors, each followed by zeros up to the next aligned place."""
+    parts: list[Tensor] = []
+    for x in tensors:
+        rest = _padded(x.numel()) - x.numel()
+        parts += [x.flatten(), *([x.new_zeros(rest)] if rest else [])]
+    return torch.cat(parts)
+
+
 def views(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return consecutive parts of a vector as tensors with the names and shapes of others."""
-    parts = vector.detach().split([x.numel() for x in like.values()])
-    return {name: part.view_as(x) for part, (name, x) in zip(parts, like.items(), strict=True)}
+    """Return the parts of a vector that `joined` made, with the names and shapes of others."""
+    parts = vector.detach().split([_padded(x.numel()) for x in like.values()])
+    named = zip(parts, like.items(), strict=True)
+    return {name: part[: x.numel()].view_as(x) for part, (name, x) in named}
 
 
 def update(
@@ -189,7 +203,7 @@ def update(
     loss = torch.stack(list(losses.values())).sum()
     gradients = torch.autograd.grad(loss, list(learned.values()), materialize_grads=True)
     with torch.no_grad():
-        gradient = torch.cat([g.flatten() for g in gradients])
+        gradient = joined(gradients)
         gradient = mean_over_ranks(gradient, method.ranks)
         norm = clip_gradient(gradient, method.grad_clip, method.grad_clip_mode)
         _adam_step(layout, state, gradient)
