@@ -1,6 +1,7 @@
 """Critics: K members in every matrix product, no loop."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,7 @@ class CriticEnsemble(nn.Module):
         The state's share of the first layer is computed once and reused for all actions, and an
         action's gradient does not pass through it.
         """
-        first = self.hidden[0]
+        first = cast(BatchedLinear, self.hidden[0])
         w_s, w_a = first.weight.tensor_split([s.shape[-1]], dim=1)
         from_s = torch.baddbmm(first.bias, s.expand(self.members, -1, -1), w_s)
 

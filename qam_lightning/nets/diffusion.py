@@ -49,7 +49,7 @@ class NoisePredictor(nn.Module):
         return F.linear(self.embedding(self.features(i)), self._first_weights()[2])
 
     def at(self, s: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return ``predict(a, e)`` for actions (B, D) and what `embed` gives, (B, width) or (width,).
+        """Return ``predict(a, e)`` for actions (B, D) and what `embed` gives, for each or for all.
 
         The state's share of the first layer is computed once and reused for all steps.
         """
