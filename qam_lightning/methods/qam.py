@@ -125,7 +125,7 @@ class QAM(Method):
         Args:
             s: (B, O).
             noise: the path's part of it is read.
-            fine_tuned: f_θ at these states, where the caller has an eye on its values.
+            fine_tuned: f_θ at these states, if the caller records its values.
         """
         behavior = self.behavior_ema.at(s)
         velocity = self.velocity(behavior, fine_tuned or self.fine_tuned.at(s))
