@@ -21,7 +21,6 @@ import qam_lightning.methods
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
-from qam_lightning.methods.fawac import FAWAC
 from qam_lightning.methods.noise import map_noise
 from qam_lightning.methods.optimization import clip_gradients
 from qam_lightning.methods.qam import QAM
@@ -150,8 +149,6 @@ class Rows:
 def test_an_update_evaluates_no_network_twice_at_the_same_input(
     method: Method, batch: Batch
 ) -> None:
-    if type(method) is FAWAC:
-        pytest.xfail("its weights take the critic's values that the TD loss takes")
     spread(method.double())
     noise = map_noise(torch.Tensor.double, method.step_noise(len(batch.rewards)))
     batch, rows = Batch(*(x.double() for x in batch)), Rows()
