@@ -4,7 +4,6 @@ With step h = 1/T, the drift's 1/u and the noise scale are shifted by h so that 
 The last step is a deterministic Euler step of the behaviour flow alone.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -59,12 +58,12 @@ def simulate(v: Field, behavior: Field, x_0: Tensor, z: Tensor) -> Path:
     return Path(torch.stack(states), end, times, sigma)
 
 
-def control_cost(control: Callable[[Tensor, Tensor], Tensor], path: Path) -> Tensor:
+def control_cost(control: Tensor, sigma: Tensor) -> Tensor:
     """Return Σ_{i<T-1} 2 ‖f_θ(a_i, u_i)‖² / σ_i² per sample, (B,): the running cost of Eq. 18.
 
     Args:
-        control: the residual velocity f_θ.
-        path: a path simulated with gradients, so that they reach ``control`` through the states.
+        control: (T - 1, B, D), the residual velocity f_θ (or v - f_β) at a_0..a_{T-2}, the states
+            of a path simulated with gradients.
+        sigma: (T,) noise scales.
     """
-    u, sigma = path.times[:-1, None, None], path.sigma[:-1, None]
-    return (2.0 * control(path.states[:-1], u).square().sum(-1) / sigma.square()).sum(0)
+    return (2.0 * control.square().sum(-1) / sigma[:-1, None].square()).sum(0)

@@ -19,6 +19,7 @@ Differences from the paper's text
     Of QAM's differences, those in the SDE and in clipping gradients are BAM's too.
 """
 
+import torch
 from torch import Tensor
 
 from qam_lightning.core.critic import pessimistic
@@ -38,10 +39,16 @@ class BAM(QAM):
     """T, integration steps of the flow."""
 
     def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
-        s = batch.observations
-        path = self.sample_path(s, noise)
+        s, fine_tuned = batch.observations, self.fine_tuned.at(batch.observations)
+        velocities: list[Tensor] = []
+
+        def recorded(x: Tensor, u: Tensor) -> Tensor:
+            velocities.append(fine_tuned(x, u))
+            return velocities[-1]
+
+        path = self.sample_path(s, noise, recorded)
         value = pessimistic(frozen(self.critic)(s, path.end), self.rho)
-        cost: Tensor = control_cost(self.control(s), path)
+        cost = control_cost(self.control(s, path, torch.stack(velocities)), path.sigma)
         losses = {
             "actor/flow_loss": self.cloning_loss(batch, noise.cloning),
             "actor/control_cost": cost.mean(),

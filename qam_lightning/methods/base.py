@@ -180,6 +180,16 @@ class Method(Configurable):
     def policy(self, s: Tensor, noise: Any) -> Tensor:
         """Return the policy's action chunks in [-1, 1], (B, D), at states ``s`` (B, O)."""
 
+    def actor_losses_given(self, batch: Batch, noise: Any, q: Tensor) -> tuple[Losses, Metrics]:
+        """Return `actor_losses`; overridden where they read the critic's values of the chunks.
+
+        Args:
+            batch: B chunks.
+            noise: what `actor_noise` draws.
+            q: (K, B), the critic's values of the chunks, without gradient.
+        """
+        return self.actor_losses(batch, noise)
+
     def actor_noise(self, draw: NoiseSource) -> Any:
         """Draw what `actor_losses` takes; None if it takes nothing."""
         return None
@@ -244,9 +254,10 @@ class Method(Configurable):
             observations=self.obs_norm(batch.observations),
             next_observations=self.obs_norm(batch.next_observations),
         )
-        losses, metrics = self.critic_losses(batch, noise.next)
+        q = self.critic(batch.observations, batch.actions)
+        losses, metrics = self.critic_losses(batch, noise.next, q)
         if with_actor:
-            actor, more = self.actor_losses(batch, noise.actor)
+            actor, more = self.actor_losses_given(batch, noise.actor, q.detach())
             losses, metrics = losses | actor, metrics | more
         return losses, metrics
 
@@ -256,18 +267,18 @@ class Method(Configurable):
         """Return the `losses`."""
         return self.losses(batch, noise, with_actor)
 
-    def critic_losses(self, batch: Batch, noise: Any) -> tuple[Losses, Metrics]:
+    def critic_losses(self, batch: Batch, noise: Any, q: Tensor) -> tuple[Losses, Metrics]:
         """Return the TD loss (Eq. 26) and the critic's metrics.
 
         Args:
             batch: B chunks.
             noise: what `next_noise` draws.
+            q: (K, B), the critic's values of the chunks, with gradient.
         """
         with torch.no_grad():
             value = self.next_value(batch.next_observations, noise)
             discount = self.discount**self.spaces.horizon
             target = td_target(batch.rewards, batch.masks, value, discount)
-        q = self.critic(batch.observations, batch.actions)
         detached = q.detach()
         metrics = {
             "critic/q_mean": detached.mean(),

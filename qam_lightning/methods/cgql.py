@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from qam_lightning.core.adjoint import action_gradient
-from qam_lightning.core.flow import flow_matching_loss, sample_action
+from qam_lightning.core.flow import Field, flow_matching_loss, sample_action
 from qam_lightning.core.guidance import integrate_guided
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Metrics
@@ -58,16 +58,18 @@ class CGQL(Method):
         loss = flow_matching_loss(field, noise.x_0, batch.actions, noise.u, batch.valid)
         return {"actor/flow_loss": loss}, {}
 
-    def guiding_value(self, s: Tensor, a: Tensor, u: Tensor) -> Tensor:
-        """Return the value (B,) whose gradient guides; it treats noisy actions as clean ones."""
-        return self.critic(s, a).mean(0)
+    def guiding_value(self, s: Tensor) -> Field:
+        """Return (a, u) to the value (B,) whose gradient guides; noisy actions count as clean."""
+        q = self.critic.at(s)
+        return lambda a, u: q(a).mean(0)
 
     @torch.no_grad()
     def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
         """Return clip(ODE(v_β + ϑ v̂; s, z)) (Eq. 61-62)."""
+        value = self.guiding_value(s)
 
         def dq_da(a: Tensor, u: Tensor) -> Tensor:
-            return action_gradient(lambda x: self.guiding_value(s, x, u), a)
+            return action_gradient(lambda x: value(x, u), a)
 
         field, guidance = self.behavior_ema.at(s), (self.tau, self.vartheta)
         return integrate_guided(field, dq_da, noise.z, self.flow_steps, *guidance).clamp(-1.0, 1.0)

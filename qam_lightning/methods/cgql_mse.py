@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from qam_lightning.core.flow import interpolate
+from qam_lightning.core.flow import Field, interpolate
 from qam_lightning.core.guidance import squared_error
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Metrics
@@ -69,6 +69,7 @@ class CGQLMSE(CGQL):
         """Return the element-wise error of Q(s, a_u, u) against Q(s, a, 1) (Eq. 63)."""
         return squared_error(predicted, target)
 
-    def guiding_value(self, s: Tensor, a: Tensor, u: Tensor) -> Tensor:
-        """Return the value (B,) of noisy actions (Eq. 72)."""
-        return self.critic(s, a, u).mean(0)
+    def guiding_value(self, s: Tensor) -> Field:
+        """Return (a, u) to the value (B,) of noisy actions (Eq. 72)."""
+        q = self.critic.at(s)
+        return lambda a, u: q(a, u).mean(0)

@@ -43,10 +43,16 @@ class FAWAC(Method):
         return self.cloning_noise(draw)
 
     def actor_losses(self, batch: Batch, noise: CloningNoise) -> tuple[Losses, Metrics]:
+        q = self.critic(batch.observations, batch.actions).detach()
+        return self.actor_losses_given(batch, noise, q)
+
+    def actor_losses_given(
+        self, batch: Batch, noise: CloningNoise, q: Tensor
+    ) -> tuple[Losses, Metrics]:
         s, a = batch.observations, batch.actions
         value = self.value(s)
         with torch.no_grad():
-            weight = advantage_weight(self.critic(s, a).mean(0) - value, self.tau)  # Eq. 73
+            weight = advantage_weight(q.mean(0) - value, self.tau)  # Eq. 73
             target = self.critic_ema(s, a)
         losses = {
             "actor/flow_loss": flow_matching_loss(

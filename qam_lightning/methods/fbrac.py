@@ -56,12 +56,11 @@ class FBRAC(Method):
 
     def actor_losses(self, batch: Batch, noise: FBRACNoise) -> tuple[Losses, Metrics]:
         s, x_0, u = batch.observations, *noise.cloning
+        field = self.flow.at(s)
         # Backpropagation through all T steps of the sampler (Eq. 36-37).
-        action = sample_action(self.flow.at(s), noise.z, self.flow_steps)
+        action = sample_action(field, noise.z, self.flow_steps)
         losses = {
-            "actor/flow_loss": flow_matching_loss(
-                self.flow.at(s), x_0, batch.actions, u, batch.valid
-            ),
+            "actor/flow_loss": flow_matching_loss(field, x_0, batch.actions, u, batch.valid),
             "actor/q_loss": -frozen(self.critic)(s, action).mean() / self.alpha,
         }
         return losses, {}

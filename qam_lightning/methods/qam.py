@@ -36,7 +36,6 @@ from qam_lightning.methods.base import Losses, Method, Metrics
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.frozen import ema_copy
-from qam_lightning.nets.velocity_field import VelocityField
 
 
 class QAMNoise(NamedTuple):
@@ -82,9 +81,11 @@ class QAM(Method):
 
     def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
         s, steps = batch.observations, self.flow_steps
+        fine_tuned = self.fine_tuned.record(s)
         with torch.no_grad():
             # 1. Sample a path of the memoryless SDE (Eq. 24).
-            path = self.sample_path(s, noise)
+            path = self.sample_path(s, noise, fine_tuned)
+            fine_tuned(path.states[-1], path.times[-1])  # enters the loss, but not the last step
             # 2. Differentiate the critic where the path ends (Eq. 22).
             dq_da = action_gradient(
                 lambda a: self.critic_ema(s, a.clamp(-1.0, 1.0)).mean(0), path.end
@@ -93,7 +94,7 @@ class QAM(Method):
             vjp = self.behavior_ema.linearize(s, path.states, path.times + 1.0 / steps)
             adjoints = lean_adjoint(vjp, -self.tau * dq_da, steps)
         # 4. Regress the fine-tuned flow on the adjoint (Eq. 21).
-        control = self.control(s)(path.states, path.times[:, None, None])
+        control = self.control(s, path, fine_tuned.replay())
         # 5. Clone the behaviour (Eq. 17).
         losses = {
             "actor/flow_loss": self.cloning_loss(batch, noise.cloning),
@@ -115,29 +116,39 @@ class QAM(Method):
     @torch.no_grad()
     def flow_action(self, s: Tensor, z: Tensor) -> Tensor:
         """Return clip(ODE(f_β + f_θ; s, z)) with the online networks, (B, D)."""
-        return sample_action(self.velocity(s, self.behavior), z, self.flow_steps)
+        velocity = self.velocity(self.behavior.at(s), self.fine_tuned.at(s))
+        return sample_action(velocity, z, self.flow_steps)
 
-    def sample_path(self, s: Tensor, noise: QAMNoise) -> Path:
-        """Simulate the memoryless SDE of v with the EMA behaviour flow (Eq. 24)."""
-        velocity = self.velocity(s, self.behavior_ema)
-        z = noise.path_z.transpose(0, 1)
-        return simulate(velocity, self.behavior_ema.at(s), noise.path_x_0, z)
+    def sample_path(self, s: Tensor, noise: QAMNoise, fine_tuned: Field | None = None) -> Path:
+        """Simulate the memoryless SDE of v with the EMA behaviour flow (Eq. 24).
 
-    def velocity(self, s: Tensor, behavior: VelocityField) -> Field:
-        """Return the field v = f_β + f_θ at states s (B, O); f_θ alone where it is no residual."""
-        fine_tuned = self.fine_tuned.at(s)
+        Args:
+            s: (B, O).
+            noise: the path's part of it is read.
+            fine_tuned: f_θ at these states, if the caller records its values.
+        """
+        behavior = self.behavior_ema.at(s)
+        velocity = self.velocity(behavior, fine_tuned or self.fine_tuned.at(s))
+        return simulate(velocity, behavior, noise.path_x_0, noise.path_z.transpose(0, 1))
+
+    def velocity(self, behavior: Field, fine_tuned: Field) -> Field:
+        """Return the field v = f_β + f_θ; f_θ alone where it is no residual."""
         if not self.residual:
             return fine_tuned
-        base = behavior.at(s)
-        return lambda x, u: base(x, u) + fine_tuned(x, u)
+        return lambda x, u: behavior(x, u) + fine_tuned(x, u)
 
-    def control(self, s: Tensor) -> Field:
-        """Return the field v - f_β at states s (B, O): f_θ itself where it is a residual."""
-        fine_tuned = self.fine_tuned.at(s)
+    def control(self, s: Tensor, path: Path, fine_tuned: Tensor) -> Tensor:
+        """Return v - f_β at the first N states of a path, (N, B, D): f_θ where it is a residual.
+
+        Args:
+            s: (B, O).
+            path: from `sample_path`.
+            fine_tuned: (N, B, D), f_θ at the path's states.
+        """
         if self.residual:
             return fine_tuned
-        base = self.behavior_ema.at(s)
-        return lambda x, u: fine_tuned(x, u) - base(x, u)
+        n = len(fine_tuned)
+        return fine_tuned - self.behavior_ema.at(s)(path.states[:n], path.times[:n, None, None])
 
     def cloning_loss(self, batch: Batch, noise: CloningNoise) -> Tensor:
         """Return the flow matching loss of f_β on dataset chunks (Eq. 17)."""

@@ -1,5 +1,8 @@
 """Critics: K members in every matrix product, no loop."""
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,8 +61,28 @@ class CriticEnsemble(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the values (K, B) of concat(inputs), each input (B, .)."""
         x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
-        x = x.expand(self.members, -1, -1)
-        for linear, norm in zip(self.hidden, self.norms, strict=True):
+        return self.finish(self.hidden[0](x.expand(self.members, -1, -1)))
+
+    def at(self, s: Tensor) -> Callable[..., Tensor]:
+        """Return the values (K, B) at states s (B, O) as a function of the other inputs (B, .).
+
+        The state's share of the first layer is computed once and reused for all actions, and an
+        action's gradient does not pass through it.
+        """
+        first = cast(BatchedLinear, self.hidden[0])
+        w_s, w_a = first.weight.tensor_split([s.shape[-1]], dim=1)
+        from_s = torch.baddbmm(first.bias, s.expand(self.members, -1, -1), w_s)
+
+        def values(*inputs: Tensor) -> Tensor:
+            a = torch.cat(inputs, dim=-1).expand(self.members, -1, -1)
+            return self.finish(torch.baddbmm(from_s, a, w_a))
+
+        return values
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Continue from the first layer's pre-activation (K, B, width)."""
+        x = self.norms[0](gelu(x))
+        for linear, norm in zip(self.hidden[1:], self.norms[1:], strict=True):
             x = norm(gelu(linear(x)))
         return self.out(x).squeeze(-1)
 
@@ -82,6 +105,12 @@ class TimeConditionedCritic(CriticEnsemble):
         s, a, *time = inputs
         u = time[0] if time else s.new_ones(())
         return super().forward(s, a, u.expand(len(s), 1))
+
+    def at(self, s: Tensor) -> Callable[..., Tensor]:
+        """Return the values (K, B) at s (B, O) as a function of a and u, with u as in `forward`."""
+        values = super().at(s)
+        clean = s.new_ones(())
+        return lambda a, u=clean: values(a, u.expand(len(a), 1))
 
 
 class ValueNetwork(nn.Module):

@@ -45,18 +45,20 @@ class NoisePredictor(nn.Module):
         self.parts = [dim, obs_dim, width]
 
     def embed(self, i: Tensor) -> Tensor:
-        """Return the embedding (..., width) of step numbers 1..T, (..., 1)."""
-        return self.embedding(self.features(i))
+        """Return the share (..., width) of step numbers 1..T, (..., 1), in the first layer."""
+        return F.linear(self.embedding(self.features(i)), self._first_weights()[2])
 
     def at(self, s: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return ``predict(a, e)`` for actions (B, D) and embeddings that broadcast to (B, width).
+        """Return ``predict(a, e)`` for actions (B, D) and what `embed` gives, for each or for all.
 
         The state's share of the first layer is computed once and reused for all steps.
         """
-        first = self.trunk.linears[0]
-        w_a, w_s, w_e = first.weight.split(self.parts, dim=1)
-        from_s = F.linear(s, w_s, first.bias)
-        return lambda a, e: self.trunk.finish(F.linear(a, w_a) + from_s + F.linear(e, w_e))
+        w_a, w_s, _ = self._first_weights()
+        from_s = F.linear(s, w_s, self.trunk.linears[0].bias)
+        return lambda a, e: self.trunk.finish(F.linear(a, w_a) + from_s + e)
+
+    def _first_weights(self) -> tuple[Tensor, ...]:
+        return self.trunk.linears[0].weight.split(self.parts, dim=1)
 
 
 class DiffusionPolicy(nn.Module):
@@ -89,7 +91,10 @@ class DiffusionPolicy(nn.Module):
 
     def forward(self, s: Tensor, a: Tensor, i: Tensor) -> Tensor:
         """Return ε_θ(s, a^i, i), (B, D), at noisy actions a (B, D) of steps i in 1..T, (B, 1)."""
-        return self.predictor.at(s)(a, self.predictor.embed(i))
+        numbers, embedded = self._embed_all(s)
+        # There are more samples than steps: each picks its step's embedding by a product.
+        picked = (i == numbers).to(embedded.dtype)
+        return self.predictor.at(s)(a, picked @ embedded)
 
     def step_of(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the step i in 1..T and its ᾱ_i, (B, 1) each, that u (B, 1) in [0, 1) picks."""
@@ -99,7 +104,11 @@ class DiffusionPolicy(nn.Module):
     @torch.no_grad()
     def sample(self, s: Tensor, z: Tensor) -> Tensor:
         """Return actions in [-1, 1], (B, D), at states (B, O) from normal z (B, T, D)."""
-        numbers = torch.arange(len(self.alpha_bar), device=s.device, dtype=s.dtype)
-        embedded = self.predictor.embed(numbers[:, None])
+        _, embedded = self._embed_all(s)
         predict = self.predictor.at(s)
         return self.sampler(lambda a, i: predict(a, embedded[i]), self.schedule, z.transpose(0, 1))
+
+    def _embed_all(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the numbers 0..T, (T + 1,), and what `NoisePredictor.embed` makes of them."""
+        numbers = torch.arange(len(self.alpha_bar), device=like.device, dtype=like.dtype)
+        return numbers, self.predictor.embed(numbers[:, None])

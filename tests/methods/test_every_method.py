@@ -1,5 +1,6 @@
 """What must hold for every method there is; methods are found by looking at the folder."""
 
+import collections
 import copy
 import dataclasses
 import importlib
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import qam_lightning.methods
 from qam_lightning.data.batch import Batch
@@ -21,6 +23,7 @@ from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.noise import map_noise
 from qam_lightning.methods.qam import QAM
+from qam_lightning.nets.critic import BatchedLinear
 from qam_lightning.util.errors import ArgumentError, UserError
 from tests.methods.paper import TABLE_4
 
@@ -122,6 +125,37 @@ def test_the_critic_learns_the_discounted_pessimistic_value_of_its_average(
     error = batch.valid * (method.critic(batch.observations, batch.actions) - target).square()
     found = method.losses(batch, noise)[0]["critic/loss"]
     torch.testing.assert_close(found, error.mean(), rtol=1e-5, atol=1e-6)
+
+
+class Rows:
+    """The inputs of every layer that was called, as rows, by the memory of its weights."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, list[torch.Tensor]] = collections.defaultdict(list)
+
+    def __call__(self, layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(layer, torch.nn.Linear | BatchedLinear):
+            x = inputs[0].detach()
+            x = x[0] if isinstance(layer, BatchedLinear) else x  # the first member's
+            self.of[layer.weight.data_ptr()].append(x.flatten(0, -2))
+
+    def most_repeated(self) -> int:
+        """Return how many rows the layer with most repetitions has seen before."""
+        every = [torch.cat(calls) for calls in self.of.values()]
+        return max(len(rows) - len(rows.round(decimals=9).unique(dim=0)) for rows in every)
+
+
+def test_an_update_evaluates_no_network_twice_at_the_same_input(
+    method: Method, batch: Batch
+) -> None:
+    spread(method.double())
+    noise = map_noise(torch.Tensor.double, method.step_noise(len(batch.rewards)))
+    batch, rows = Batch(*(x.double() for x in batch)), Rows()
+    hook = register_module_forward_pre_hook(rows)
+    method.losses(batch, noise)
+    hook.remove()
+    # A diffusion's T + 1 step numbers are embedded twice, once without gradient.
+    assert rows.of and rows.most_repeated() <= method.flow_steps + 1 < len(batch.rewards)
 
 
 ROUTES: dict[str, str | tuple[str, ...]] = {

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from qam_lightning.core.adjoint import autograd_vjp
-from qam_lightning.nets.critic import CriticEnsemble
+from qam_lightning.nets.critic import CriticEnsemble, TimeConditionedCritic
 from qam_lightning.nets.frozen import ema_copy, frozen
 from qam_lightning.nets.gelu import gelu, gelu_and_derivative
 from qam_lightning.nets.mlp import MLP
@@ -44,6 +44,22 @@ def test_velocity_field_is_an_mlp_on_the_concatenation() -> None:
     torch.testing.assert_close(field(s[0], x[0], torch.tensor(0.3).double()), once)
 
 
+def test_recorded_field_has_the_value_and_the_gradient_of_the_field() -> None:
+    field = VelocityField(5, 3, 16, 3).double()
+    s, weight = torch.randn(7, 5, dtype=torch.float64), torch.randn(4, 7, 3, dtype=torch.float64)
+    states, times = torch.randn(4, 7, 3, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    record = field.record(s)
+    called = [record(x, u) for x, u in zip(states, times, strict=True)]
+    assert not called[0].requires_grad
+    slow, fast = field.at(s)(states, times[:, None, None]), record.replay()
+    torch.testing.assert_close(torch.stack(called), slow.detach())
+    torch.testing.assert_close(fast, slow)
+    expected, found = (
+        torch.autograd.grad((weight * v).sum(), list(field.parameters())) for v in (slow, fast)
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_linearized_field_equals_autograd() -> None:
     field = VelocityField(5, 3, 16, 3).double()
     s, g = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
@@ -68,6 +84,19 @@ def test_ensemble_equals_a_loop_over_its_members() -> None:
             x = F.layer_norm(x, (16,), norm.scale[k, 0], norm.bias[k, 0], eps=1e-6)
         expected = (x @ critic.out.weight[k] + critic.out.bias[k])[:, 0]
         torch.testing.assert_close(values[k], expected)
+
+
+def test_critic_at_a_state_is_the_critic() -> None:
+    for kind, inputs in ((CriticEnsemble, 1), (TimeConditionedCritic, 2)):
+        critic = kind(8, 16, 2, 3).double()
+        s, a = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+        others = (a.requires_grad_(), torch.rand(6, 1, dtype=torch.float64))[:inputs]
+        slow, fast = critic(s, *others), critic.at(s)(*others)
+        torch.testing.assert_close(fast, slow)
+        wanted = [a, *critic.parameters()]
+        expected, found = (torch.autograd.grad(q.square().sum(), wanted) for q in (slow, fast))
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(critic.at(s)(a), critic(s, a))  # at u = 1
 
 
 def test_frozen_passes_gradient_to_inputs_only_and_follows_updates() -> None:

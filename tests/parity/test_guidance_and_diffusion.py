@@ -205,7 +205,8 @@ def test_actor_losses_and_gradients_of_diffusion_policies(path: Any) -> None:
 def test_critic_loss_of_diffusion_policies(path: Any) -> None:
     case = Case(path)
     method, batch = build(case), case.batch()
-    found = method.critic_losses(batch, diffusion_noise(case, method).next)[0]["critic/loss"]
+    q = method.critic(batch.observations, batch.actions)
+    found = method.critic_losses(batch, diffusion_noise(case, method).next, q)[0]["critic/loss"]
     with torch.no_grad():
         actions = slow_actions(case, batch.next_observations, case.draws("loss_noise")[:-2])
         values = method.critic_ema(batch.next_observations, actions)
