@@ -108,18 +108,14 @@ def read(path: Path) -> list[Row]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
-        return [
-            Row(
-                **{
-                    n: math.nan if types[n] is float and not x else types[n](x)
-                    for n, x in row.items()
-                }
-            )
-            for row in lines
-        ]
+        return [Row(**{n: _parsed(types[n], x) for n, x in line.items()}) for line in lines]
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         problem = "holds no table of this program; move it away"
         raise UserError(f"{shown(path, 300)}: {problem}") from error
+
+
+def _parsed(kind: type, text: str) -> Any:
+    return math.nan if kind is float and not text else kind(text)
 
 
 def write(folder: Path, rows: Iterable[Row]) -> None:
@@ -207,12 +203,8 @@ def markdown(rows: Sequence[Row]) -> str:
     lines += [f"With {versions}. [How it is measured](speed.md).", ""]
     for title, part in sections(rows).items():
         lines += [f"## {title[0].upper()}{title[1:]}", ""]
-        lines += [
-            f"| method | mode | {' | '.join(COLUMNS)} |",
-            f"|---|---|{'---:|' * len(COLUMNS)}",
-        ]
-        lines += [f"| {' | '.join(texts(row))} |" for row in part]
-        lines += [""]
+        head, *body = (f"| {' | '.join(cells)} |" for cells in texts(part))
+        lines += [head, f"|---|---|{'---:|' * (head.count('|') - 3)}", *body, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
