@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import matplotlib
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -212,13 +213,12 @@ def show(rows: Iterable[Row]) -> None:
     """Print the rows."""
     for title, part in sections(rows).items():
         head, *body = texts(part)
-        table = Table(*head[:2], title=title)
-        for heading in head[2:]:
-            table.add_column(heading, justify="right", no_wrap=True)
+        table = Table(title=title, box=SIMPLE)
+        for i, heading in enumerate(head):
+            table.add_column(heading, justify="left" if i < 2 else "right", no_wrap=True)
         for cells in body:
             table.add_row(*cells)
-        console = Console()
-        console.print(table, width=None if console.is_terminal else 120)
+        Console(width=max(Console().width, 120)).print(table)
 
 
 def picture(rows: Sequence[Row]) -> Figure:
