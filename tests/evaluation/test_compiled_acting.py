@@ -161,9 +161,7 @@ def test_the_front_doors_compile(run: Path, tmp_path: Path) -> None:
         results[bool(options)] = found["success"], [r["success"] for r in found["results"]]
     assert results[True] == results[False]
 
-    policies: list[Policy] = [
-        load_policy(run, seed=5, compile=compile) for compile in (True, False)
-    ]
+    policies = [load_policy(run, seed=5, compile=compile) for compile in (True, False)]
     for seed in (None, None, 7):
         chunks = []
         for policy in policies:
