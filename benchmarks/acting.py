@@ -231,7 +231,7 @@ def benchmark(options: argparse.Namespace) -> int:
         rows += found
         write(options.out, rows)
         for row in found:
-            print(f"{row.name}, {row.size}, {row.count}, {row.mode}: {row.value:.3g} {row.what}")
+            print(f"{row.name}, {row.size}, {row.count}, {row.mode}: {row.value:.4g} {row.what}")
     return 0
 
 
