@@ -1,14 +1,12 @@
-"""What acting costs: milliseconds per online step, and evaluation episodes per minute.
+"""What an online step costs, in milliseconds.
 
 python benchmarks/online.py                                   QAM at the quickstart's size, scene
 python benchmarks/online.py --domain cube_single --size paper --steps 400
 
 Trains for some steps on a small dataset collected for the purpose, then online, by turns with an
 environment that runs ahead in a process of its own (A) and with one stepped by this process (B).
-Rolls the policy out, by turns as evaluations do, all environments at once and one policy call per
-chunk for all of them (A), and in one environment with a policy call at every step (B). What is
-compared was measured side by side (A, B, A, B, ...), and ratios are those of neighbours: so a
-machine that is busy for a while touches both sides.
+What is compared was measured side by side (A, B, A, B, ...), and ratios are those of neighbours: so
+a machine that is busy for a while touches both sides. benchmarks/acting.py measures evaluations.
 """
 
 import argparse
@@ -25,10 +23,7 @@ import torch
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.cli.training import FitCLI
 from qam_lightning.data.generate import generate
-from qam_lightning.envs.chunked import ChunkedEnv
-from qam_lightning.envs.make import make_env
-from qam_lightning.envs.rollout import RolloutPool, available_cores
-from qam_lightning.evaluation.episode_policy import EpisodePolicy
+from qam_lightning.envs.rollout import available_cores
 from qam_lightning.methods.base import Method
 from qam_lightning.util.provenance import versions_line
 
@@ -60,7 +55,7 @@ class Stopwatch(pl.Callback):
         return 1e3 * float(np.diff(self.marks[phase][WARM_UP:]).mean())
 
 
-def train(options: argparse.Namespace, data: str, ahead: bool) -> tuple[FitCLI, Stopwatch]:
+def train(options: argparse.Namespace, data: str, ahead: bool) -> Stopwatch:
     """Run both phases."""
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
@@ -85,24 +80,7 @@ def train(options: argparse.Namespace, data: str, ahead: bool) -> tuple[FitCLI, 
         cli.trainer.callbacks = [*kept, watch]  # type: ignore[attr-defined]
         cli.trainer.progress_bar_callback.disable()  # type: ignore[union-attr]
         cli.fit()
-    return cli, watch
-
-
-def together(cli: FitCLI, pool: RolloutPool, episodes: int) -> float:
-    """Return episodes per minute as evaluations run them."""
-    start = time.perf_counter()
-    pool.run(EpisodePolicy(cli.model, 0), episodes, 0)
-    return 60 * episodes / (time.perf_counter() - start)
-
-
-def alone(cli: FitCLI, env: ChunkedEnv) -> float:
-    """Return episodes per minute in one environment that asks for every action."""
-    policy, start, done = EpisodePolicy(cli.model, 0), time.perf_counter(), False
-    observation, _ = env.reset(0)
-    while not done:
-        step = env.execute(policy(observation[None], [0])[0, :1])
-        observation, done = step.observations[-1], step.done
-    return 60 / (time.perf_counter() - start)
+    return watch
 
 
 def row(name: str, a: Sequence[float], b: Sequence[float]) -> str:
@@ -119,7 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", default="qam", help="a file of configs/methods")
     parser.add_argument("--size", choices=SIZES, default="quickstart")
     parser.add_argument("--steps", type=int, default=200, help="updates of each phase")
-    parser.add_argument("--episodes", type=int, default=8, help="evaluation episodes")
     parser.add_argument("--rounds", type=int, default=3, help="how often A and B take turns")
     parser.add_argument("--compile", action="store_true", help="compile the losses")
     options = parser.parse_args(arguments)
@@ -131,17 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         env = options.domain.replace("_", "-")
         generate(env, "play", folder, episodes=2, workers=1, episode_steps=60)
         for ahead in (True, False) * options.rounds:
-            cli, watch = train(options, folder, ahead)
-            watches[ahead].append(watch)
-    rates: tuple[list[float], list[float]] = ([], [])
-    data = cli.datamodule
-    single = ChunkedEnv(make_env(data.env, data.task, data.sparse))
-    with RolloutPool(data.env, data.task, data.sparse) as pool:
-        for turn in range(options.rounds + 1):
-            pair = together(cli, pool, options.episodes), alone(cli, single)
-            if turn:  # the first starts the processes
-                rates[0].append(pair[0])
-                rates[1].append(pair[1])
+            watches[ahead].append(train(options, folder, ahead))
     offline, online = ([w.mean(p) for w in watches[True]] for p in ("offline", "online"))
     here, base = ([w.mean(p) for w in watches[False]] for p in ("online", "offline"))
     print(f"{options.method}, {options.size} size, {env}, {available_cores()} cores,", end=" ")
@@ -151,11 +118,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(row("ms per step: online with `async_env` true (A), offline (B)", online, offline))
     print(row("ms per step: online with `async_env` false (A), offline (B)", here, base))
     print(row("ms per online step: `async_env` true (A), false (B)", online, here))
-    what = (
-        "episodes per minute: all environments at once, one policy call per chunk (A); "
-        "one environment, one policy call per step (B)"
-    )
-    print(row(what, *rates))
 
 
 if __name__ == "__main__":

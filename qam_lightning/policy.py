@@ -31,20 +31,28 @@ class Policy:
         method: the trained method, on any device.
         metadata: what the checkpoint says of the method and its training.
         seed: seed of the policy's noise, at least 0.
+        compile: sample chunks with one compiled graph. The first chunk takes the time to compile
+            it; the actions may differ in the last bits.
+
+    Raises:
+        ArgumentError: the seed is negative, or nothing can be compiled here.
     """
 
-    def __init__(self, method: "Method", metadata: Mapping[str, Any], seed: int = 0) -> None:
+    def __init__(
+        self, method: "Method", metadata: Mapping[str, Any], seed: int = 0, compile: bool = False
+    ) -> None:
         self.method = method
         """The method; its networks are ordinary modules."""
         self.metadata = dict(metadata)
         """Method, environment, configuration, counters and versions of the checkpoint."""
         require(seed >= 0, Policy, "seed", seed, "at least 0")
+        self._compile = compile
         self._seed(seed)
 
     def _seed(self, seed: int) -> None:
         from qam_lightning.evaluation.episode_policy import EpisodePolicy
 
-        self._act = EpisodePolicy(self.method, seed)
+        self._act = EpisodePolicy(self.method, seed, compiled=self._compile)
         self._episode = -1
         self._chunk: Iterator[np.ndarray] = iter(())
 
@@ -123,6 +131,7 @@ def load_policy(
     device: str = "cpu",
     seed: int = 0,
     method: "type[Method] | None" = None,
+    compile: bool = False,
 ) -> Policy:
     """Load a trained policy.
 
@@ -136,10 +145,12 @@ def load_policy(
         device: where the networks compute, for example ``"cuda"``.
         seed: seed of the policy's noise, at least 0.
         method: the method's class, if it is not of this package.
+        compile: see `Policy`. How the method was trained does not matter.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged or of another version.
-        ArgumentError: an argument is out of range, or there is no such device here.
+        ArgumentError: an argument is out of range, there is no such device here, or nothing can be
+            compiled here.
     """
     from qam_lightning.checkpoints import load_method
 
@@ -153,4 +164,4 @@ def load_policy(
         reason = str(error).split("\n")[0]
         problem = f"is {device}, expected a device such as cpu or cuda: {reason}"
         raise ArgumentError("load_policy", "device", problem) from error
-    return Policy(loaded, metadata, seed)
+    return Policy(loaded, metadata, seed, compile)

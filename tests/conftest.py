@@ -69,3 +69,29 @@ def batch() -> Batch:
         masks=(torch.rand(size, generator=g) > 0.2).float(),
         valid=(torch.rand(size, generator=g) > 0.2).float(),
     )
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Run traced graphs without the compiler, which takes twenty seconds; return the graphs."""
+    import torch._inductor  # not at the top: it takes seconds
+
+    graphs: list[Any] = []
+
+    def keep(graph: Callable[..., Any], *args: object, **kwargs: object) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "standalone_compile", keep)
+    return graphs
+
+
+@pytest.fixture
+def no_compiler() -> Iterator[None]:
+    """Let this machine have no C++ compiler."""
+    from torch._inductor import config, cpp_builder
+
+    cpp_builder.cpp_compiler_search.cache_clear()
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        yield
+    cpp_builder.cpp_compiler_search.cache_clear()

@@ -56,6 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="simulation processes, 0: none but this; does not change results; default: all cores",
     )
+    add("--compile", action="store_true", help="compile the policy, in its first call")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     add(
         "--video",
@@ -151,7 +152,8 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.video:
         check_target(run / "videos" / f"{name}-episode0.mp4")
 
-    policy = EpisodePolicy(method.to(options.device), options.seed, options.policy == "behavior")
+    behavior, method = options.policy == "behavior", method.to(options.device)
+    policy = EpisodePolicy(method, options.seed, behavior, compiled=options.compile)
     recorded, every = frames_wanted(options, env, task)
     with RolloutPool(env, task, sparse, options.workers, options.num_envs) as pool:
         episodes = with_progress(options.episodes, pool, policy, options.seed, recorded, every)
@@ -221,6 +223,7 @@ def describe(
         "seed": options.seed,
         "num_envs": options.num_envs,
         "device": options.device,
+        "compile": options.compile,
         "versions": versions(),
         "trained_versions": meta["versions"],
     }

@@ -1,14 +1,19 @@
 """A method as the policy of a rollout: noise belongs to the episode, not to the batch."""
 
 import contextlib
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from qam_lightning.methods.base import Method
+from qam_lightning.methods.compiled import Compiled, NotCompiled, check_compiler
 from qam_lightning.methods.noise import map_noise
+from qam_lightning.util.errors import ArgumentError
 from qam_lightning.util.rng import Stream, torch_generator
 
 
@@ -23,6 +28,12 @@ class EpisodePolicy:
         seed: seed of the policy's noise.
         behavior: act with the cloned behaviour instead of the learned policy.
         stream: the random stream of the noise.
+        compiled: act through one compiled graph for each number of states. It is compiled when it
+            is first called with that number, and once for all policies of a method.
+
+    Raises:
+        ArgumentError: it is to be compiled, and nothing can be compiled here; also when it is
+            called, where the method's own acting cannot be compiled.
     """
 
     def __init__(
@@ -31,9 +42,12 @@ class EpisodePolicy:
         seed: int,
         behavior: bool = False,
         stream: Stream = Stream.EVALUATION_NOISE,
+        compiled: bool = False,
     ) -> None:
         self._method, self._seed, self._stream = method, seed, stream
-        self._act = method.behavior_act if behavior else method.act
+        with _naming_the_option():
+            make = _compiled_sampler if compiled else _Sampler
+            self._act: Callable[[Tensor, Any], Tensor] = make(method, behavior)
         self._generators: dict[int, torch.Generator] = {}
 
     @torch.no_grad()
@@ -42,8 +56,8 @@ class EpisodePolicy:
         weights = next(self._method.parameters())  # where, and in which precision, they are
         drawn = [self._method.acting_noise(1, self._generator(episode)) for episode in episodes]
         noise = map_noise(lambda *rows: torch.cat(rows).to(weights), *drawn)
-        with evaluating(self._method):
-            actions: Tensor = self._act(torch.from_numpy(observations).to(weights), noise)
+        with _naming_the_option():
+            actions = self._act(torch.from_numpy(observations).to(weights), noise)
         return actions.float().cpu().numpy()
 
     @property
@@ -56,6 +70,54 @@ class EpisodePolicy:
             made = torch_generator(self._seed, self._stream, episode)
             self._generators[episode] = made
         return self._generators[episode]
+
+
+class _Sampler(nn.Module):
+    """How a method acts, in evaluation mode."""
+
+    def __init__(self, method: Method, behavior: bool) -> None:
+        super().__init__()
+        self.method, self._behavior = method, behavior
+
+    def forward(self, s: Tensor, noise: Any) -> Tensor:
+        with evaluating(self.method):
+            act = self.method.behavior_act if self._behavior else self.method.act
+            return act(s, noise)
+
+
+_compiled: weakref.WeakKeyDictionary[Method, dict[Any, Compiled]] = weakref.WeakKeyDictionary()
+
+
+def _compiled_sampler(method: Method, behavior: bool) -> Compiled:
+    """Return the compiled `_Sampler` of a method, the same one at every call.
+
+    The graph reads the method's own tensors, so it follows them through training and loading. A
+    method that was moved has other buffers, and gets another graph.
+    """
+    weights = next(method.parameters())
+    check_compiler("default", weights.device)
+    tensors = {**dict(method.named_parameters()), **dict(method.named_buffers())}
+    known = _compiled.setdefault(method, {})
+    key = behavior, weights.device, *map(id, tensors.values())
+    if key not in known:
+        owner = weakref.ref(method)  # what is kept for a method must not keep it alive
+
+        def act(state: dict[str, Tensor], s: Tensor, noise: Any) -> Tensor:
+            sampler = _Sampler(owner(), behavior)  # type: ignore[arg-type]
+            return functional_call(sampler, state, (s, noise))
+
+        state = {f"method.{name}": x for name, x in tensors.items()}
+        known[key] = Compiled(act, state, "default")
+    return known[key]
+
+
+@contextlib.contextmanager
+def _naming_the_option() -> Iterator[None]:
+    """Say which option asks for what cannot be compiled."""
+    try:
+        yield
+    except NotCompiled as error:
+        raise ArgumentError("acting", "compile", str(error)) from error
 
 
 @contextlib.contextmanager

@@ -452,7 +452,8 @@ class Method(Configurable):
         best = candidates
         if count > 1:
             scores = self.candidate_score(self.critic(s, candidates)).view(n, count)
-            best = candidates.view(n, count, -1)[torch.arange(n), scores.argmax(1)]
+            rows = torch.arange(n, device=scores.device)
+            best = candidates.view(n, count, -1)[rows, scores.argmax(1)]
         return best.unflatten(-1, (self.spaces.horizon, self.spaces.action_dim))
 
     @torch.no_grad()

@@ -38,10 +38,10 @@ class MazeData(pl.LightningDataModule):
         return DataLoader(Stream(), batch_size=None)
 
 
-def tiny_qam() -> QAM:
+def tiny_qam(**changes: Any) -> QAM:
     """Return a QAM too small to learn anything."""
     torch.manual_seed(0)
-    return QAM(Spaces(2, 2, 2), tau=1.0, **SMALL | {"width": 8, "depth": 1})
+    return QAM(Spaces(2, 2, 2), tau=1.0, **SMALL | {"width": 8, "depth": 1, **changes})
 
 
 def fit(method: QAM, steps: int, callbacks: list[pl.Callback], logger: Any = False) -> pl.Trainer:

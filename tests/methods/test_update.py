@@ -1,6 +1,5 @@
 """The training step as one function: against a plain loop, and compiled against not compiled."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,19 +115,6 @@ def test_clipping_bounds_the_joint_gradient() -> None:
     assert clip_gradient(gradient, 0.7, "value") == pytest.approx(1.0)
     torch.testing.assert_close(gradient, torch.tensor([0.6, -0.7]))
     assert clip_gradient(gradient, 100.0, "norm") < 1.0 and gradient[1] == pytest.approx(-0.7)
-
-
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Run traced graphs without the compiler, which takes twenty seconds; return the graphs."""
-    graphs: list[Any] = []
-
-    def keep(graph: Callable[..., Any], *args: object, **kwargs: object) -> Callable[..., Any]:
-        graphs.append(graph)
-        return graph
-
-    monkeypatch.setattr(torch._inductor, "standalone_compile", keep)
-    return graphs
 
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
@@ -257,13 +243,10 @@ def test_graph_is_refused_without_cuda_before_training(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_machine_without_a_compiler_is_told_before_training(
-    build: Build, batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: Build, batch: Batch, tmp_path: Path, no_compiler: None
 ) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    torch._inductor.cpp_builder.cpp_compiler_search.cache_clear()
     with pytest.raises(ArgumentError, match="QAM: compile needs a C.. compiler; install one"):
         fit(make(QAM, build, compile=True), batch, tmp_path)
-    torch._inductor.cpp_builder.cpp_compiler_search.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore")
