@@ -40,7 +40,13 @@ from qam_lightning.methods.base import Method
 from qam_lightning.util.arguments import answered
 from qam_lightning.util.configs import METHODS
 
-COMPILE = {"eager": False, "bf16": False, "compiled": True, "compiled-bf16": True, "graph": True}
+COMPILE = {
+    "eager": "off",
+    "bf16": "off",
+    "compiled": "default",
+    "compiled-bf16": "default",
+    "graph": "graph",
+}
 """Mode -> the method's setting ``compile``."""
 
 SIZES: dict[str, dict[str, int]] = {

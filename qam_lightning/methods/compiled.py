@@ -124,7 +124,7 @@ class Compiled:
         given = [*self._state, *tensors]
         try:
             # The compiler has no fused kernels for these, and writes better ones from their parts.
-            traced = make_fx(flat, decomposition_table=_PARTS, tracing_mode="fake")(*given)
+            traced = make_fx(flat, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")(*given)
             options = {"config_patches": self._options(tensors[0].device)}
             run = standalone_compile(
                 traced, given, dynamic_shapes="from_example_inputs", options=options
@@ -221,7 +221,7 @@ def _adam(
         w.sub_((lr / unbias1) * m / ((v / unbias2).sqrt() + eps))
 
 
-_PARTS: dict[Any, Callable[..., Any]] = {
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.addmm.default: _addmm,
     aten.baddbmm.default: _addmm,
     aten.native_layer_norm.default: _layer_norm,

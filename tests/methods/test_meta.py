@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Metrics
-from qam_lightning.methods.noise import StepNoise, map_noise
+from qam_lightning.methods.compiled import DECOMPOSITIONS
+from qam_lightning.methods.noise import map_noise
 from qam_lightning.methods.qam import QAM
+from qam_lightning.methods.update import Layout, update
 from tests.methods.test_every_method import METHODS, make
 
 Build = Callable[..., Method]
@@ -29,7 +32,9 @@ class OneDevice(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        # torch has the fused Adam for real devices only.
+        function = DECOMPOSITIONS[func] if "_fused_adam_" in str(func) else func
+        result = function(*args, **(kwargs or {}))
         tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
         devices = sorted({x.device.type for x in tensors})
         if len(devices) > 1:
@@ -37,31 +42,18 @@ class OneDevice(TorchDispatchMode):
         return result
 
 
-def update(method: Method, batch: Batch, noise: StepNoise, actor_step: bool) -> list[Tensor]:
-    """Update once: losses, backward, joint clip, Adam, EMA; return the metrics."""
-    losses, metrics = method.losses(batch, noise, actor_step)
-    loss = torch.stack(list(losses.values())).sum()
-    trained = [p for p in method.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, trained, allow_unused=not actor_step)
-    for p, gradient in zip(trained, gradients, strict=True):
-        p.grad = gradient
-    norm = nn.utils.clip_grad_norm_(trained, 1.0)
-    torch.optim.Adam(trained, lr=1e-3, foreach=True).step()
-    if actor_step:
-        for online, target in method.ema_pairs():
-            with torch.no_grad():
-                torch._foreach_lerp_([*target.parameters()], [*online.parameters()], 0.01)
-    return [loss, norm, *losses.values(), *metrics.values()]
-
-
 def update_on_meta(method: Method, batch: Batch) -> None:
     """Update once of each kind, without values, with nothing but tensors of the meta device."""
     noise = map_noise(lambda x: x.to("meta"), method.step_noise(len(batch.rewards)))
     batch, method = Batch(*(x.to("meta") for x in batch)), copy.deepcopy(method).to("meta")
+    layout = Layout(method, method.configure_optimizers())
+    state = layout.gather()
+    targets = EmaTargets(method.target_rate)
     for step in range(1, method.actor_delay + 1):
+        actor_step = method.is_actor_step(step)
         with OneDevice():
-            values = update(method, batch, noise, method.is_actor_step(step))
-        assert all(x.device.type == "meta" and x.shape == () for x in values)
+            values = update(method, layout, targets, state, batch, noise, actor_step)
+        assert all(x.device.type == "meta" and x.shape == () for x in values.values())
 
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
@@ -95,4 +87,4 @@ def test_an_update_that_does_is_found(
     method.fault = lambda x: fault(x).mean()
     with pytest.raises(RuntimeError, match=told):
         update_on_meta(method, batch)
-    update(method, batch, method.step_noise(len(batch.rewards)), True)  # nobody sees it on a CPU
+    method.losses(batch, method.step_noise(len(batch.rewards)))  # nobody sees it on a CPU
