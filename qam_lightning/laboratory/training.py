@@ -63,6 +63,10 @@ class ExactCritic(nn.Module):
             return self.noisy(s, a, *u)
         return self.q(a).expand(self.members, -1)
 
+    def at(self, s: Tensor) -> Callable[..., Tensor]:
+        """Return the values (K, B) at states s as a function of a and u."""
+        return lambda *inputs: self(s, *inputs)
+
 
 class ExactFlow(nn.Module):
     """The behaviour's flow in closed form, in place of a method's clone.
