@@ -28,4 +28,5 @@ class EmaTargets(Callback):
     @torch.no_grad()
     def move(self, targets: Sequence[Tensor], online: Sequence[Tensor]) -> None:
         """Set every target to ``(1 - rate) * target + rate * online``, in place."""
-        torch._foreach_lerp_(list(targets), list(online), self.rate)
+        if targets:
+            torch._foreach_lerp_(list(targets), list(online), self.rate)

@@ -12,6 +12,30 @@ from torch import Tensor
 Field = Callable[[Tensor, Tensor], Tensor]
 
 
+class Recorded:
+    """A field that keeps its values, with their gradient also where a path is followed without.
+
+    So a loss on the field along the path does not evaluate it again.
+
+    Args:
+        field: any field.
+    """
+
+    def __init__(self, field: Field) -> None:
+        self._field, self._values = field, list[Tensor]()
+
+    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
+        """Return the field's value."""
+        with torch.enable_grad():
+            self._values.append(self._field(x, u))
+        return self._values[-1]
+
+    @property
+    def values(self) -> Tensor:
+        """All N values so far, (N, B, D)."""
+        return torch.stack(self._values)
+
+
 def interpolate(x_0: Tensor, x_1: Tensor, u: Tensor) -> Tensor:
     """Return ``x_u = (1 - u) x_0 + u x_1`` (Eq. 2).
 

@@ -19,10 +19,8 @@ Differences from the paper's text
     Of QAM's differences, those in the SDE and in clipping gradients are BAM's too.
 """
 
-import torch
-from torch import Tensor
-
 from qam_lightning.core.critic import pessimistic
+from qam_lightning.core.flow import Recorded
 from qam_lightning.core.memoryless import control_cost
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Metrics
@@ -39,16 +37,11 @@ class BAM(QAM):
     """T, integration steps of the flow."""
 
     def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
-        s, fine_tuned = batch.observations, self.fine_tuned.at(batch.observations)
-        velocities: list[Tensor] = []
-
-        def recorded(x: Tensor, u: Tensor) -> Tensor:
-            velocities.append(fine_tuned(x, u))
-            return velocities[-1]
-
-        path = self.sample_path(s, noise, recorded)
+        s = batch.observations
+        fine_tuned = Recorded(self.fine_tuned.at(s))
+        path = self.sample_path(s, noise, fine_tuned)
         value = pessimistic(frozen(self.critic)(s, path.end), self.rho)
-        cost = control_cost(self.control(s, path, torch.stack(velocities)), path.sigma)
+        cost = control_cost(self.control(s, path, fine_tuned.values), path.sigma)
         losses = {
             "actor/flow_loss": self.cloning_loss(batch, noise.cloning),
             "actor/control_cost": cost.mean(),

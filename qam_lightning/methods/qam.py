@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from qam_lightning.core.adjoint import action_gradient, adjoint_matching_loss, lean_adjoint
-from qam_lightning.core.flow import Field, flow_matching_loss, sample_action
+from qam_lightning.core.flow import Field, Recorded, flow_matching_loss, sample_action
 from qam_lightning.core.memoryless import Path, simulate
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Method, Metrics
@@ -81,7 +81,7 @@ class QAM(Method):
 
     def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
         s, steps = batch.observations, self.flow_steps
-        fine_tuned = self.fine_tuned.record(s)
+        fine_tuned = Recorded(self.fine_tuned.at(s))
         with torch.no_grad():
             # 1. Sample a path of the memoryless SDE (Eq. 24).
             path = self.sample_path(s, noise, fine_tuned)
@@ -94,7 +94,7 @@ class QAM(Method):
             vjp = self.behavior_ema.linearize(s, path.states, path.times + 1.0 / steps)
             adjoints = lean_adjoint(vjp, -self.tau * dq_da, steps)
         # 4. Regress the fine-tuned flow on the adjoint (Eq. 21).
-        control = self.control(s, path, fine_tuned.replay())
+        control = self.control(s, path, fine_tuned.values)
         # 5. Clone the behaviour (Eq. 17).
         losses = {
             "actor/flow_loss": self.cloning_loss(batch, noise.cloning),

@@ -1,7 +1,7 @@
 """The multilayer perceptron of policies and flows."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,23 +48,6 @@ class MLP(nn.Module):
             x = layer(self.activation(x))
         return self.activation(x) if self.activate_last else x
 
-    def outputs(self, x: Tensor) -> list[Tensor]:
-        """Return what all layers but the first give, continuing from the first pre-activation."""
-        found = []
-        for layer in self.linears[1:]:
-            x = layer(self.activation(x))
-            found.append(x)
-        return found
-
-    def replay(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-        """Return the last of `outputs`, whose values are known, with its gradient.
-
-        Only the backward pass has matrix products.
-        """
-        for layer, y in zip(self.linears[1:], outputs, strict=True):
-            x = _KnownLinear.apply(self.activation(x), layer.weight, layer.bias, y)
-        return x
-
     @torch.no_grad()
     def derivatives(self, x: Tensor) -> list[Tensor]:
         """Return GELU's derivatives in all hidden layers, given the first pre-activation."""
@@ -81,19 +64,3 @@ class MLP(nn.Module):
         for layer, d in zip(reversed(self.linears[1:]), reversed(derivatives), strict=True):
             g = (g @ layer.weight).mul_(d)
         return g
-
-
-class _KnownLinear(torch.autograd.Function):
-    """A linear layer whose output y is known: its backward pass without its forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(x.to(y.dtype), weight.to(y.dtype))  # y's is autocast's
-        return y.view_as(y)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        rows = g.flatten(0, -2)
-        return g @ weight, rows.T @ x.flatten(0, -2), rows.sum(0), None

@@ -36,10 +36,6 @@ class VelocityField(nn.Module):
         enter = self._first_layer(s)
         return lambda x, u: self.mlp.finish(enter(x, u))
 
-    def record(self, s: Tensor) -> "RecordedField":
-        """Return the field at s (B, O), to be followed along a path and then differentiated."""
-        return RecordedField(self.mlp, self._first_layer(s))
-
     def linearize(
         self, s: Tensor, states: Tensor, times: Tensor
     ) -> Callable[[int, Tensor], Tensor]:
@@ -62,31 +58,3 @@ class VelocityField(nn.Module):
         w_s, w_x, w_u = first.weight.split([self.obs_dim, self.dim, 1], dim=1)
         from_s = F.linear(s, w_s, first.bias)
         return lambda x, u: F.linear(x, w_x) + (from_s + u * w_u[:, 0])
-
-
-class RecordedField:
-    """A velocity field without gradient that remembers its calls, to add their gradient at once.
-
-    A path needs the values one by one. What is learned from them takes one backward pass over all,
-    and no second forward pass.
-
-    Args:
-        mlp: the field's network.
-        enter: points (..., B, D) and times to the first layer's pre-activation.
-    """
-
-    def __init__(self, mlp: MLP, enter: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.mlp, self.enter = mlp, enter
-        self.calls: list[tuple[Tensor, ...]] = []
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return the velocities (B, D) of points (B, D) at the time u, a scalar."""
-        outputs = self.mlp.outputs(self.enter(x, u))
-        self.calls.append((x, u, *outputs))
-        return outputs[-1]
-
-    def replay(self) -> Tensor:
-        """Return all N velocities, (N, B, D), with their gradient in the network's weights."""
-        x, u, *outputs = (torch.stack(values) for values in zip(*self.calls, strict=True))
-        return self.mlp.replay(self.enter(x, u[:, None, None]), outputs)

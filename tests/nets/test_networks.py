@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from qam_lightning.core.adjoint import autograd_vjp
+from qam_lightning.core.flow import Recorded
 from qam_lightning.nets.critic import CriticEnsemble, TimeConditionedCritic
 from qam_lightning.nets.frozen import ema_copy, frozen
 from qam_lightning.nets.gelu import gelu, gelu_and_derivative
@@ -48,11 +49,12 @@ def test_recorded_field_has_the_value_and_the_gradient_of_the_field() -> None:
     field = VelocityField(5, 3, 16, 3).double()
     s, weight = torch.randn(7, 5, dtype=torch.float64), torch.randn(4, 7, 3, dtype=torch.float64)
     states, times = torch.randn(4, 7, 3, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
-    record = field.record(s)
-    called = [record(x, u) for x, u in zip(states, times, strict=True)]
+    recorded = Recorded(field.at(s))
+    with torch.no_grad():
+        called = [2 * recorded(x, u) for x, u in zip(states, times, strict=True)]
     assert not called[0].requires_grad
-    slow, fast = field.at(s)(states, times[:, None, None]), record.replay()
-    torch.testing.assert_close(torch.stack(called), slow.detach())
+    slow, fast = field.at(s)(states, times[:, None, None]), recorded.values
+    torch.testing.assert_close(torch.stack(called), 2 * slow.detach())
     torch.testing.assert_close(fast, slow)
     expected, found = (
         torch.autograd.grad((weight * v).sum(), list(field.parameters())) for v in (slow, fast)
