@@ -125,6 +125,8 @@ class Compiled:
         try:
             # The compiler has no fused kernels for these, and writes better ones from their parts.
             traced = make_fx(flat, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")(*given)
+            for node in traced.graph.nodes:  # the compiler finds out shapes by itself
+                node.meta.clear()
             options = {"config_patches": self._options(tensors[0].device)}
             run = standalone_compile(
                 traced, given, dynamic_shapes="from_example_inputs", options=options
