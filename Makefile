@@ -39,7 +39,7 @@ test-slow: install  ## run the long tests too
 # The oldest torch and lightning that pyproject.toml admits, in an environment of their own. torch
 # pins sympy. On PyPI this torch brings CUDA, 6 GB; PIP_EXTRA_INDEX_URL and TORCH choose a CPU build.
 LOWEST ?= .venv-lowest
-TORCH ?= 2.6.0
+TORCH ?= 2.8.0
 LIGHTNING ?= 2.6.4
 UNPINNED := torch|lightning|pytorch-lightning|sympy
 $(LOWEST)/.installed: pyproject.toml constraints.txt

@@ -40,10 +40,6 @@ def check_compiler(kind: Kind, device: torch.device, ranks: int = 1) -> None:
     """
     if kind == "off":
         return
-    import torch._inductor.exc  # not at the top: it takes seconds
-
-    if not hasattr(torch._inductor, "standalone_compile"):
-        raise NotCompiled(f"needs torch 2.8 or newer, found {torch.__version__}; set it to off")
     if kind == "graph" and device.type != "cuda":
         raise NotCompiled(f"needs CUDA, and training is on {device.type}; set it to default or off")
     if kind == "graph" and ranks > 1:
@@ -54,11 +50,13 @@ def check_compiler(kind: Kind, device: torch.device, ranks: int = 1) -> None:
             found = ".".join(map(str, capability))
             raise NotCompiled(f"needs a GPU of capability 7.0, found {found}; set it to off")
         return
+    # Not at the top: importing the compiler takes seconds.
     from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
-    except torch._inductor.exc.InvalidCxxCompiler:
+    except InvalidCxxCompiler:
         problem = "needs a C++ compiler; install one such as g++, or set it to off"
         raise NotCompiled(problem) from None
 
@@ -131,12 +129,12 @@ class Compiled:
             run = standalone_compile(
                 traced, given, dynamic_shapes="from_example_inputs", options=options
             )
+            if self._kind == "graph":
+                return _captured(run, self._state, tensors), names
         except Exception as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             problem = f"failed ({type(error).__name__}: {reason}); set it to off"
             raise NotCompiled(problem) from error
-        if self._kind == "graph":
-            return _captured(run, self._state, tensors), names
         return lambda tensors: run(*self._state, *tensors)[0], names
 
     def _options(self, device: torch.device) -> dict[str, Any]:
