@@ -359,6 +359,7 @@ class Method(Configurable):
         if isinstance(data, TrainingData):
             self._check_data(data)
         self.ranks, self.rank = self.trainer.world_size, self.trainer.global_rank
+        self._update = None  # an earlier fit may have ended in an error
         # A checkpoint is read onto the CPU.
         self.metrics = {name: x.to(self.device) for name, x in self.metrics.items()}
         if isinstance(self.obs_norm, Standardize) and self.gradient_step == 0:

@@ -249,6 +249,26 @@ def test_a_machine_without_a_compiler_is_told_before_training(
         fit(make(QAM, build, compile=True), batch, tmp_path)
 
 
+class Stops(pl.Callback):
+    """Ends training with an error."""
+
+    def on_train_batch_end(self, *args: object) -> None:
+        raise KeyError("stop")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fit_after_one_that_failed_starts_adam_anew(
+    build: Build, batch: Batch, tmp_path: Path
+) -> None:
+    method = make(QAM, build)
+    with pytest.raises(KeyError, match="stop"):
+        fit(method, batch, tmp_path, callbacks=[Stops()])
+    trainer = fit(method, batch, tmp_path)
+    (optimizer,) = trainer.optimizers
+    assert {int(m["step"]) for m in optimizer.state.values()} == {2}
+    assert len(optimizer.state) == sum(p.requires_grad for p in method.parameters())
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_have_memory_of_their_own_in_checkpoints_and_after_training(
     build: Build, batch: Batch, tmp_path: Path
