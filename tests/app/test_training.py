@@ -108,6 +108,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(cube_run, run, tmp_path)
 
 def test_a_killed_run_goes_on_without_lost_or_repeated_rows(cube_run, run):
     arguments = cube_run(100_000, "--checkpoints.every_n_steps=5", "--log.every_n_steps=1")
+    before = os.times()
     process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT)
     table = run / "metrics/train.csv"
     deadline = time.monotonic() + 120
@@ -119,6 +120,9 @@ def test_a_killed_run_goes_on_without_lost_or_repeated_rows(cube_run, run):
         process.kill()
         process.wait()
     done = last(run)["counters"]["gradient_step"]
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user
+    assert spent - before.children_system < 10 + 0.1 * done  # seconds until the first step
     with table.open("a") as file:  # as a crash in the middle of a write would leave it
         file.write("99999,0,off")
     assert main(cube_run(done + 3, "--ckpt_path=last")) == 0
