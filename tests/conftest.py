@@ -5,12 +5,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import pytest
-import torch
 
-from qam_lightning.data.batch import Batch
-from qam_lightning.data.spaces import Spaces
-from qam_lightning.methods.base import Method
-from qam_lightning.util import arguments
+from qam_lightning.util.imports import uncollected
+
+with uncollected():  # every process of the tests imports these
+    import lightning.pytorch.cli  # noqa: F401
+    import torch
+
+    from qam_lightning.data.batch import Batch
+    from qam_lightning.data.spaces import Spaces
+    from qam_lightning.methods.base import Method
+    from qam_lightning.util import arguments
 
 SPACES = Spaces(obs_dim=7, action_dim=3, horizon=2)
 SMALL: dict[str, Any] = {

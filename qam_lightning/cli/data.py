@@ -10,6 +10,7 @@ from qam_lightning.cli.help import page
 from qam_lightning.cli.settings import GROUPS, Setting, known, settings_of
 from qam_lightning.cli.values import PATHS, joined, plain
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.imports import uncollected
 
 if TYPE_CHECKING:
     from qam_lightning.data.datamodule import ChunkDataModule
@@ -31,10 +32,11 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in actions:
         found = f", found '{argv[0]}'" if argv else ""
         raise UserError(f"data: expected {' or '.join(actions)}{found}")
-    from jsonargparse import ArgumentParser
+    with uncollected():
+        from jsonargparse import ArgumentParser
 
-    from qam_lightning.cli.explain import explain
-    from qam_lightning.data.datamodule import ChunkDataModule
+        from qam_lightning.cli.explain import explain
+        from qam_lightning.data.datamodule import ChunkDataModule
 
     parser = ArgumentParser(prog=called(f"data {argv[0]}"), exit_on_error=False)
     parser.add_class_arguments(ChunkDataModule, "data", skip=_TRAINING_ONLY)

@@ -11,6 +11,7 @@ from typing import Any
 from qam_lightning.cli.dispatch import called
 from qam_lightning.util.arguments import Parser, answered, at_least, path
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.imports import uncollected
 
 FRAMES_IN_PICTURE = 6
 FRAMES_IN_VIDEO = 250  # a frame costs a software renderer 0.2 s, more than the physics
@@ -102,17 +103,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """Rebuild the policy, roll it out, and report; return the exit code."""
     # Imported only now, so that --help and mistakes in the command line answer at once.
-    import torch
-    from rich.console import Console
+    with uncollected():
+        import torch
+        from rich.console import Console
 
-    from qam_lightning.checkpoints import check_env, load_method
-    from qam_lightning.envs.make import env_id
-    from qam_lightning.envs.rollout import RolloutPool
-    from qam_lightning.evaluation.episode_policy import EpisodePolicy
-    from qam_lightning.evaluation.limits import check_rollouts
-    from qam_lightning.evaluation.plots import read_curve
-    from qam_lightning.evaluation.report import build_report, check_target, write_report
-    from qam_lightning.evaluation.tables import report_table
+        from qam_lightning.checkpoints import check_env, load_method
+        from qam_lightning.envs.make import env_id
+        from qam_lightning.envs.rollout import RolloutPool
+        from qam_lightning.evaluation.episode_policy import EpisodePolicy
+        from qam_lightning.evaluation.limits import check_rollouts
+        from qam_lightning.evaluation.plots import read_curve
+        from qam_lightning.evaluation.report import build_report, check_target, write_report
+        from qam_lightning.evaluation.tables import report_table
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)  # the workers have the other cores; and sums keep their order

@@ -13,6 +13,7 @@ from qam_lightning.cli.help import page
 from qam_lightning.cli.reading import leaves
 from qam_lightning.cli.settings import DERIVED, GROUPS, Setting, settings_of
 from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.imports import uncollected
 
 TEXT = """
 Train a method on a domain.
@@ -91,7 +92,8 @@ def main(argv: list[str]) -> int:
     if {"-h", "--help", "--model.help"} & set(argv):
         print(_help(argv), end="", flush=True)
         raise SystemExit(0)
-    from qam_lightning.cli.training import FitCLI
+    with uncollected():
+        from qam_lightning.cli.training import FitCLI
 
     return FitCLI(argv).fit()
 

@@ -41,8 +41,6 @@ from qam_lightning.methods.base import Method
 from qam_lightning.run_folder import Claim
 from qam_lightning.util.errors import UserError
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
 for _name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
@@ -63,6 +61,9 @@ class FitCLI(LightningCLI):
         torch.set_flush_denormal(True)
         _filter_warnings()
         self.given = compose(argv)
+        # The texts of the settings take longer to read than all else, and only help shows them.
+        for_help = any(".help" in word for word in argv)
+        set_parsing_settings(docstring_parse_attribute_docstrings=for_help)
         super().__init__(
             Method,
             ChunkDataModule,

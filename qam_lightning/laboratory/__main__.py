@@ -12,6 +12,7 @@ from pathlib import Path
 from qam_lightning.util.arguments import Parser, answered, at_least, closest, path
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import writing
+from qam_lightning.util.imports import uncollected
 
 PROGRAM = "python -m qam_lightning.laboratory"
 
@@ -64,11 +65,12 @@ def chosen(flag: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
 def experiment(options: argparse.Namespace) -> int:
     """Train, measure and report, keeping each result at once; return the exit code."""
     # Imported only now, so that --help and mistakes in the command line answer at once.
-    import torch
-    from rich.console import Console
+    with uncollected():
+        import torch
+        from rich.console import Console
 
-    from qam_lightning.laboratory import report, training
-    from qam_lightning.laboratory.problems import PROBLEMS
+        from qam_lightning.laboratory import report, training
+        from qam_lightning.laboratory.problems import PROBLEMS
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)  # the networks are too small for several threads

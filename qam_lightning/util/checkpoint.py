@@ -5,6 +5,7 @@ reads it without running code from it, but does not check what is in it. This mo
 `qam_lightning.methods.restore` checks whether the checkpoint fits a method.
 """
 
+import functools
 import random
 import re
 from typing import Annotated, Any, Literal
@@ -143,6 +144,7 @@ def _check_size(text: str) -> None:
             raise ValueError(f"at most {_MAX_VALUES} values, at most {_MAX_DEPTH} levels deep")
 
 
+@functools.lru_cache(maxsize=8)  # all checkpoints of a run hold the same text
 def _config(text: str) -> str:
     configuration(text)
     return text

@@ -23,12 +23,17 @@ def versions() -> dict[str, str]:
     """
     found = {"python": platform.python_version(), "qam_lightning": qam_lightning.__version__}
     for package in _PACKAGES:  # their metadata only: nothing heavy is imported
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "missing"
+        found[package] = _installed(package)
     commit = git_commit()
     return {**found, "commit": commit} if commit else found
+
+
+@functools.cache  # what was imported stays, and every checkpoint asks
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
 
 
 def versions_line() -> str:

@@ -470,10 +470,10 @@ def test_a_trainers_setting_that_a_method_refuses_is_named(small_run, refused):
     )
 
 
-def test_a_missing_dataset_is_answered_in_one_line(small_run, refused, tmp_path):
+def test_a_missing_dataset_is_answered_in_one_line(cube_run, refused, tmp_path):
     url = "http://127.0.0.1:9"  # nothing listens there
     nowhere = [f"--data.directory={tmp_path / 'none'}", f"--data.base_url={url}"]
-    assert "generate" in refused(*small_run(1, *nowhere))
+    assert "generate" in refused(*cube_run(1, *nowhere))
 
 
 def test_generate_collects_and_refuses_to_overwrite(refused, tmp_path, capsys):

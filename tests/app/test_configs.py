@@ -11,7 +11,6 @@ from jsonargparse import Namespace
 import qam_lightning
 from qam_lightning.cli.compose import compose, domains
 from qam_lightning.cli.training import FitCLI
-from qam_lightning.envs.make import make_env
 from qam_lightning.methods.base import Method
 from qam_lightning.util.configs import METHODS as FOLDER
 from tests.app.conftest import Parsing
@@ -321,7 +320,8 @@ def test_domains_outside_the_paper_are_set_like_one_of_its_own(
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_domain_builds(domain: str, tmp_path) -> None:
     cli = FitCLI([f"--domain={domain}", *small(tmp_path)])
-    env = make_env(cli.config.data.env, 1)
+    env = cli.datamodule._task_env
+    assert env.spec.id.startswith(f"{domain.replace('_', '-')}-singletask-task")
     assert cli.model.spaces.obs_dim == env.observation_space.shape[0]
     assert cli.model.spaces.action_dim == env.action_space.shape[0]
     assert cli.model.spaces.horizon == cli.datamodule.horizon

@@ -22,10 +22,10 @@ def last(run: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_bit_by_bit_in_a_real_environment(small_run, tmp_path):
+def test_a_killed_run_goes_on_bit_by_bit_in_a_real_environment(cube_run, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert main(small_run(3, *ONLINE, "--online.async_env=false", run_dir=whole)) == 0
-    process = subprocess.Popen([sys.executable, "train.py", *small_run(3, *ONLINE)], cwd=ROOT)
+    assert main(cube_run(3, *ONLINE, "--online.async_env=false", run_dir=whole)) == 0
+    process = subprocess.Popen([sys.executable, "train.py", *cube_run(3, *ONLINE)], cwd=ROOT)
     deadline = time.monotonic() + 300
     while not (run / "checkpoints/last.ckpt").exists() or last(run)["counters"]["env_step"] < 25:
         assert process.poll() is None and time.monotonic() < deadline
@@ -33,7 +33,7 @@ def test_a_killed_run_goes_on_bit_by_bit_in_a_real_environment(small_run, tmp_pa
     process.kill()
     process.wait()
     assert last(run)["counters"]["env_step"] < 60
-    assert main(small_run(3, *ONLINE, "--ckpt_path=last")) == 0
+    assert main(cube_run(3, *ONLINE, "--ckpt_path=last")) == 0
     one, two = last(whole), last(run)
     for key in ("state_dict", "optimizer_states", "counters", "online"):
         assert_same(one[key], two[key], key)
@@ -42,12 +42,12 @@ def test_a_killed_run_goes_on_bit_by_bit_in_a_real_environment(small_run, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_processes_collect_and_learn_as_one(small_run, tmp_path):
+def test_two_processes_collect_and_learn_as_one(cube_run, tmp_path):
     flags = (*ONLINE, "--online.num_envs=2")
     one, two = tmp_path / "one", tmp_path / "two"
-    assert main(small_run(3, *flags, run_dir=one)) == 0
+    assert main(cube_run(3, *flags, run_dir=one)) == 0
     environment = {**os.environ, "PL_TORCH_DISTRIBUTED_BACKEND": "gloo"}
-    command = small_run(3, *flags, "--trainer.devices=2", run_dir=two)
+    command = cube_run(3, *flags, "--trainer.devices=2", run_dir=two)
     subprocess.run([sys.executable, "train.py", *command], cwd=ROOT, env=environment, check=True)
     a, b = last(one), last(two)
     assert a["counters"] == b["counters"]

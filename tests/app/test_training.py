@@ -70,8 +70,8 @@ def test_a_run_leaves_everything_in_its_folder(small_run, run, capsys, monkeypat
     assert "offline 4/4" in output.out.splitlines()[-1]
 
 
-def test_checkpoints_say_how_to_rebuild_the_method(small_run, run):
-    assert main(small_run(2)) == 0
+def test_checkpoints_say_how_to_rebuild_the_method(cube_run, run):
+    assert main(cube_run(2)) == 0
     for name in ("last", "best"):
         checkpoint = read_checkpoint(run / "checkpoints" / f"{name}.ckpt")
         entry = checkpoint["qam_lightning"]
@@ -88,12 +88,12 @@ def test_checkpoints_say_how_to_rebuild_the_method(small_run, run):
         assert entry["run_dir"] == str(run)
 
 
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(small_run, run, tmp_path):
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(cube_run, run, tmp_path):
     whole = tmp_path / "whole"
-    assert main(small_run(6, run_dir=whole)) == 0
-    assert main(small_run(3)) == 0
+    assert main(cube_run(6, run_dir=whole)) == 0
+    assert main(cube_run(3)) == 0
     half = last(run)
-    assert main(small_run(6, "--ckpt_path=last")) == 0
+    assert main(cube_run(6, "--ckpt_path=last")) == 0
     one, two = last(whole), last(run)
     for key in ("state_dict", "optimizer_states", "counters", "global_step"):
         assert_same(one[key], two[key], key)
@@ -106,8 +106,9 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(small_run, run, tmp_path
     assert losses[0] == losses[1]
 
 
-def test_a_killed_run_goes_on_without_lost_or_repeated_rows(small_run, run):
-    arguments = small_run(100_000, "--checkpoints.every_n_steps=5", "--log.every_n_steps=1")
+def test_a_killed_run_goes_on_without_lost_or_repeated_rows(cube_run, run):
+    arguments = cube_run(100_000, "--checkpoints.every_n_steps=5", "--log.every_n_steps=1")
+    before = os.times()
     process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT)
     table = run / "metrics/train.csv"
     deadline = time.monotonic() + 120
@@ -119,9 +120,12 @@ def test_a_killed_run_goes_on_without_lost_or_repeated_rows(small_run, run):
         process.kill()
         process.wait()
     done = last(run)["counters"]["gradient_step"]
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user
+    assert spent - before.children_system < 10 + 0.1 * done  # seconds until the first step
     with table.open("a") as file:  # as a crash in the middle of a write would leave it
         file.write("99999,0,off")
-    assert main(small_run(done + 3, "--ckpt_path=last")) == 0
+    assert main(cube_run(done + 3, "--ckpt_path=last")) == 0
     assert steps(table) == list(range(1, done + 4))
     assert last(run)["counters"]["gradient_step"] == done + 3
     assert not list(run.rglob("*.tmp"))
@@ -317,8 +321,8 @@ def test_the_step_size_decays_along_half_a_cosine_also_through_a_resume(small_ru
     assert step_size(run) == pytest.approx(0.005)
 
 
-def test_statistics_of_the_observations_are_the_datasets_and_stay(small_run, run, dataset):
-    assert main(small_run(1, "--model.standardize=true")) == 0
+def test_statistics_of_the_observations_are_the_datasets_and_stay(cube_run, run, dataset):
+    assert main(cube_run(1, "--model.standardize=true")) == 0
     first = last(run)["state_dict"]
     with np.load(dataset / "cube-single-play-v0.npz") as data:
         observations = data["observations"].astype(np.float64)
@@ -326,7 +330,7 @@ def test_statistics_of_the_observations_are_the_datasets_and_stay(small_run, run
     np.testing.assert_allclose(first["obs_norm.mean"], mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(first["obs_norm.std"], std, rtol=1e-5, atol=1e-6)
     half = ("--model.standardize=true", "--data.fraction=0.4", "--ckpt_path=last")
-    assert main(small_run(2, *half)) == 0
+    assert main(cube_run(2, *half)) == 0
     assert torch.equal(last(run)["state_dict"]["obs_norm.mean"], first["obs_norm.mean"])
 
 

@@ -1,6 +1,7 @@
 """The DataModule against OGBench's own loader, and its batches under a Trainer."""
 
 import errno
+import functools
 import json
 import math
 import sys
@@ -25,12 +26,20 @@ from qam_lightning.data.layout import file_layout
 from qam_lightning.data.npy import npy_header
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.data.store import FORMAT
+from qam_lightning.envs.make import is_ogbench, make_env
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import versions
 
 
+@functools.cache
+def task_env(env, task):
+    return make_env(env, task)
+
+
 def load(env, folder, **settings):
     data = ChunkDataModule(env=env, directory=str(folder), **settings)
+    if is_ogbench(env):
+        data._task_env = task_env(env, data.task)  # shared: it takes most of a second to make
     data.prepare_data()
     data.setup("fit")
     return data

@@ -1,5 +1,6 @@
 """Runs under SLURM: the job of the guide with commands that stand in, and signals to a run."""
 
+import json
 import os
 import re
 import shutil
@@ -127,13 +128,13 @@ def test_an_installed_srun_that_is_not_used_is_not_worth_a_word(
     right = arguments(online__steps=0)
     # The method without an offline phase is refused only after the trainer is there.
     wrong = arguments("--method=rlpd", online__steps=0, run_dir=tmp_path / "wrong")
-    runs = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "train.py", *command], stderr=subprocess.PIPE, text=True
-        )
-        for command in (right, wrong)
-    ]
-    said = [run.communicate()[1].splitlines() for run in runs]
-    assert [run.returncode for run in runs] == [0, 2]
-    assert said[0] == [] and len(said[1]) == 1 and said[1][0].startswith("error: ")
+    script = "import json, sys; from qam_lightning.cli import main; " + (
+        "print([main(command) for command in json.loads(sys.argv[1])])"
+    )
+    both = subprocess.run(
+        [sys.executable, "-c", script, json.dumps([right, wrong])], capture_output=True, text=True
+    )
+    assert both.stdout.splitlines()[-1] == "[0, 2]"
+    (line,) = both.stderr.splitlines()
+    assert line.startswith("error: ") and "no offline phase" in line
     assert not slurm.exists()

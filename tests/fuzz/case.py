@@ -72,6 +72,11 @@ class Group:
         return add
 
     @property
+    def kinds(self) -> list[str]:
+        """The names of all kinds."""
+        return list(self._makers)
+
+    @property
     def round(self) -> int:
         """Inputs until every kind has come."""
         return sum(self._times.values())

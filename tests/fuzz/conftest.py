@@ -12,7 +12,10 @@ from tests.fuzz.__main__ import group_of
 SEED = 0
 
 ROUND = {"configurations": 60, "data": 58, "stores": 60, "runs": 67, "commands": 60}
-"""Inputs of the default suite: every kind at least once."""
+"""Inputs of the long suite."""
+
+EACH = 2
+"""Inputs of every kind in the default suite."""
 
 
 @pytest.fixture(scope="session")
@@ -42,5 +45,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         name = metafunc.module.__name__.rpartition("test_")[2]
         group = group_of(name)
         numbers = range(ROUND[name])
-        kinds = [f"{number}-{group.kind_of(SEED, number)}" for number in numbers]
-        metafunc.parametrize("number", numbers, ids=kinds)
+        kinds = [group.kind_of(SEED, number) for number in numbers]
+        assert {*kinds} == {*group.kinds}
+        cases = [
+            pytest.param(
+                number,
+                id=f"{number}-{kind}",
+                marks=[pytest.mark.slow] if kinds[:number].count(kind) >= EACH else [],
+            )
+            for number, kind in enumerate(kinds)
+        ]
+        metafunc.parametrize("number", cases)

@@ -5,9 +5,7 @@ costs tenths of a second, and a crash, a hang or a leak stays its own.
 """
 
 import contextlib
-import functools
 import hashlib
-import inspect
 import io
 import os
 import shutil
@@ -115,14 +113,16 @@ class Result:
 
 def warm() -> None:
     """Import everything, and fill the caches, without starting a thread."""
-    import torch
+    from qam_lightning.cli import main
+    from qam_lightning.util.imports import uncollected
+
+    with uncollected():
+        import torch
+
+        import qam_lightning.cli.training  # noqa: F401
+        from qam_lightning.envs.make import make_env
 
     torch.set_num_threads(1)
-    # The parser reads docstrings of attributes from the source; most of a refusal's time.
-    inspect.getsource = functools.cache(inspect.getsource)
-    from qam_lightning.cli import main
-    from qam_lightning.envs.make import make_env
-
     make_env("InvertedPendulum-v5", 1).close()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         main(["fit", "--domain=scene", "--print_config"])

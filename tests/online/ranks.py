@@ -9,19 +9,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-import torch
+from qam_lightning.util.imports import uncollected
 
-from qam_lightning.callbacks.base import Callback
-from qam_lightning.callbacks.evaluation import Evaluate
-from qam_lightning.cli import main
-from qam_lightning.data.datamodule import ChunkDataModule
-from qam_lightning.data.spaces import Spaces
-from qam_lightning.methods.base import Method
-from qam_lightning.online.actor import EnvActor
-from tests.conftest import SMALL
-from tests.methods.test_every_method import METHODS, make
-from tests.online.conftest import ENV, build
+with uncollected():
+    import lightning.pytorch as pl
+    import torch
+
+    from qam_lightning.callbacks.base import Callback
+    from qam_lightning.callbacks.evaluation import Evaluate
+    from qam_lightning.cli import main
+    from qam_lightning.data.datamodule import ChunkDataModule
+    from qam_lightning.data.spaces import Spaces
+    from qam_lightning.methods.base import Method
+    from qam_lightning.online.actor import EnvActor
+    from tests.conftest import SMALL
+    from tests.methods.test_every_method import METHODS, make
+    from tests.online.conftest import ENV, build
 
 STEPS, CHUNK, CLIP = 20, 3, 0.05
 ONLINE = {"online__num_envs": 2, "evaluation__every_n_steps": 6, "evaluation__episodes": 3}

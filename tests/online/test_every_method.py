@@ -1,5 +1,7 @@
 """Every method goes online: it acts, keeps what it lives through, learns, and survives kills."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
 from tests.methods.test_every_method import METHODS
+from tests.online.conftest import build
 from tests.online.test_collector import repeats
 from tests.online.test_online import (
     OFFLINE,
@@ -21,21 +24,41 @@ from tests.online.test_online import (
     table,
 )
 
+Lived = tuple[Path, dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def lived(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[type[Method]], Lived]:
+    """``lived(kind)``: a method's whole run, made once, and its weights before the online phase."""
+
+    @functools.cache
+    def live(kind: type[Method]) -> Lived:
+        offline, step = OFFLINE if kind.offline_phase else 0, Method.training_step
+        before: dict[str, torch.Tensor] = {}
+
+        def noting(self, batch, batch_idx):
+            if self.gradient_step == offline:
+                assert (self.env_step, self.phase) == (START + 1, "online")
+                before.update({name: p.detach().clone() for name, p in self.named_parameters()})
+            step(self, batch, batch_idx)
+
+        run = tmp_path_factory.mktemp(kind.__name__) / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Method, "training_step", noting)
+            assert main(build(data, run, *flags_of(kind))) == 0
+        return run, before
+
+    return live
+
+
+def flags_of(kind: type[Method]) -> tuple[str, str]:
+    return f"--method={kind.__module__.rsplit('.', 1)[1]}", "--checkpoints.every_n_steps=3"
+
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda m: m.__name__)
-def test_it_acts_and_learns_online(kind: type[Method], arguments, tmp_path: Path, monkeypatch):
-    offline, step = OFFLINE if kind.offline_phase else 0, Method.training_step
-    before: dict[str, torch.Tensor] = {}
-
-    def noting(self, batch, batch_idx):
-        if self.gradient_step == offline:
-            assert (self.env_step, self.phase) == (START + 1, "online")
-            before.update({name: p.detach().clone() for name, p in self.named_parameters()})
-        step(self, batch, batch_idx)
-
-    monkeypatch.setattr(Method, "training_step", noting)
-    run, name = tmp_path / "run", kind.__module__.rsplit(".", 1)[1]
-    assert main(arguments(f"--method={name}")) == 0
+def test_it_acts_and_learns_online(kind: type[Method], lived) -> None:
+    run, before = lived(kind)
+    offline = OFFLINE if kind.offline_phase else 0
     rows, train, end = rows_of(run), table(run), last(run)
     assert len(rows) == STEPS
     repeats(rows, 0)
@@ -52,11 +75,9 @@ def test_it_acts_and_learns_online(kind: type[Method], arguments, tmp_path: Path
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda m: m.__name__)
 def test_killed_in_both_phases_it_goes_on_to_the_bit(
-    kind: type[Method], arguments, tmp_path: Path, monkeypatch
+    kind: type[Method], lived, arguments, tmp_path: Path, monkeypatch
 ):
-    flags = f"--method={kind.__module__.rsplit('.', 1)[1]}", "--checkpoints.every_n_steps=3"
-    whole, run, resume = tmp_path / "whole", tmp_path / "run", ()
-    assert main(arguments(*flags, run_dir=whole)) == 0
+    flags, run, resume = flags_of(kind), tmp_path / "run", ()
     for step, phase in ((4, "offline" if kind.offline_phase else "online"), (11, "online")):
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
             kill_at(patch, step)
@@ -65,4 +86,4 @@ def test_killed_in_both_phases_it_goes_on_to_the_bit(
         assert last(run)["counters"]["phase"] == phase
         resume = ("--ckpt_path=last",)
     assert main(arguments(*flags, *resume)) == 0
-    assert_same_runs(whole, run)
+    assert_same_runs(lived(kind)[0], run)
