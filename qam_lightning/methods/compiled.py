@@ -181,7 +181,7 @@ def _captured(
 def _addmm(b: Tensor, x: Tensor, w: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     if (beta, alpha) != (1, 1):
         return NotImplemented
-    return b + x @ w
+    return x @ w - (-b)  # the compiler would make a sum one operation again
 
 
 def _layer_norm(
@@ -218,7 +218,13 @@ def _adam(
         v.mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
         # 1 - beta^step, without the cancellation of the first steps.
         unbias1, unbias2 = (-torch.expm1(step * math.log(beta)) for beta in (beta1, beta2))
-        w.sub_((lr / unbias1) * m / ((v / unbias2).sqrt() + eps))
+        size, scale = _computed_once(lr / unbias1), _computed_once(unbias2.rsqrt())
+        w.sub_(size * m / (v.sqrt() * scale + eps))
+
+
+def _computed_once(x: Tensor) -> Tensor:
+    """Return the scalar ``x``; without a reduction the compiler computes it for every weight."""
+    return x.expand(16).amax()
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
