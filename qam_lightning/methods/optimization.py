@@ -1,6 +1,7 @@
 """What every method does to its gradient: clipping and the step size's decay."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,19 +22,20 @@ def decayed_learning_rate(learning_rate: float, step: int, decay_steps: int) -> 
     return learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def clip_gradient(gradient: Tensor, bound: float, mode: str) -> Tensor:
-    """Clip the joint gradient in place and return its norm before that, a scalar.
+def clip_gradients(gradients: Sequence[Tensor], bound: float, mode: str) -> Tensor:
+    """Clip gradients in place and return their joint norm before that, a scalar.
 
     Args:
-        gradient: (P,), of all parameters.
+        gradients: of any shapes.
         bound: 0 switches clipping off.
-        mode: ``"norm"`` rescales to norm ``bound``; ``"value"`` clips element-wise.
+        mode: ``"norm"`` rescales to joint norm ``bound``; ``"value"`` clips element-wise.
     """
-    norm = torch.linalg.vector_norm(gradient)
-    if bound > 0 and mode == "norm":
-        gradient.mul_((bound / (norm + 1e-6)).clamp(max=1.0))
-    elif bound > 0:
-        gradient.clamp_(-bound, bound)
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+    for gradient in gradients if bound > 0 else ():
+        if mode == "norm":
+            gradient.mul_((bound / (norm + 1e-6)).clamp(max=1.0))
+        else:
+            gradient.clamp_(-bound, bound)
     return norm
 
 

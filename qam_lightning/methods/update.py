@@ -7,6 +7,7 @@ step can be traced into one graph (`qam_lightning.methods.compiled`).
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -18,7 +19,7 @@ from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.compiled import Compiled, Kind, NotCompiled
 from qam_lightning.methods.noise import StepNoise
-from qam_lightning.methods.optimization import clip_gradient, mean_over_ranks
+from qam_lightning.methods.optimization import clip_gradients, mean_over_ranks
 from qam_lightning.util.errors import ArgumentError, UserError
 
 if TYPE_CHECKING:
@@ -37,33 +38,40 @@ class JointAdam(torch.optim.Adam):
         return super().step() if closure is None else closure()
 
 
-class State(NamedTuple):
-    """What a training step reads and changes.
+class Part(NamedTuple):
+    """Parameters that are always trained together, P in all, of which the first E have a target.
 
     Attributes:
-        weights: (P,), all trained parameters.
-        targets: (E,), the parameters of the target networks.
+        weights: (P,), the parameters.
+        targets: (E,), their targets.
         exp_avg: (P,), Adam's first moments.
         exp_avg_sq: (P,), Adam's second moments.
-        steps: (2,), the steps that Adam took for the critics, and for all else.
-        learning_rate: scalar, Adam's step size.
-        constants: the method's other tensors by name; a training step only reads them.
+        step: scalar, how many steps Adam took.
     """
 
     weights: Tensor
     targets: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
-    steps: Tensor
+    step: Tensor
+
+
+class State(NamedTuple):
+    """What a training step reads and changes.
+
+    Attributes:
+        parts: the critics, which some steps train alone, and all else.
+        learning_rate: scalar, Adam's step size.
+        constants: the method's other tensors by name; a training step only reads them.
+    """
+
+    parts: tuple[Part, ...]
     learning_rate: Tensor
     constants: dict[str, Tensor]
 
 
 class Layout:
-    """Which parameter lies where in the vectors of a `State`.
-
-    Critics come first, as some steps train them alone. Parameters with a target lie next to each
-    other, in the order of their targets.
+    """Which parameter lies where in a `State`.
 
     Args:
         method: the method, on the device where it is trained.
@@ -81,71 +89,62 @@ class Layout:
             for pair in method.ema_pairs()
             for online, target in zip(*(module.parameters() for module in pair), strict=True)
         }
-
-        def place(name: str) -> int:
-            followed = name in target_of
-            return int(followed) if name.startswith("critic.") else 3 - followed
-
-        trained = sorted((name for name, x in tensors.items() if x.requires_grad), key=place)
-        followed = [name for name in trained if name in target_of]
-        self.trained = {name: tensors[name] for name in trained}
-        self.targets = {target_of[name]: tensors[target_of[name]] for name in followed}
-        moved = self.trained | self.targets
-        self.constants = {name: x for name, x in tensors.items() if name not in moved}
-        _check_optimizer(method, optimizer, self.trained)
+        trained = [name for name, x in tensors.items() if x.requires_grad]
+        _check_optimizer(method, optimizer, [tensors[name] for name in trained])
         self.optimizer: Any = optimizer
-        sizes = [0, 0, 0, 0]
-        for name, p in self.trained.items():
-            sizes[place(name)] += _padded(p.numel())
-        self.critics = sizes[0] + sizes[1]
-        """How many of the P numbers belong to critics."""
-        self.followed = slice(sizes[0], sum(sizes[:3]))
-        """Which of the P numbers have targets."""
+        self.parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        """Parameters and targets of every part, by name and in order."""
+        for critic in (True, False):
+            own = [name for name in trained if name.startswith("critic.") == critic]
+            followed = [name for name in own if name in target_of]
+            order = [*followed, *(name for name in own if name not in target_of)]
+            targets = [target_of[name] for name in followed]
+            part = {name: tensors[name] for name in order}, {n: tensors[n] for n in targets}
+            self.parts += [part] if own else []
+        moved = {name for part in self.parts for named in part for name in named}
+        self.constants = {name: x for name, x in tensors.items() if name not in moved}
 
     def gather(self) -> State:
         """Copy parameters and moments into new vectors, and make them views of these."""
-        parameters, moments = list(self.trained.values()), self.optimizer.state
-        device = parameters[0].device
-        for p in parameters:  # Adam itself starts them at its first step
-            for name in ("exp_avg", "exp_avg_sq"):
-                moments[p].setdefault(name, torch.zeros_like(p))
+        parts = tuple(self._gather(*part) for part in self.parts)
+        rate = torch.zeros((), dtype=torch.float32, device=parts[0].weights.device)
+        return State(parts, rate, self.constants)
 
-        critics = [p for name, p in self.trained.items() if name.startswith("critic.")]
-        parts = critics, parameters[len(critics) :]
-        taken = [max((float(moments[p].get("step", 0)) for p in part), default=0) for part in parts]
-        state = State(
-            weights=joined([p.detach() for p in parameters]),
-            targets=joined([x.detach() for x in (*self.targets.values(), parameters[0][:0])]),
-            exp_avg=joined([moments[p]["exp_avg"] for p in parameters]),
-            exp_avg_sq=joined([moments[p]["exp_avg_sq"] for p in parameters]),
-            steps=torch.tensor(taken, dtype=torch.float32, device=device),
-            learning_rate=torch.zeros((), dtype=torch.float32, device=device),
-            constants=self.constants,
+    def _gather(self, trained: dict[str, Tensor], targets: dict[str, Tensor]) -> Part:
+        parameters = list(trained.values())
+        moments = [self.optimizer.state[p] for p in parameters]
+        for p, own in zip(parameters, moments, strict=True):  # Adam itself makes them when it steps
+            own.setdefault("step", torch.zeros((), device=p.device))
+            own.setdefault("exp_avg", torch.zeros_like(p))
+            own.setdefault("exp_avg_sq", torch.zeros_like(p))
+        part = Part(
+            weights=joined(parameters),
+            targets=joined([*targets.values(), parameters[0][:0]]),
+            exp_avg=joined([own["exp_avg"] for own in moments]),
+            exp_avg_sq=joined([own["exp_avg_sq"] for own in moments]),
+            step=torch.stack([own["step"] for own in moments]).amax(),
         )
-        for vector, tensors in ((state.weights, self.trained), (state.targets, self.targets)):
+        for vector, tensors in ((part.weights, trained), (part.targets, targets)):
             for name, view in views(vector, tensors).items():
                 tensors[name].data = view
-        for name in ("exp_avg", "exp_avg_sq"):
-            for of, view in views(getattr(state, name), self.trained).items():
-                moments[self.trained[of]][name] = view
-        for step, part in zip(state.steps, parts, strict=True):
-            for p in part:
-                moments[p]["step"] = step
-        return state
+        averages = (views(v, trained).values() for v in (part.exp_avg, part.exp_avg_sq))
+        for own, first, second in zip(moments, *averages, strict=True):
+            own |= {"step": part.step, "exp_avg": first, "exp_avg_sq": second}
+        return part
 
 
 def _check_optimizer(
-    method: "Method", optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor]
+    method: "Method", optimizer: torch.optim.Optimizer, trained: Sequence[Tensor]
 ) -> None:
     given = [id(p) for group in optimizer.param_groups for p in group["params"]]
     ours = isinstance(optimizer, JointAdam) and len(optimizer.param_groups) == 1
-    if not ours or sorted(given) != sorted(map(id, trained.values())):
+    if not ours or sorted(given) != sorted(map(id, trained)):
         raise UserError(
             f"{type(method).__name__}: Method.training_step needs the optimizer of "
             "Method.configure_optimizers, over all parameters that require a gradient; override "
             "both to train in another way"
         )
-    if kinds := {p.dtype for p in trained.values()} - {next(iter(trained.values())).dtype}:
+    if kinds := {p.dtype for p in trained} - {trained[0].dtype}:
         raise UserError(
             f"{type(method).__name__}: some parameters are of {kinds.pop()}, expected one precision"
         )
@@ -161,7 +160,7 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
     for x in tensors:
         rest = _padded(x.numel()) - x.numel()
         parts += [x.flatten(), *([x.new_zeros(rest)] if rest else [])]
-    return torch.cat(parts)
+    return torch.cat(parts).detach()
 
 
 def views(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -194,23 +193,28 @@ def update(
     Returns:
         The step's metrics, scalars without gradient.
     """
-    trained = views(state.weights, layout.trained)
-    learned = {n: w for n, w in trained.items() if actor_step or n.startswith("critic.")}
-    for w in learned.values():
-        w.requires_grad_()
-    tensors = trained | views(state.targets, layout.targets) | state.constants
+    tensors, learned = dict(state.constants), list[list[Tensor]]()
+    for i, (part, named) in enumerate(zip(state.parts, layout.parts, strict=True)):
+        weights, followers = (views(v, x) for v, x in zip(part[:2], named, strict=True))
+        tensors |= weights | followers
+        if i == 0 or actor_step:
+            learned.append([w.requires_grad_() for w in weights.values()])
     losses, metrics = functional_call(method, tensors, (batch, noise, actor_step))
     loss = torch.stack(list(losses.values())).sum()
-    gradients = torch.autograd.grad(loss, list(learned.values()), materialize_grads=True)
+    found = iter(torch.autograd.grad(loss, list(chain(*learned)), materialize_grads=True))
     with torch.no_grad():
-        gradient = joined(gradients)
-        gradient = mean_over_ranks(gradient, method.ranks)
-        norm = clip_gradient(gradient, method.grad_clip, method.grad_clip_mode)
-        _adam_step(layout, state, gradient)
+        gradients = [joined([next(found) for _ in own]) for own in learned]
+        gradients = [mean_over_ranks(g, method.ranks) for g in gradients]
+        norm = clip_gradients(gradients, method.grad_clip, method.grad_clip_mode)
+        stepped = state.parts[: len(gradients)]
+        _adam_step(layout.optimizer.param_groups[0], stepped, gradients, state.learning_rate)
         if actor_step and targets is not None:
-            targets.move([state.targets], [state.weights[layout.followed]])
-    named = {name: value.detach() for name, value in losses.items()}
-    return {"loss": loss.detach(), **named, **metrics, "grad_norm": norm}
+            targets.move(
+                [part.targets for part in stepped],
+                [part.weights[: len(part.targets)] for part in stepped],
+            )
+    single = {name: value.detach() for name, value in losses.items()}
+    return {"loss": loss.detach(), **single, **metrics, "grad_norm": norm}
 
 
 def prepare_update(
@@ -249,29 +253,22 @@ def prepare_update(
     return run
 
 
-def _adam_step(layout: Layout, state: State, gradient: Tensor) -> None:
-    """Step the first numbers of the vectors, as many as ``gradient`` has."""
-    cuts = [layout.critics, len(gradient) - layout.critics]
-    used = [i for i, size in enumerate(cuts) if size]
-
-    def parts(vector: Tensor) -> list[Tensor]:
-        split = vector[: len(gradient)].split(cuts)
-        return [split[i] for i in used]
-
-    group = layout.optimizer.param_groups[0]
+def _adam_step(
+    group: dict[str, Any], parts: Sequence[Part], gradients: list[Tensor], learning_rate: Tensor
+) -> None:
     beta1, beta2 = group["betas"]
     adam(
-        parts(state.weights),
-        parts(gradient),
-        parts(state.exp_avg),
-        parts(state.exp_avg_sq),
+        [part.weights for part in parts],
+        gradients,
+        [part.exp_avg for part in parts],
+        [part.exp_avg_sq for part in parts],
         [],
-        [state.steps[i] for i in used],
+        [part.step for part in parts],
         fused=True,
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,
-        lr=state.learning_rate,
+        lr=learning_rate,
         weight_decay=group["weight_decay"],
         eps=group["eps"],
         maximize=False,
