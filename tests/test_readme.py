@@ -197,7 +197,7 @@ def test_links_lead_to_files() -> None:
 def test_the_supported_versions_are_those_that_can_be_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert project["requires-python"] == ">=3.11" and "Python 3.11 or newer" in README
-    for name, text in (("torch", "torch 2.6 or newer"), ("lightning", "lightning 2.6.4 or newer")):
+    for name, text in (("torch", "torch 2.8 or newer"), ("lightning", "lightning 2.6.4 or newer")):
         (needed,) = (x for x in project["dependencies"] if re.match(rf"{name}\W", x))
         assert f">={text.split()[1]}" in needed and text in README
 

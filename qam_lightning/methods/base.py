@@ -42,7 +42,7 @@ from qam_lightning.methods.noise import (
 from qam_lightning.methods.optimization import decayed_learning_rate, mean_over_ranks
 from qam_lightning.methods.restore import check_training, check_weights
 from qam_lightning.methods.settings import Configurable, setting
-from qam_lightning.methods.update import JointAdam, prepare_update
+from qam_lightning.methods.update import Adam, prepare_update
 from qam_lightning.nets.critic import CriticEnsemble
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.standardize import Standardize
@@ -322,7 +322,7 @@ class Method(Configurable):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the one Adam over everything that is trained."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        return JointAdam(trained, lr=self.learning_rate, fused=True)
+        return Adam(trained, lr=self.learning_rate, fused=True)
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Return (network, target): every module ``x_ema`` is the moving average of ``x``."""

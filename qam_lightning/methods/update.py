@@ -30,7 +30,7 @@ _ALIGNMENT = 16
 otherwise in another process, so that a resumed run would not be the same to the bit."""
 
 
-class JointAdam(torch.optim.Adam):
+class Adam(torch.optim.Adam):
     """Adam whose step may be left to a closure: `update` steps Adam's moments by itself."""
 
     def step(self, closure: Any = None) -> Any:
@@ -78,7 +78,7 @@ class Layout:
         optimizer: what its `configure_optimizers` returned.
 
     Raises:
-        UserError: the optimizer is not one `JointAdam` over all trained parameters.
+        UserError: the optimizer is not one `Adam` over all trained parameters.
     """
 
     def __init__(self, method: "Method", optimizer: torch.optim.Optimizer) -> None:
@@ -137,7 +137,7 @@ def _check_optimizer(
     method: "Method", optimizer: torch.optim.Optimizer, trained: Sequence[Tensor]
 ) -> None:
     given = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    ours = isinstance(optimizer, JointAdam) and len(optimizer.param_groups) == 1
+    ours = isinstance(optimizer, Adam) and len(optimizer.param_groups) == 1
     if not ours or sorted(given) != sorted(map(id, trained)):
         raise UserError(
             f"{type(method).__name__}: Method.training_step needs the optimizer of "

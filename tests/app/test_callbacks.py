@@ -37,10 +37,9 @@ def test_targets_move_by_the_rate(rate, build):
         for online, target in method.ema_pairs()
         for o, t in zip(online.parameters(), target.parameters(), strict=True)
     ]
-    callback = EmaTargets(rate)
-    callback.on_gradient_step(None, method)
-    moved = [t for _, target in method.ema_pairs() for t in target.parameters()]
-    online = [o for o, _ in method.ema_pairs() for o in o.parameters()]
+    online = [p for network, _ in method.ema_pairs() for p in network.parameters()]
+    moved = [p for _, target in method.ema_pairs() for p in target.parameters()]
+    EmaTargets(rate).move(moved, online)
     for (o, t), now, source in zip(pairs, moved, online, strict=True):
         torch.testing.assert_close(now, (1 - rate) * t + rate * o)
         assert torch.equal(source, o)

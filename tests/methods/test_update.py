@@ -15,7 +15,7 @@ from qam_lightning.methods.base import Losses, Method, Metrics
 from qam_lightning.methods.optimization import clip_gradients, decayed_learning_rate
 from qam_lightning.methods.qam import QAM
 from qam_lightning.methods.rebrac import ReBRAC
-from qam_lightning.methods.update import JointAdam, prepare_update
+from qam_lightning.methods.update import Adam, prepare_update
 from qam_lightning.util.errors import ArgumentError, UserError
 from tests.methods.test_every_method import METHODS, Build, make
 
@@ -199,7 +199,7 @@ class HalfTrained(QAM):
     """A method of a user's whose optimizer forgets the critics."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return JointAdam(self.behavior.parameters(), lr=0.1)
+        return Adam(self.behavior.parameters(), lr=0.1)
 
 
 @pytest.mark.parametrize("kind", [OtherOptimizer, HalfTrained])
