@@ -79,11 +79,6 @@ class Compiled:
         self._state, self._state_spec = tree_flatten(state)
         self._graphs: dict[Any, tuple[Callable[[list[Tensor]], Any], list[str]]] = {}
 
-    @property
-    def graphs(self) -> int:
-        """How many graphs were compiled."""
-        return len(self._graphs)
-
     def __call__(self, *inputs: Any, **flags: Any) -> Any:
         """Return what the function returns.
 
