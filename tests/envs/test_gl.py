@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from qam_lightning.envs.chunked import ChunkedEnv
+from qam_lightning.envs.make import make_env
 from tests.thinning import thinned
 
 ROOT = Path(__file__).parents[2]
@@ -65,3 +68,15 @@ def test_no_command_needs_opengl(tmp_path):
 @pytest.mark.parametrize(("chosen",), thinned([(" OSMesa ",), ("egl",), ("nonsense",)], 2))
 def test_any_value_can_be_simulated_with(tmp_path, chosen):
     assert ran(MANIPULATION, tmp_path, chosen) == "200\n200\nNone\n"
+
+
+def test_ogbenchs_cubes_draw_whatever_their_render_mode_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = ChunkedEnv(make_env("cube-single", 1, render_size=(64, 48)))
+    assert env.env.render_mode is None
+    frame = np.zeros((48, 64, 3), np.uint8)  # OpenGL may be missing here
+    monkeypatch.setattr(type(env.env), "render", lambda self: frame)
+    _, frames = env.reset(0, frame_every=1)
+    assert len(frames) == 1 and frames[0].shape == (48, 64, 3)
+    env.close()
