@@ -240,6 +240,8 @@ def picture(rows: Sequence[Row]) -> Figure:
             places = [x - 0.4 + width * (i + 0.5) for x in range(len(methods))]
             heights = [bars.get((mode, method), 0.0) for method in methods]
             axes.bar(places, heights, width, label=mode, color=COLORS[mode])
+        axes.set_xlim(-0.6, max(len(methods), 8) - 0.4)  # no wider bars where there are few
+        axes.margins(y=0.2)  # room for the legend
         axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
         axes.set(title=title[0].upper() + title[1:], ylabel="updates per second")
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,7 @@
 """The base class of this project's callbacks: typed hooks, and a declared order.
 
 Lightning calls the hooks of one event in the order of ``trainer.callbacks``. Where one callback
-needs another's work, either that work has a hook of its own here (targets move in
+needs another's work, either that work has a hook of its own here (such as
 `Callback.on_gradient_step`, before any ``on_train_batch_end``), or `Order` says who comes first.
 """
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qam_lightning.methods.base import Method
-from qam_lightning.methods.compiled import Compiled, NotCompiled, check_compiler
+from qam_lightning.methods.compiled import Compiled, check_compiler, naming_the_setting
 from qam_lightning.methods.noise import map_noise
-from qam_lightning.util.errors import ArgumentError
 from qam_lightning.util.rng import Stream, torch_generator
 
 
@@ -45,7 +44,7 @@ class EpisodePolicy:
         compiled: bool = False,
     ) -> None:
         self._method, self._seed, self._stream = method, seed, stream
-        with _naming_the_option():
+        with naming_the_setting("acting"):
             make = _compiled_sampler if compiled else _Sampler
             self._act: Callable[[Tensor, Any], Tensor] = make(method, behavior)
         self._generators: dict[int, torch.Generator] = {}
@@ -56,7 +55,7 @@ class EpisodePolicy:
         weights = next(self._method.parameters())  # where, and in which precision, they are
         drawn = [self._method.acting_noise(1, self._generator(episode)) for episode in episodes]
         noise = map_noise(lambda *rows: torch.cat(rows).to(weights), *drawn)
-        with _naming_the_option():
+        with naming_the_setting("acting"):
             actions = self._act(torch.from_numpy(observations).to(weights), noise)
         return actions.float().cpu().numpy()
 
@@ -109,15 +108,6 @@ def _compiled_sampler(method: Method, behavior: bool) -> Compiled:
         state = {f"method.{name}": x for name, x in tensors.items()}
         known[key] = Compiled(act, state, "default")
     return known[key]
-
-
-@contextlib.contextmanager
-def _naming_the_option() -> Iterator[None]:
-    """Say which option asks for what cannot be compiled."""
-    try:
-        yield
-    except NotCompiled as error:
-        raise ArgumentError("acting", "compile", str(error)) from error
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.critic import pessimistic, td_loss, td_target
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
-from qam_lightning.methods.compiled import Kind, NotCompiled, check_compiler
+from qam_lightning.methods.compiled import Kind, check_compiler, naming_the_setting
 from qam_lightning.methods.noise import (
     CloningNoise,
     NoiseSource,
@@ -373,10 +373,8 @@ class Method(Configurable):
         if precision.startswith("16"):  # its scaled gradients would be clipped, scale and all
             problem = f"is {precision}, expected 32-true, bf16-mixed or 64-true"
             raise ArgumentError(L.Trainer, "precision", problem)
-        try:
+        with naming_the_setting(type(self)):
             check_compiler(cast(Kind, self.compile), self.device, self.trainer.world_size)
-        except NotCompiled as error:
-            raise ArgumentError(type(self), "compile", str(error)) from error
         self._targets()
 
     def _targets(self) -> EmaTargets | None:

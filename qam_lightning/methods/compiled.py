@@ -8,14 +8,15 @@ checks in every call whether its translation still holds.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import ArgumentError, UserError
 
 Kind = Literal["off", "default", "graph"]
 """What becomes of a function: nothing, one compiled graph, one that CUDA captures besides."""
@@ -25,6 +26,15 @@ aten = torch.ops.aten
 
 class NotCompiled(UserError):
     """Why a function cannot be compiled."""
+
+
+@contextmanager
+def naming_the_setting(owner: type | str) -> Iterator[None]:
+    """Turn a `NotCompiled` into an `ArgumentError` about ``owner``'s setting ``compile``."""
+    try:
+        yield
+    except NotCompiled as error:
+        raise ArgumentError(owner, "compile", str(error)) from error
 
 
 def check_compiler(kind: Kind, device: torch.device, ranks: int = 1) -> None:

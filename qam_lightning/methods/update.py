@@ -17,10 +17,10 @@ from torch.optim.adam import adam
 
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.compiled import Compiled, Kind, NotCompiled
+from qam_lightning.methods.compiled import Compiled, Kind, naming_the_setting
 from qam_lightning.methods.noise import StepNoise
 from qam_lightning.methods.optimization import clip_gradients, mean_over_ranks
-from qam_lightning.util.errors import ArgumentError, UserError
+from qam_lightning.util.errors import UserError
 
 if TYPE_CHECKING:
     from qam_lightning.methods.base import Method, Metrics
@@ -241,14 +241,10 @@ def prepare_update(
         partial(pure, state) if kind == "off" else Compiled(pure, state, kind, method.ranks)
     )
 
-    def run(
-        batch: Batch, noise: StepNoise, step_size: float, actor_step: bool
-    ) -> dict[str, Tensor]:
+    def run(batch: Batch, noise: StepNoise, step_size: float, actor_step: bool) -> "Metrics":
         state.learning_rate.fill_(step_size)
-        try:
+        with naming_the_setting(type(method)):
             return one_step(batch, noise, actor_step=actor_step)
-        except NotCompiled as error:
-            raise ArgumentError(type(method), "compile", str(error)) from error
 
     return run
 
