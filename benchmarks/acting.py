@@ -13,8 +13,6 @@ Writes <out>.csv (a row per number) and <out>.md, after every method.
 
 import argparse
 import csv
-import importlib
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import yaml
+from workload import CUBE_TRIPLE, SIZES, build, processor
 
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.envs.make import make_env
@@ -35,11 +33,6 @@ from qam_lightning.util.configs import METHODS
 from qam_lightning.util.provenance import versions_line
 
 KNOWN = sorted(file.stem for file in METHODS.glob("*.yaml"))
-CUBE_TRIPLE, CHUNK = Spaces(obs_dim=46, action_dim=5, horizon=5), 5
-SIZES: dict[str, dict[str, int]] = {
-    "paper": {"width": 512, "depth": 4, "num_critics": 10, "flow_steps": 10},
-    "quickstart": {"width": 128, "depth": 3, "num_critics": 5, "flow_steps": 5},
-}
 BATCHES = (1, 8, 50)
 ENVIRONMENTS = ("cube-single", "Pendulum-v1")  # with a physics simulator, and without
 WARM_UP = 3  # calls that are not timed
@@ -68,16 +61,6 @@ class Row(NamedTuple):
     value: float
     software: str
     machine: str
-
-
-def build(name: str, size: str, spaces: Spaces) -> Method:
-    """Create a method of the given size with its values for cube-triple, if it has any."""
-    own = yaml.safe_load((METHODS / f"{name}.yaml").read_text())
-    module, kind = own["model"]["class_path"].rsplit(".", 1)
-    tuned = own.get("tuned", {}).get("cube-triple", {})
-    settings = {**own["model"].get("init_args", {}), **tuned, **SIZES[size]}
-    torch.manual_seed(0)
-    return getattr(importlib.import_module(module), kind)(spaces, **settings)
 
 
 def by_turns(measured: Sequence[Callable[[], float]], repeats: int) -> list[float]:
@@ -110,7 +93,9 @@ def steps(env: str, count: int, repeats: int) -> list[float]:
     """Return an evaluation's environment steps per second in each mode."""
     made = make_env(env, 1)
     assert made.observation_space.shape and made.action_space.shape
-    spaces = Spaces(made.observation_space.shape[0], made.action_space.shape[0], CHUNK)
+    spaces = Spaces(
+        made.observation_space.shape[0], made.action_space.shape[0], CUBE_TRIPLE.horizon
+    )
     method = build("qam", "quickstart", spaces)
     with RolloutPool(env, 1, num_envs=count) as pool:
 
@@ -137,7 +122,7 @@ def measure(options: argparse.Namespace) -> Iterator[list[Row]]:
 
     for size in options.sizes:
         for name in options.methods:
-            method, found = build(name, size, CUBE_TRIPLE), list[Row]()
+            method, found = build(name, size), list[Row]()
             for count in BATCHES:
                 values = chunks(method, count, options.repeats)
                 found += rows("ms per chunk", name, size, count, values)
@@ -148,16 +133,6 @@ def measure(options: argparse.Namespace) -> Iterator[list[Row]]:
             values = steps(env, count, options.rounds)
             found += rows("steps per second", env, "quickstart", count, values)
         yield found
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), platform.processor() or platform.machine())
 
 
 def write(out: Path, rows: Sequence[Row]) -> None:

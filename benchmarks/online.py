@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from workload import SIZES
 
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.cli.training import FitCLI
@@ -27,10 +28,6 @@ from qam_lightning.envs.rollout import available_cores
 from qam_lightning.methods.base import Method
 from qam_lightning.util.provenance import versions_line
 
-SIZES: dict[str, dict[str, int]] = {
-    "paper": {"width": 512, "depth": 4, "num_critics": 10, "flow_steps": 10},
-    "quickstart": {"width": 128, "depth": 3, "num_critics": 5, "flow_steps": 5},
-}
 WARM_UP = 10  # steps of each phase that are not timed
 
 

@@ -19,7 +19,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,8 @@ import jax_update
 import speed_table
 import torch
 from speed_table import Row
-from update_cell import COMPILE, SIZES, Task
+from update_cell import COMPILE, Task
+from workload import SIZES, processor
 
 import qam_lightning
 from qam_lightning.util.arguments import Parser, answered, at_least, closest, path
@@ -252,7 +252,7 @@ def blank_rows(options: argparse.Namespace) -> list[Row]:
         code=digest(),
         versions=names,
         device=options.device,
-        processor=processor(options.device),
+        processor=torch.cuda.get_device_name() if options.device == "cuda" else processor(),
         seconds=options.seconds,
     )
     cells = itertools.product(options.threads, options.sizes, options.methods, options.modes)
@@ -389,19 +389,14 @@ def commit() -> str:
 def digest() -> str:
     """Return a digest of the package, the configurations and this benchmark."""
     package = Path(qam_lightning.__file__).resolve().parent
-    files = [*package.rglob("*.py"), *CONFIGS.rglob("*.yaml"), *FOLDER.glob("*update*.py")]
+    files = [
+        *package.rglob("*.py"),
+        *CONFIGS.rglob("*.yaml"),
+        *FOLDER.glob("*update*.py"),
+        FOLDER / "workload.py",
+    ]
     content = b"".join(file.read_bytes() for file in sorted(files))
     return hashlib.sha256(content).hexdigest()[:12]
-
-
-def processor(device: str) -> str:
-    """Return the name of the GPU, or of the CPU."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    with contextlib.suppress(OSError, IndexError):
-        text = Path("/proc/cpuinfo").read_text()
-        return text.split("model name", 1)[1].split("\n")[0].strip(" \t:")
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the run; a last line then gives memory, floating-point operations and matrix pro
 """
 
 import contextlib
-import importlib
 import json
 import os
 import re
@@ -24,21 +23,19 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from workload import CUBE_TRIPLE, build
 
 from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.cli.trainer import Trainer
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ChunkStorage
 from qam_lightning.data.sampler import sample_indices
-from qam_lightning.data.spaces import Spaces
 from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.util.arguments import answered
-from qam_lightning.util.configs import METHODS
 
 COMPILE = {
     "eager": "off",
@@ -49,11 +46,7 @@ COMPILE = {
 }
 """Mode -> the method's setting ``compile``."""
 
-SIZES: dict[str, dict[str, int]] = {
-    "paper": {"width": 512, "depth": 4, "num_critics": 10, "flow_steps": 10},
-    "quickstart": {"width": 128, "depth": 3, "num_critics": 5, "flow_steps": 5},
-}
-OBS_DIM, ACTION_DIM, CHUNK, BATCH, TRANSITIONS = 46, 5, 5, 256, 300_000
+BATCH, TRANSITIONS = 256, 300_000
 LEAST = 5  # timed updates of a turn
 
 
@@ -62,7 +55,7 @@ class Task(NamedTuple):
 
     Attributes:
         method: a file of ``configs/methods``.
-        size: one of `SIZES`.
+        size: one of `workload.SIZES`.
         mode: one of `COMPILE`; ``bf16`` in its name stands for mixed precision.
         device: ``cpu`` or ``cuda``.
         seconds: how long a turn takes, at least; it has `LEAST` updates at least.
@@ -97,18 +90,6 @@ class Channel:
         return sys.stdin.readline().strip() == "go"
 
 
-def build(task: Task) -> Method:
-    """Create the method with its values for cube-triple, if it has any."""
-    own = yaml.safe_load((METHODS / f"{task.method}.yaml").read_text())
-    module, kind = own["model"]["class_path"].rsplit(".", 1)
-    tuned = own.get("tuned", {}).get("cube-triple", {})
-    settings = {**own["model"].get("init_args", {}), **tuned, **SIZES[task.size]}
-    torch.manual_seed(0)
-    spaces = Spaces(OBS_DIM, ACTION_DIM, CHUNK)
-    method = getattr(importlib.import_module(module), kind)
-    return method(spaces, **settings, compile=COMPILE[task.mode])
-
-
 class Feed:
     """Endless batches from trajectories of random numbers, 1,000 steps each."""
 
@@ -118,12 +99,12 @@ class Feed:
         ends = np.arange(999, TRANSITIONS, 1000)
         kept = TRANSITIONS - len(ends)
         self._storage = ChunkStorage(
-            observations=rng.standard_normal((TRANSITIONS, OBS_DIM), np.float32),
-            actions=rng.uniform(-1, 1, (kept, ACTION_DIM)).astype(np.float32),
+            observations=rng.standard_normal((TRANSITIONS, CUBE_TRIPLE.obs_dim), np.float32),
+            actions=rng.uniform(-1, 1, (kept, CUBE_TRIPLE.action_dim)).astype(np.float32),
             ends=ends,
             rewards=-rng.random(kept, np.float32),
             masks=np.ones(kept, np.float32),
-            horizon=CHUNK,
+            horizon=CUBE_TRIPLE.horizon,
             discount=0.99,
         )
 
@@ -291,7 +272,7 @@ def measure(task: Task, channel: Channel) -> int:
     torch.set_flush_denormal(True)  # as a run does
     feed = Feed()
     turns = Turns(task, channel)  # from here on, memory and the first update's time count
-    method = build(task)
+    method = build(task.method, task.size, compile=COMPILE[task.mode])
     train(task, method, feed, turns)
     method.to(task.device)  # the trainer leaves it on the CPU
     batch = Batch(*(x.to(task.device) for x in next(iter(feed))))

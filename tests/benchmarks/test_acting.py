@@ -13,7 +13,8 @@ from tests.benchmarks.loading import load
 def test_acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traced: list[Any]) -> None:
     acting = load("acting", monkeypatch)
     tiny = {"width": 8, "depth": 1, "num_critics": 2, "flow_steps": 2}
-    monkeypatch.setattr(acting, "SIZES", {"paper": tiny, "quickstart": tiny})
+    for size in ("paper", "quickstart"):
+        monkeypatch.setitem(acting.SIZES, size, tiny)
     monkeypatch.setattr(acting, "ENVIRONMENTS", ("Pendulum-v1",))
     out = tmp_path / "new" / "table"
     few = ["--methods", "qam", "rlpd", "--num_envs", "1", "2", "--repeats", "2", "--rounds", "1"]

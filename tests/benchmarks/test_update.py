@@ -13,14 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from qam_lightning.util.configs import METHODS
-from tests.benchmarks.loading import FOLDER, load
+from tests.benchmarks.loading import load
 
 QUICK = ("--sizes", "quickstart", "--seconds", "0.01", "--device", "cpu")
 
 
 @pytest.fixture
 def update(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(FOLDER)
     return load("update", monkeypatch)
 
 
@@ -87,10 +86,11 @@ def test_the_products_of_an_update_are_all_its_operations(
 ) -> None:
     cell = load("update_cell", monkeypatch)
     monkeypatch.setattr(cell, "TRANSITIONS", 3_000)
-    monkeypatch.setitem(cell.SIZES, "quickstart", {"width": 8, "depth": 1, "flow_steps": 2})
+    sizes = importlib.import_module("workload").SIZES
+    monkeypatch.setitem(sizes, "quickstart", {"width": 8, "depth": 1, "flow_steps": 2})
     task = cell.Task("qam", "quickstart", mode, "cpu", 0.01)
     with FlopCounterMode(display=False) as whole, cell.Products() as products:
-        cell.one_cycle(task, cell.build(task), next(iter(cell.Feed())))
+        cell.one_cycle(task, cell.build("qam", "quickstart"), next(iter(cell.Feed())))
     with FlopCounterMode(display=False) as alone, Dtypes() as dtypes:
         products.repeat()
     assert whole.get_total_flops() == alone.get_total_flops() > 0
