@@ -119,16 +119,16 @@ class QAM(Method):
         velocity = self.velocity(self.behavior.at(s), self.fine_tuned.at(s))
         return sample_action(velocity, z, self.flow_steps)
 
-    def sample_path(self, s: Tensor, noise: QAMNoise, fine_tuned: Field) -> Path:
+    def sample_path(self, s: Tensor, noise: QAMNoise, fine_tuned: Field | None = None) -> Path:
         """Simulate the memoryless SDE of v with the EMA behaviour flow (Eq. 24).
 
         Args:
             s: (B, O).
             noise: the path's part of it is read.
-            fine_tuned: f_θ at these states.
+            fine_tuned: f_θ at these states, if the caller records its values.
         """
         behavior = self.behavior_ema.at(s)
-        velocity = self.velocity(behavior, fine_tuned)
+        velocity = self.velocity(behavior, fine_tuned or self.fine_tuned.at(s))
         return simulate(velocity, behavior, noise.path_x_0, noise.path_z.transpose(0, 1))
 
     def velocity(self, behavior: Field, fine_tuned: Field) -> Field:
