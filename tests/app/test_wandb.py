@@ -217,7 +217,7 @@ def test_without_a_key_a_run_is_recorded_offline_and_synced_later(
     assert main(small_run(4, "--log.wandb=offline", "--ckpt_path=last")) == 0
     assert (run / "wandb_run_id").read_text() == identity
     wandb.teardown()
-    paths = sorted(run.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb"))
+    paths = sorted(run.glob(f"wandb/offline-run-*/run-{identity}.wandb"))
     lives = [records(path) for path in paths]
     steps = [[r.history.step.num for r in life if r.HasField("history")] for life in lives]
     assert steps == [[1, 2], [3, 4]]
