@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -21,6 +22,7 @@ from qam_lightning.util.files import is_at, writing
 LOCK = ".lock"
 _KEPT = ("config.yaml", "picture.png", "checkpoints/*", "metrics/*", "eval/*", "videos/*")
 _BUSY = (errno.EAGAIN, errno.EACCES)
+_ATTEMPTS = 5  # to lock a folder: `holder` may be looking at it
 
 
 def contents(run_dir: str | Path) -> list[Path]:
@@ -64,6 +66,20 @@ def check_files(run_dir: str | Path) -> None:
     for path in contents(run_dir):
         if path.name.endswith((".ckpt", ".json", ".bin", ".csv", ".yaml")) and not path.is_file():
             raise UserError(f"{path}: is no file, but a folder, a pipe or a device; move it away")
+
+
+def holder(run_dir: str | Path) -> str | None:
+    """Return who writes a run to a folder, e.g. ``process 12 on node3``; None if nobody does."""
+    path = Path(run_dir) / LOCK
+    try:
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return file.read().strip() or "a process" if error.errno in _BUSY else None
+    except OSError:
+        pass  # there is no lock
+    return None
 
 
 class Claim:
@@ -112,6 +128,7 @@ def _lock(folder: Path) -> IO[str]:
     path = folder / LOCK
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, expected a folder; choose another run_dir")
+    attempts = 0
     while True:
         with writing(path):
             folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +136,11 @@ def _lock(folder: Path) -> IO[str]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            attempts += 1
+            if error.errno in _BUSY and attempts < _ATTEMPTS:
+                file.close()
+                time.sleep(0.02)
+                continue
             if error.errno in _BUSY:
                 file.seek(0)
                 holder = file.read().strip() or "another process"

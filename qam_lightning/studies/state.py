@@ -1,0 +1,123 @@
+"""What became of a run, read from its folder."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import yaml
+
+from qam_lightning.checkpoints import CheckpointInfo, describe, last_checkpoints
+from qam_lightning.run_folder import contents, holder
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import regular
+from qam_lightning.util.metrics_csv import read_metrics
+
+EXIT = "exit.json"
+"""The file in a run's folder that says how its last process ended, see `launch.finish`."""
+
+KINDS = ("finished", "running", "stopped", "failed", "new")
+
+
+class State(NamedTuple):
+    """What became of a run.
+
+    Attributes:
+        kind: ``finished``; ``running``, in a process that holds the folder's lock; ``failed``: its
+            last process ended with an error; ``stopped``: by a signal, a kill or a crash of the
+            machine; ``new``: it never started.
+        gradient_step: gradient steps of the last checkpoint, or of the last row of metrics.
+        env_step: environment steps, likewise.
+        total: gradient steps of the offline phase plus environment steps of the online phase that
+            a finished run has; 0 if it is unknown.
+        line: what a failed run said last; who holds the folder of a running one.
+        info: facts of the last checkpoint, None without one.
+    """
+
+    kind: Literal["finished", "running", "stopped", "failed", "new"]
+    gradient_step: int = 0
+    env_step: int = 0
+    total: int = 0
+    line: str = ""
+    info: CheckpointInfo | None = None
+
+    @property
+    def done(self) -> int:
+        """Steps taken, of `total`."""
+        return min(self.gradient_step + self.env_step, self.total)
+
+
+class Length(NamedTuple):
+    """How long a run is.
+
+    Attributes:
+        gradient_steps: ``trainer.max_steps``, of the offline phase.
+        env_steps: ``online.steps``, of the online phase.
+    """
+
+    gradient_steps: int
+    env_steps: int
+
+    @property
+    def total(self) -> int:
+        """Both, as `State.total`."""
+        return self.gradient_steps + self.env_steps
+
+
+def length(settings: str) -> Length:
+    """Return how long a run with a resolved configuration (YAML) is; 0 steps if it is empty."""
+    config = yaml.safe_load(settings) or {}
+    return Length(
+        config.get("trainer", {}).get("max_steps", 0), config.get("online", {}).get("steps", 0)
+    )
+
+
+def state_of(run_dir: Path, wanted: Length | None = None) -> State:
+    """Return what became of the run in a folder.
+
+    Args:
+        run_dir: the folder.
+        wanted: how long the run should be; as long as it was when it was last started if None.
+
+    Raises:
+        UserError: the folder holds files of a run, but no checkpoint that can be read.
+    """
+    found = last_checkpoints(run_dir)
+    if not found:
+        code, line = ended(run_dir)
+        if (who := holder(run_dir)) is not None:
+            return State("running", line=who)
+        if held := contents(run_dir):
+            raise UserError(
+                f"{run_dir} already holds a run ({held[0].relative_to(run_dir)}, but no "
+                "checkpoint); move it away"
+            )
+        return State("failed", line=line) if code else State("new")
+    info = describe(found[0])
+    goal = wanted or length(info.config)
+    steps = State("stopped", info.gradient_step, info.env_step, goal.total, info=info)
+    if (who := holder(run_dir)) is not None:
+        return _newest(run_dir, steps)._replace(kind="running", line=who)
+    offline = info.gradient_step >= goal.gradient_steps or info.phase == "online"
+    if goal.total and offline and info.env_step >= goal.env_steps:
+        return steps._replace(kind="finished")
+    code, line = ended(run_dir)
+    return steps._replace(kind="failed", line=line) if code in (1, 2) else steps
+
+
+def ended(run_dir: Path) -> tuple[int | None, str]:
+    """Return the exit code of a run's last process and the last line it said; None if unknown."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(regular(run_dir / EXIT).read_text("utf-8"))
+        return int(found["code"]), str(found["line"])
+    return None, ""
+
+
+def _newest(run_dir: Path, state: State) -> State:
+    """Return a state with the steps of the last row of metrics, which may be further."""
+    with contextlib.suppress(UserError, LookupError, OSError):
+        row = read_metrics(run_dir / "metrics" / "train.csv")[1][-1]
+        return state._replace(
+            gradient_step=int(row["gradient_step"]), env_step=int(row["env_step"])
+        )
+    return state

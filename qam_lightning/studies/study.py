@@ -1,0 +1,347 @@
+"""A study's file: a grid of settings, and the runs that it describes.
+
+    settings:                       # of every run
+      config: quickstart.yaml
+    grid:                           # every combination is a run
+      method: [qam, fql]
+      seed: 0-4                     # 0, 1, 2, 3, 4
+    list:                           # each entry, combined with the grid
+      - {task: 1, trainer.max_steps: 4000}
+      - {task: 2, trainer.max_steps: 8000}
+    exclude:                        # combinations that are left out
+      - {method: fql, task: 2}
+    groups:                         # each adds its own settings, grid, list and exclusions
+      residual: {settings: {model.residual: true}}
+      direct: {settings: {model.residual: false}}
+
+A key is a flag of ``fit`` without its dashes.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qam_lightning.cli.reading import read_yaml
+from qam_lightning.util.arguments import closest
+from qam_lightning.util.configs import CONFIGS
+from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.files import regular
+
+STUDIES = CONFIGS / "studies"
+"""The shipped studies."""
+
+MOST_RUNS = 100_000
+
+_PARTS = ("settings", "grid", "list", "exclude")
+_KEYS = ("name", "folder", *_PARTS, "groups")
+_NAME = re.compile(r"[\w-]{1,100}")
+_REFUSED = {
+    "run_dir": "the study names the folders of its runs; `folder` is the one that holds them",
+    "ckpt_path": "runs go on from their last checkpoint by themselves",
+    "print_config": "`fit --print_config` shows a configuration",
+    "help": "`fit --help` shows the settings",
+}
+_LABELS = ("config", "domain", "task", "method", "seed")
+"""Keys that the name of a run's folder spells by their values; the seed comes last."""
+
+
+class Run(NamedTuple):
+    """A run of a study.
+
+    Attributes:
+        group: its group, ``""`` if the study has none.
+        axes: the keys that the study varies, and this run's values.
+        settings: all keys that the study sets, the axes included.
+        run_dir: its folder.
+        arguments: those of ``fit``, without ``--ckpt_path``.
+    """
+
+    group: str
+    axes: dict[str, Any]
+    settings: dict[str, Any]
+    run_dir: Path
+    arguments: list[str]
+
+    @property
+    def name(self) -> str:
+        """The folder's name, with the group's before it."""
+        return "/".join(filter(None, (self.group, self.run_dir.name)))
+
+
+class Study(NamedTuple):
+    """A study.
+
+    Attributes:
+        name: its name.
+        path: its file.
+        folder: the folder that holds those of its runs.
+        runs: its runs, in the order of the file.
+    """
+
+    name: str
+    path: Path
+    folder: Path
+    runs: list[Run]
+
+
+class _Part(NamedTuple):
+    """The runs that a study, or a group of it, describes."""
+
+    settings: dict[str, Any]
+    grid: dict[str, list[Any]]
+    entries: list[dict[str, Any]]
+    exclude: list[dict[str, list[Any]]]
+
+
+def read_study(name: str) -> Study:
+    """Read a study.
+
+    Args:
+        name: a path, or the name of a shipped study with or without ``.yaml``.
+
+    Raises:
+        UserError: there is no such file, or it describes no study.
+    """
+    path = find_study(name)
+    content = _read(path)
+    title = content.get("name", path.stem)
+    if not isinstance(title, str) or not _NAME.fullmatch(title):
+        raise UserError(f"{path}: name is {shown(title)}, expected letters, digits, _ and -")
+    folder = content.get("folder", f"runs/{title}")
+    if not isinstance(folder, str) or not folder.strip():
+        raise UserError(f"{path}: folder is {shown(folder)}, expected the name of a folder")
+    parts = {"": _part(content, path, "")}
+    if "groups" in content:
+        common = parts.pop("")
+        groups = _groups(content["groups"], path)
+        parts = {name: _joined(common, part, path, name) for name, part in groups}
+    runs = [run for name, part in parts.items() for run in _runs(part, name, Path(folder), path)]
+    _check_folders(runs, path)
+    _check_exclusions(parts, path)
+    return Study(title, path, Path(folder), runs)
+
+
+def find_study(name: str) -> Path:
+    """Return the path of a study's file.
+
+    Raises:
+        UserError: there is none; names the closest ones that ship.
+    """
+    candidates = [folder / n for folder in (Path(), STUDIES) for n in (name, f"{name}.yaml")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    raise UserError(f"no study named '{shown(name)}'; {closest(name, shipped, 3)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = regular(path).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    content = read_yaml(text, str(path))
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: expected a study, with {', '.join(_KEYS)}")
+    _check_keys(content, _KEYS, str(path))
+    return content
+
+
+def _check_keys(content: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in content:
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{shown(key)}'; {closest(key, known)}")
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def _groups(content: object, path: Path) -> Iterator[tuple[str, _Part]]:
+    for name, part in _mapping(content, path, "groups").items():
+        if not _NAME.fullmatch(name):
+            raise UserError(f"{path}: a group is named '{shown(name)}', expected letters, digits")
+        part = _mapping(part, path, f"groups.{name}")
+        _check_keys(part, _PARTS, f"{path}: groups.{name}")
+        yield name, _part(part, path, f"groups.{name}.")
+
+
+def _part(content: Mapping[str, Any], path: Path, prefix: str) -> _Part:
+    """Read what a study and a group have in common."""
+
+    def entries(key: str) -> list[dict[str, Any]]:
+        found = content.get(key, [])
+        if not isinstance(found, list) or key in content and not found:
+            raise UserError(f"{path}: {prefix}{key} is {shown(found)}, expected a list of settings")
+        return [_settings(entry, path, f"{prefix}{key}") for entry in found]
+
+    grid = _settings(content.get("grid", {}), path, f"{prefix}grid")
+    excluded = [{key: _values(x) for key, x in entry.items()} for entry in entries("exclude")]
+    part = _Part(
+        _settings(content.get("settings", {}), path, f"{prefix}settings"),
+        {key: _axis(key, value, path, f"{prefix}grid") for key, value in grid.items()},
+        entries("list"),
+        excluded,
+    )
+    _check_disjoint(part, path)
+    return part
+
+
+def _settings(content: object, path: Path, where: str) -> dict[str, Any]:
+    """Return settings by their dotted keys."""
+    found = dict(_flat(_mapping(content, path, where)))
+    for key in found:
+        if key in _REFUSED:
+            raise UserError(f"{path}: {where}.{key} cannot be set; {_REFUSED[key]}")
+        if not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+            raise UserError(f"{path}: {where}: '{shown(key)}' is no name of a setting")
+    return found
+
+
+def _mapping(content: object, path: Path, where: str) -> dict[str, Any]:
+    if not isinstance(content, dict) or not content and where not in ("settings", "grid"):
+        raise UserError(f"{path}: {where} is {shown(content)}, expected keys with values")
+    return content
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _values(value: Any) -> list[Any]:
+    """Return the values that an axis or an exclusion lists; ``0-4`` are five."""
+    if isinstance(value, str) and (bounds := re.fullmatch(r"(\d{1,9})-(\d{1,9})", value)):
+        first, last = map(int, bounds.groups())
+        return list(range(first, min(last, first + MOST_RUNS) + 1))
+    return value if isinstance(value, list) else [value]
+
+
+def _axis(key: str, value: Any, path: Path, where: str) -> list[Any]:
+    values = _values(value)
+    if not values:
+        raise UserError(f"{path}: {where}.{key} has no values; list some, or remove it")
+    return values
+
+
+def _joined(common: _Part, own: _Part, path: Path, group: str) -> _Part:
+    """Lay a group over the study. Its settings override the study's."""
+    for key in {*own.grid} & {*common.grid}:
+        raise UserError(f"{path}: {key} is in grid and in groups.{group}.grid; remove one")
+    if own.entries and common.entries:
+        raise UserError(f"{path}: the study and groups.{group} both have a list; remove one")
+    part = _Part(
+        {**common.settings, **own.settings},
+        {**common.grid, **own.grid},
+        own.entries or common.entries,
+        [*common.exclude, *own.exclude],
+    )
+    _check_disjoint(part, path, f" (group {group})")
+    return part
+
+
+def _check_disjoint(part: _Part, path: Path, where: str = "") -> None:
+    """Refuse a key that is set in two ways, whatever its spelling."""
+    homes: dict[str, str] = {}
+    for home, keys in (
+        ("settings", part.settings),
+        ("grid", part.grid),
+        ("list", {key for entry in part.entries for key in entry}),
+    ):
+        for key in keys:
+            full = _canonical(key)
+            if (other := homes.setdefault(full, home)) != home:
+                raise UserError(f"{path}: {key} is in {other} and in {home}{where}; remove one")
+
+
+def _canonical(key: str) -> str:
+    return "data.task" if key == "task" else key.replace("model.init_args.", "model.")
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def _runs(part: _Part, group: str, folder: Path, path: Path) -> Iterator[Run]:
+    """Yield the runs of a part."""
+    axes = [[(key, value) for value in values] for key, values in part.grid.items()]
+    entries = part.entries or [{}]
+    count = len(entries)
+    for axis in axes:
+        count *= len(axis)
+    if count > MOST_RUNS:
+        raise UserError(f"{path}: {count:,} runs, expected at most {MOST_RUNS:,}")
+    for combination in itertools.product(*axes):
+        for entry in entries:
+            varied = {**dict(combination), **entry}
+            settings = {**part.settings, **varied}
+            if not any(_matches(rule, settings) for rule in part.exclude):
+                run_dir = folder / group / _slug(varied)
+                yield Run(group, varied, settings, run_dir, _arguments(settings, run_dir, path))
+
+
+def _check_exclusions(parts: Mapping[str, _Part], path: Path) -> None:
+    """Refuse exclusions of what the study does not have: they are misspelled."""
+    known: dict[str, list[Any]] = {}
+    for part in parts.values():
+        for settings in (part.settings, *part.entries):
+            for key, value in settings.items():
+                known.setdefault(key, []).append(value)
+        for key, values in part.grid.items():
+            known.setdefault(key, []).extend(values)
+    for rule in (rule for part in parts.values() for rule in part.exclude):
+        for key, values in rule.items():
+            for value in values:
+                if value not in known.get(key, []):
+                    what = f"{key}: {shown(value)}"
+                    raise UserError(f"{path}: exclude: no run has {what}; mend or remove it")
+
+
+def _matches(rule: Mapping[str, list[Any]], settings: Mapping[str, Any]) -> bool:
+    return all(key in settings and settings[key] in values for key, values in rule.items())
+
+
+def _slug(axes: Mapping[str, Any]) -> str:
+    """Name a run by its values, e.g. ``scene-task1-qam-tau3-seed0``."""
+    parts = []
+    for key in sorted(axes, key=lambda key: (key == "seed", key not in _LABELS)):
+        value = axes[key] if isinstance(axes[key], str) else json.dumps(axes[key])
+        name = "" if key in ("config", "domain", "method") else key.rpartition(".")[2]
+        parts.append(re.sub(r"[^\w.+-]+", "_", f"{name}{value.removesuffix('.yaml')}"))
+    slug = "-".join(parts) or "run"
+    if len(slug) > 150:  # most file systems take 255 bytes
+        slug = f"{slug[:140]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
+    return slug
+
+
+def _arguments(settings: Mapping[str, Any], run_dir: Path, path: Path) -> list[str]:
+    """Write settings as arguments of ``fit``."""
+    arguments = []
+    for key, value in settings.items():
+        values = value if key == "config" and isinstance(value, list) else [value]
+        for one in values:
+            if key == "config" and isinstance(one, str) and (path.parent / one).is_file():
+                one = str(path.parent / one)
+            text = one if isinstance(one, str) else json.dumps(one)
+            arguments.append(f"--{key}={text}")
+    return [*arguments, f"--run_dir={run_dir}"]
+
+
+def _check_folders(runs: list[Run], path: Path) -> None:
+    """Refuse a study without runs, and runs that would share a folder."""
+    if not runs:
+        raise UserError(f"{path}: describes no run; give it a grid or a list")
+    if len(runs) > MOST_RUNS:
+        raise UserError(f"{path}: {len(runs):,} runs, expected at most {MOST_RUNS:,}")
+    seen: dict[Path, Run] = {}
+    for run in runs:
+        if (other := seen.setdefault(run.run_dir, run)) is not run:
+            equal = "the same run" if other.settings == run.settings else "two runs"
+            raise UserError(
+                f"{path}: {equal} would go to {run.run_dir} twice; write every value once"
+            )
