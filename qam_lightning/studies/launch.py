@@ -19,7 +19,10 @@ _TAIL = 16_384  # bytes in which the last line is looked for
 
 
 def start(
-    run: Run, environment: Mapping[str, str], extra: tuple[str, ...] = ()
+    run: Run,
+    environment: Mapping[str, str],
+    extra: tuple[str, ...] = (),
+    launcher: tuple[str, ...] = (),
 ) -> subprocess.Popen:
     """Start ``fit`` in a session of its own: a terminal's Ctrl-C does not reach it.
 
@@ -29,19 +32,20 @@ def start(
         run: the run.
         environment: variables besides those of this process.
         extra: further arguments of ``fit``, which must not change results.
+        launcher: words before the command, e.g. ``srun``.
 
     Raises:
         UserError: the log in the run's folder cannot be written.
     """
     resume = ["--ckpt_path=last"] if last_checkpoints(run.run_dir) else []
-    command = [sys.executable, "-m", "qam_lightning", "fit", *run.arguments, *extra, *resume]
+    fit = [sys.executable, "-m", "qam_lightning", "fit", *run.arguments, *extra, *resume]
     path = run.run_dir / LOG
     with writing(path):
         run.run_dir.mkdir(parents=True, exist_ok=True)
         (run.run_dir / EXIT).unlink(missing_ok=True)
         with path.open("ab") as log:
             return subprocess.Popen(
-                command,
+                [*launcher, *fit],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

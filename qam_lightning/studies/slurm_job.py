@@ -1,0 +1,230 @@
+"""What a job of a study does on a node of the cluster: it keeps some of the study's runs going.
+
+The job starts its runs, at most `Task.slots` at a time. It passes the first signal that asks it to
+stop on to its runs, waits until they are saved, and exits with `AGAIN`. The job's script then
+requeues it, see `slurm`. Requeued, it does the same with the runs that are not finished yet.
+"""
+
+import itertools
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qam_lightning.run_folder import holder
+from qam_lightning.studies import launch
+from qam_lightning.studies.state import State, state_of
+from qam_lightning.studies.study import Run
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.schema import Count, Schema, read_json
+
+TASKS = "tasks.json"
+"""The file that lists what each task of a job array does."""
+
+AGAIN = 128 + signal.SIGTERM
+"""Exit code of a task that was stopped and has runs to go on with."""
+
+# SLURM sends the signal that the job asked for before its time is up, SIGTERM on preemption.
+_STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
+_PAUSE = 0.5  # seconds between looks at the runs
+
+
+class Entry(Schema):
+    """A run in `TASKS`.
+
+    Attributes:
+        group: as in `Run`, and so are the next four.
+        longer: the run was complete, and its study has made it longer since: start it again.
+    """
+
+    group: str
+    axes: dict[str, Any]
+    settings: dict[str, Any]
+    run_dir: str
+    arguments: list[str]
+    longer: bool
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return Run(self.group, self.axes, self.settings, Path(self.run_dir), self.arguments)
+
+
+class Task(Schema):
+    """What one task of an array does.
+
+    Attributes:
+        entries: its runs.
+        slots: how many of them run at a time.
+        gpus: GPUs that the slots are dealt to in turn; with 0 or 1, every run sees what SLURM gave.
+        ranks: each run is several processes, which ``srun`` starts.
+    """
+
+    entries: list[Entry]
+    slots: Count
+    gpus: Count
+    ranks: bool
+
+
+def read_tasks(path: Path) -> list[Task]:
+    """Read a `TASKS` file.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    return read_json(list[Task], path, "the tasks of a job", "submit the study again")
+
+
+def work(path: str, number: int) -> None:
+    """Do a task of an array: the function that submitit calls.
+
+    Args:
+        path: of the `TASKS` file.
+        number: of the task.
+
+    Raises:
+        SystemExit: always, with 0: nothing is left to do; 1: a run failed, and none is left to do;
+            `AGAIN`.
+    """
+    raise SystemExit(_Job(read_tasks(Path(path))[number]).work())
+
+
+class _Process(NamedTuple):
+    """A run's process, and the steps that the run had taken before."""
+
+    entry: Entry
+    process: subprocess.Popen
+    steps: int
+
+
+class _Job:
+    """A task at work."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._waiting = task, list(task.entries)
+        self._slots: dict[int, _Process] = {}
+        self._restarted = bool(int(os.environ.get("SLURM_RESTART_COUNT", 0)))
+        self._signal: int | None = None
+        self._told = self._again = self._failed = False
+
+    def work(self) -> int:
+        """Keep the runs going; return the exit code."""
+        for number in _STOPPING:
+            signal.signal(number, self._on_signal)
+        while self._slots or self._waiting:
+            if self._signal is None:
+                self._fill()
+            elif not self._told:
+                self._stop()
+            for slot in [s for s, at in self._slots.items() if at.process.poll() is not None]:
+                self._ended(self._slots.pop(slot))
+            if self._slots:
+                time.sleep(_PAUSE)
+        return AGAIN if self._again else int(self._failed)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._signal = self._signal or number
+
+    def _stop(self) -> None:
+        """Ask the runs to stop; those that wait are for the job's next life."""
+        _say(f"{signal.Signals(self._signal or 0).name}: the runs stop")
+        self._told = True
+        self._again |= bool(self._waiting)
+        self._waiting.clear()
+        # SIGTERM would make srun kill its tasks; it passes SIGUSR1 on.
+        number = signal.SIGUSR1 if self._task.ranks else signal.SIGTERM
+        for _, process, _ in self._slots.values():
+            process.send_signal(number)
+
+    def _fill(self) -> None:
+        """Start runs in the slots that are free."""
+        free = (slot for slot in itertools.count() if slot not in self._slots)
+        while self._waiting and len(self._slots) < self._task.slots and self._signal is None:
+            entry = self._waiting.pop(0)
+            try:
+                state = state_of(entry.run.run_dir)
+                if not self._is_left_out(entry, state):
+                    slot = next(free)
+                    process = launch.start(
+                        entry.run, self._environment(slot), launcher=self._launcher()
+                    )
+                    self._slots[slot] = _Process(entry, process, _steps(state))
+                    _say(f"{entry.run.name}: started, process {process.pid}")
+            except UserError as error:
+                self._failed = True
+                _say(f"{entry.run.name}: {error}")
+
+    def _is_left_out(self, entry: Entry, state: State) -> bool:
+        """Whether a run needs no process of this job's."""
+        done = state.kind == "finished" and not entry.longer
+        failed = state.kind == "failed" and self._restarted  # in this job, so the job tried
+        if done or failed or state.kind == "running":
+            _say(f"{entry.run.name}: {state.kind} {state.line}".rstrip())
+        return done or failed or state.kind == "running"
+
+    def _launcher(self) -> tuple[str, ...]:
+        return ("srun", "--kill-on-bad-exit") if self._task.ranks else ()
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        """Return the variables of a slot: its GPU, and its part of the job's cores."""
+        found = {}
+        if self._task.gpus > 1 and not self._task.ranks:
+            given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            gpus = given.split(",") if given else [str(n) for n in range(self._task.gpus)]
+            found["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        cores = int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
+        if cores and "OMP_NUM_THREADS" not in os.environ:
+            found["OMP_NUM_THREADS"] = str(max(1, cores // self._task.slots))
+        return found
+
+    def _ended(self, at: _Process) -> None:
+        """Note how a run's process ended, and what follows from it."""
+        run, code = at.entry.run, at.process.returncode
+        if code == 0:
+            _say(f"{run.name}: finished")
+        elif code == 2 and _is_elsewhere(run):
+            _say(f"{run.name}: another process has it")
+        elif 0 < code < 128:
+            self._fail(run, code)
+        elif self._is_stopped(code):
+            _say(f"{run.name}: stopped, exit code {code}")
+            self._again = True
+        elif _steps_of(run) > at.steps:
+            _say(f"{run.name}: ended with exit code {code}, and goes on")
+            self._waiting.append(at.entry)
+        else:  # it would end like this again
+            self._fail(run, code)
+
+    def _is_stopped(self, code: int) -> bool:
+        """Whether a signal to the whole job ended a run, rather than a signal to it alone."""
+        if self._signal is None:
+            time.sleep(_PAUSE)  # SLURM signals all processes of a job, one after the other
+        # SLURM signals the tasks of srun, but not this process beside it.
+        return self._signal is not None or self._task.ranks
+
+    def _fail(self, run: Run, code: int) -> None:
+        self._failed = True
+        _say(f"{run.name}: failed with exit code {code}: {launch.finish(run, code)}")
+
+
+def _steps(state: State) -> int:
+    return state.gradient_step + state.env_step
+
+
+def _steps_of(run: Run) -> int:
+    try:
+        return _steps(state_of(run.run_dir))
+    except UserError:  # no checkpoint was ever complete
+        return 0
+
+
+def _is_elsewhere(run: Run) -> bool:
+    """Whether another process writes to a run's folder, or did so when this one wanted to."""
+    said = launch.last_line(run.run_dir / launch.LOG)
+    return f"{run.run_dir} is in use" in said or holder(run.run_dir) is not None
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
