@@ -12,7 +12,6 @@ shared by all nodes, which have no GPU to ask for.
 import argparse
 import contextlib
 import functools
-import json
 import os
 import pty
 import re
@@ -45,7 +44,7 @@ SETTINGS = SMALL | {
     "checkpoints.every_n_steps": 50,
     "evaluation.every_n_steps": 300,
 }
-SUBMIT = f"""
+SUBMIT = """
 import sys
 from pathlib import Path
 from qam_lightning.cli.dispatch import main
@@ -58,7 +57,7 @@ runs = [r for r in study.runs if state_of(r.run_dir).kind not in ("finished", "r
 try:
     print("jobs", *submit(study, runs, read_options(Path("slurm.yaml"))), flush=True)
 except UserError as error:
-    raise SystemExit(f"error: {{error}}")
+    raise SystemExit(f"error: {error}")
 """
 SUBMITTED: list[str] = []
 
