@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
     jobs = options.jobs or default_jobs(todo)
     if options.dry_run:
         for item in todo:
-            print(f"{called("fit")} {shlex.join(item.run.arguments)}")
+            print(called("fit"), shlex.join(item.run.arguments))
         return 0
     if not todo:
         return 0
