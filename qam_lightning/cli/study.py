@@ -44,13 +44,9 @@ def shipped(options: argparse.Namespace) -> int:
     """Print the studies that ship, with the first comment of each."""
     from qam_lightning.studies.study import STUDIES, read_study
 
-    table = Table(box=None, pad_edge=False)
-    for name, justify in (("study", "left"), ("runs", "right"), ("", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for file in sorted(STUDIES.glob("*.yaml")):
         first = file.read_text("utf-8").partition("\n")[0].removeprefix("# ")
-        table.add_row(file.stem, f"{len(read_study(str(file)).runs):,}", first)
-    Console(soft_wrap=True).print(table)
+        print(f"{file.stem:<20} {len(read_study(str(file)).runs):>6,} runs  {first}")
     return 0
 
 
