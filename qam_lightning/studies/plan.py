@@ -168,4 +168,4 @@ def counted(planned: Sequence[Planned]) -> str:
     """Say how many runs are in which state, e.g. ``12 runs: 8 finished, 4 new``."""
     kinds = [item.state.kind for item in planned]
     parts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
-    return f"{len(kinds)} runs: {', '.join(parts)}"
+    return f"{len(kinds)} {'run' if len(kinds) == 1 else 'runs'}: {', '.join(parts)}"
