@@ -45,8 +45,8 @@ _REFUSED = {
     "print_config": "`fit --print_config` shows a configuration",
     "help": "`fit --help` shows the settings",
 }
-_LABELS = ("config", "domain", "task", "method", "seed")
-"""Keys that the name of a run's folder spells by their values; the seed comes last."""
+_FIRST = ("config", "domain", "task", "method")
+"""Keys that the name of a run's folder begins with; the seed comes last."""
 
 
 class Run(NamedTuple):
@@ -202,7 +202,7 @@ def _settings(content: object, path: Path, where: str) -> dict[str, Any]:
 
 
 def _mapping(content: object, path: Path, where: str) -> dict[str, Any]:
-    if not isinstance(content, dict) or not content and where not in ("settings", "grid"):
+    if not isinstance(content, dict) or not content and where == "groups":
         raise UserError(f"{path}: {where} is {shown(content)}, expected keys with values")
     return content
 
@@ -308,8 +308,10 @@ def _matches(rule: Mapping[str, list[Any]], settings: Mapping[str, Any]) -> bool
 
 def _slug(axes: Mapping[str, Any]) -> str:
     """Name a run by its values, e.g. ``scene-task1-qam-tau3-seed0``."""
+    first = [key for key in _FIRST if key in axes]
+    rest = sorted((key for key in axes if key not in first), key=lambda key: key == "seed")
     parts = []
-    for key in sorted(axes, key=lambda key: (key == "seed", key not in _LABELS)):
+    for key in (*first, *rest):
         value = axes[key] if isinstance(axes[key], str) else json.dumps(axes[key])
         name = "" if key in ("config", "domain", "method") else key.rpartition(".")[2]
         parts.append(re.sub(r"[^\w.+-]+", "_", f"{name}{value.removesuffix('.yaml')}"))

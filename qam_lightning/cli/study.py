@@ -1,0 +1,124 @@
+"""``study``: many runs from one file: run what is missing, see where they are, report."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from qam_lightning.cli.dispatch import called
+from qam_lightning.util.arguments import Parser, at_least, path
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.imports import uncollected
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(prog=called("study"), description=__doc__.partition(": ")[2])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    study = {"metavar": "STUDY", "help": "file, or the name of a shipped study"}
+
+    add = commands.add_parser("list", help="the studies that ship").add_argument
+    add = commands.add_parser("status", help="where the runs of a study are").add_argument
+    add("study", **study)
+    add("--all", action="store_true", help="a line for every run, not only those that failed")
+    add = commands.add_parser(
+        "run", help="check every configuration, then run what is not finished"
+    ).add_argument
+    add("study", **study)
+    add("--jobs", type=at_least(1), metavar="N", help="runs at a time; default: what fits")
+    add("--dry_run", action="store_true", help="check, and say what would run")
+    add("--any_version", action="store_true", help="go on with runs of other software versions")
+    return parser.parse_args(list(arguments))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; return the exit code."""
+    options = parse(arguments)
+    return {"list": shipped, "status": status, "run": run}[options.command](options)
+
+
+def shipped(options: argparse.Namespace) -> int:
+    """Print the studies that ship, with the first comment of each."""
+    from qam_lightning.studies.study import STUDIES, read_study
+
+    for file in sorted(STUDIES.glob("*.yaml")):
+        first = file.read_text("utf-8").partition("\n")[0].removeprefix("# ")
+        print(f"{file.stem:<20} {len(read_study(str(file)).runs):>6,} runs  {first}")
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Print how many runs are in which state, and what the failed ones said."""
+    from qam_lightning.studies.study import read_study
+
+    study = read_study(options.study)
+    with uncollected():
+        from qam_lightning.studies.state import KINDS, state_of
+    states = [(run, state_of(run.run_dir)) for run in study.runs]
+    table = Table(box=None, pad_edge=False, title=f"{study.name}: {study.folder}/",
+                  title_justify="left")  # fmt: skip
+    groups = list(dict.fromkeys(run.group for run in study.runs))
+    table.add_column("group" if groups != [""] else "")
+    for kind in (*KINDS, "runs"):
+        table.add_column(kind, justify="right")
+    for group in groups:
+        kinds = [state.kind for run, state in states if run.group == group]
+        counts = [str(kinds.count(kind) or "–") for kind in KINDS]
+        table.add_row(group or "all", *counts, str(len(kinds)))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for run, state in states:
+        if options.all or state.kind in ("failed", "running"):
+            share = f" {state.done / state.total:.0%}" if state.total else ""
+            line = f": {state.line}" if state.line else ""
+            console.print(f"{run.name} {state.kind}{share}{line}", markup=False, highlight=False)
+    for folder in strangers(study):
+        console.print(f"{folder} is no run of the study", markup=False, highlight=False)
+    return 0
+
+
+def strangers(study) -> list:
+    """Return the folders of runs below the study's that the study does not name."""
+    known = {run.run_dir for run in study.runs}
+    found = {file.parent for file in study.folder.glob("**/config.yaml")}
+    return sorted(found - known)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check every configuration, then run what is missing; return the exit code."""
+    from qam_lightning.studies.study import read_study
+
+    study = read_study(options.study)
+    with uncollected():
+        from qam_lightning.studies.local import default_jobs, run_here
+        from qam_lightning.studies.plan import counted, missing, plan
+    with Console(stderr=True).status("") as shown:
+        planned = plan(
+            study,
+            lambda n, of: shown.update(f"checked {n} of {of} runs"),
+            options.any_version,
+        )
+    print(f"{study.name}, {counted(planned)}")
+    todo = missing(planned)
+    jobs = options.jobs or default_jobs(todo)
+    if options.dry_run:
+        for item in todo:
+            print(called("fit"), shlex.join(item.run.arguments))
+        return 0
+    if not todo:
+        return 0
+    print(f"{len(todo)} to run, {min(jobs, len(todo))} at a time; Ctrl-C stops and saves all")
+    outcome = run_here(todo, jobs)
+    for name, line in outcome.failed:
+        print(f"failed: {name}: {line}", file=sys.stderr)
+    if outcome.signal is not None:
+        print(f"stopped; `{called('study')} run {options.study}` continues", file=sys.stderr)
+        return 128 + outcome.signal
+    if outcome.failed:
+        raise UserError(
+            f"{len(outcome.failed)} of {len(todo)} runs failed; the same command tries them again"
+        )
+    return 0
