@@ -45,17 +45,15 @@ SETTINGS = SMALL | {
     "evaluation.every_n_steps": 300,
 }
 SUBMIT = """
-import sys
 from pathlib import Path
-from qam_lightning.cli.dispatch import main
+from qam_lightning.studies.plan import missing, plan
 from qam_lightning.studies.slurm import read_options, submit
-from qam_lightning.studies.state import state_of
 from qam_lightning.studies.study import read_study
 from qam_lightning.util.errors import UserError
 study = read_study("study.yaml")
-runs = [r for r in study.runs if state_of(r.run_dir).kind not in ("finished", "running")]
 try:
-    print("jobs", *submit(study, runs, read_options(Path("slurm.yaml"))), flush=True)
+    planned = missing(plan(study, lambda number, of: None))
+    print("jobs", *submit(study, planned, read_options(Path("slurm.yaml"))), flush=True)
 except UserError as error:
     raise SystemExit(f"error: {error}")
 """

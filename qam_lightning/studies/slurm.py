@@ -24,9 +24,9 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from qam_lightning.cli.reading import read_yaml
+from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.slurm_job import TASKS, Entry, Task, read_tasks, work
-from qam_lightning.studies.state import state_of
-from qam_lightning.studies.study import Run, Study
+from qam_lightning.studies.study import Study
 from qam_lightning.util.arguments import closest
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import locked, regular, save_json, writing
@@ -157,7 +157,7 @@ def _options(content: Mapping[str, Any], where: str) -> SlurmOptions:
 
 
 class Shape(NamedTuple):
-    """What a job asks for, by its runs' settings.
+    """What a job asks for.
 
     Attributes:
         nodes: ``trainer.num_nodes``.
@@ -179,14 +179,13 @@ class Shape(NamedTuple):
         return 1 if self.several else options.runs_per_gpu * max(1, self.gpus)
 
 
-def shape_of(run: Run, options: SlurmOptions) -> Shape:
+def shape_of(planned: Planned, options: SlurmOptions) -> Shape:
     """Return what a run's job asks for.
 
     Raises:
         UserError: its settings do not say how many processes it is, or options contradict them.
     """
-    nodes = _number(run, "trainer.num_nodes")
-    devices = _number(run, "trainer.devices")
+    run, nodes, devices = planned.run, planned.nodes, _count(planned)
     cpu = run.settings.get("trainer.accelerator") == "cpu"
     shape = Shape(nodes, devices, (0 if cpu else devices) if options.gpus is None else options.gpus)
     if shape.several and options.runs_per_gpu > 1:
@@ -202,24 +201,29 @@ def shape_of(run: Run, options: SlurmOptions) -> Shape:
     return shape
 
 
-def _number(run: Run, key: str) -> int:
-    """Return a setting that counts: 2, "2", [0, 1] and "0,1" are two."""
-    found = run.settings.get(key, 1)
+def _count(planned: Planned) -> int:
+    """Return how many devices a run has on each node: 2, "2", [0, 1] and "0,1" are two."""
+    found = planned.devices
     if isinstance(found, str):
         named = [word for word in found.replace(" ", "").split(",") if word]
-        if all(word.isdecimal() for word in named) and named:
-            found = int(named[0]) if "," not in found else named
-    count = len(found) if isinstance(found, list) else found
-    if type(count) is not int or not 1 <= count <= 10_000:
-        raise UserError(f"{run.name}: {key} is {shown(found)}; a job needs a number, at least 1")
+        if named and all(word.isdecimal() for word in named):
+            found = named if "," in found else int(named[0])
+    count = len(found) if isinstance(found, list | tuple) else found
+    if type(count) is not int or count < 1:
+        raise UserError(
+            f"{planned.run.name}: trainer.devices is {shown(planned.devices)}; a job needs a "
+            "number, at least 1"
+        )
     return count
 
 
-def tasks_of(runs: Sequence[Run], options: SlurmOptions, longest: int) -> dict[Shape, list[Task]]:
+def tasks_of(
+    planned: Sequence[Planned], options: SlurmOptions, longest: int
+) -> dict[Shape, list[Task]]:
     """Deal runs to the tasks of one array for each shape.
 
     Args:
-        runs: the runs.
+        planned: the runs.
         options: of the jobs.
         longest: how many tasks an array may have. If the runs are more than fit side by side, a
             task has some that run one after another.
@@ -227,9 +231,9 @@ def tasks_of(runs: Sequence[Run], options: SlurmOptions, longest: int) -> dict[S
     Raises:
         UserError: see `shape_of`.
     """
-    by_shape: dict[Shape, list[Run]] = {}
-    for run in runs:
-        by_shape.setdefault(shape_of(run, options), []).append(run)
+    by_shape: dict[Shape, list[Planned]] = {}
+    for item in planned:
+        by_shape.setdefault(shape_of(item, options), []).append(item)
     arrays = {}
     for shape, those in by_shape.items():
         slots = shape.slots(options)
@@ -237,7 +241,7 @@ def tasks_of(runs: Sequence[Run], options: SlurmOptions, longest: int) -> dict[S
         dealt = [those[first : first + size] for first in range(0, len(those), size)]
         arrays[shape] = [
             Task(
-                entries=[_entry(run) for run in part],
+                entries=[_entry(item) for item in part],
                 slots=slots,
                 gpus=shape.gpus,
                 ranks=shape.several,
@@ -247,9 +251,9 @@ def tasks_of(runs: Sequence[Run], options: SlurmOptions, longest: int) -> dict[S
     return arrays
 
 
-def _entry(run: Run) -> Entry:
-    longer = state_of(run.run_dir).kind == "finished"
-    return Entry(**{**run._asdict(), "run_dir": str(run.run_dir)}, longer=longer)
+def _entry(planned: Planned) -> Entry:
+    run = {**planned.run._asdict(), "run_dir": str(planned.run.run_dir)}
+    return Entry(**run, length=planned.state.length)
 
 
 # -- the queue -------------------------------------------------------------------------------------
@@ -273,7 +277,7 @@ def queued(study: Study) -> dict[str, str]:
         array, number, state, name = line.strip().split("|", 3)
         single = not number.isdecimal()
         for entry in read_tasks(files[name])[0 if single else int(number)].entries:
-            if state == "PENDING" or state_of(entry.run.run_dir).kind != "failed":
+            if state == "PENDING" or entry.state().kind != "failed":
                 held[entry.run.name] = array if single else f"{array}_{number}"
     return held
 
@@ -311,14 +315,14 @@ def _longest_array() -> int:
 # -- submission ------------------------------------------------------------------------------------
 
 
-def submit(study: Study, runs: Sequence[Run], options: SlurmOptions) -> list[str]:
+def submit(study: Study, planned: Sequence[Planned], options: SlurmOptions) -> list[str]:
     """Submit the given runs of a study, but for those that its jobs in the queue hold already.
 
     The jobs need no terminal. They requeue themselves until their runs have finished or failed.
 
     Args:
         study: the study.
-        runs: runs that are to start, or to go on.
+        planned: runs that are to start, or to go on.
         options: of the jobs.
 
     Returns:
@@ -329,16 +333,17 @@ def submit(study: Study, runs: Sequence[Run], options: SlurmOptions) -> list[str
     """
     _import_submitit()
     longest = _longest_array()
-    for run in runs:
-        shape_of(run, options)
+    for item in planned:
+        shape_of(item, options)
     folder = study.folder.absolute() / FOLDER
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     jobs: list[str] = []
     with locked(folder / "lock"):  # another terminal may be submitting
         held = queued(study)
-        _tell([held[run.name] for run in runs if run.name in held])
-        arrays = tasks_of([run for run in runs if run.name not in held], options, longest)
+        _tell([held[item.run.name] for item in planned if item.run.name in held])
+        missing = [item for item in planned if item.run.name not in held]
+        arrays = tasks_of(missing, options, longest)
         try:
             for shape, tasks in arrays.items():
                 jobs.append(_submit_array(study, shape, tasks, options))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from qam_lightning.run_folder import holder
 from qam_lightning.studies import launch
-from qam_lightning.studies.state import State, state_of
+from qam_lightning.studies.state import Length, State, state_of
 from qam_lightning.studies.study import Run
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.schema import Count, Schema, read_json
@@ -36,7 +36,7 @@ class Entry(Schema):
 
     Attributes:
         group: as in `Run`, and so are the next four.
-        longer: the run was complete, and its study has made it longer since: start it again.
+        length: how long the study wants it.
     """
 
     group: str
@@ -44,12 +44,20 @@ class Entry(Schema):
     settings: dict[str, Any]
     run_dir: str
     arguments: list[str]
-    longer: bool
+    length: Length
 
     @property
     def run(self) -> Run:
         """The run."""
         return Run(self.group, self.axes, self.settings, Path(self.run_dir), self.arguments)
+
+    def state(self) -> State:
+        """What became of the run.
+
+        Raises:
+            UserError: see `state_of`.
+        """
+        return state_of(Path(self.run_dir), self.length)
 
 
 class Task(Schema):
@@ -144,13 +152,13 @@ class _Job:
         while self._waiting and len(self._slots) < self._task.slots and self._signal is None:
             entry = self._waiting.pop(0)
             try:
-                state = state_of(entry.run.run_dir)
+                state = entry.state()
                 if not self._is_left_out(entry, state):
                     slot = next(free)
                     process = launch.start(
                         entry.run, self._environment(slot), launcher=self._launcher()
                     )
-                    self._slots[slot] = _Process(entry, process, _steps(state))
+                    self._slots[slot] = _Process(entry, process, state.done)
                     _say(f"{entry.run.name}: started, process {process.pid}")
             except UserError as error:
                 self._failed = True
@@ -158,11 +166,12 @@ class _Job:
 
     def _is_left_out(self, entry: Entry, state: State) -> bool:
         """Whether a run needs no process of this job's."""
-        done = state.kind == "finished" and not entry.longer
-        failed = state.kind == "failed" and self._restarted  # in this job, so the job tried
-        if done or failed or state.kind == "running":
-            _say(f"{entry.run.name}: {state.kind} {state.line}".rstrip())
-        return done or failed or state.kind == "running"
+        kinds = ["finished", "running"]
+        if self._restarted:
+            kinds.append("failed")  # in this job, which has tried it
+        if state.kind in kinds:
+            _say(f"{entry.run.name}: {state.kind}{f', {state.line}' if state.line else ''}")
+        return state.kind in kinds
 
     def _launcher(self) -> tuple[str, ...]:
         return ("srun", "--kill-on-bad-exit") if self._task.ranks else ()
@@ -191,7 +200,7 @@ class _Job:
         elif self._is_stopped(code):
             _say(f"{run.name}: stopped, exit code {code}")
             self._again = True
-        elif _steps_of(run) > at.steps:
+        elif _steps_of(at.entry) > at.steps:
             _say(f"{run.name}: ended with exit code {code}, and goes on")
             self._waiting.append(at.entry)
         else:  # it would end like this again
@@ -209,13 +218,9 @@ class _Job:
         _say(f"{run.name}: failed with exit code {code}: {launch.finish(run, code)}")
 
 
-def _steps(state: State) -> int:
-    return state.gradient_step + state.env_step
-
-
-def _steps_of(run: Run) -> int:
+def _steps_of(entry: Entry) -> int:
     try:
-        return _steps(state_of(run.run_dir))
+        return entry.state().done
     except UserError:  # no checkpoint was ever complete
         return 0
 

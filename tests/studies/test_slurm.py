@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.slurm import (
     FOLDER,
     SlurmOptions,
@@ -27,7 +28,7 @@ from qam_lightning.studies.slurm import (
     tasks_of,
 )
 from qam_lightning.studies.slurm_job import AGAIN, TASKS, read_tasks
-from qam_lightning.studies.state import state_of
+from qam_lightning.studies.state import Length, State, state_of
 from qam_lightning.studies.study import Run, Study, read_study
 from qam_lightning.util.errors import UserError
 from tests.online.conftest import build, data  # noqa: F401
@@ -35,9 +36,16 @@ from tests.online.conftest import build, data  # noqa: F401
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_of(number: int = 0, **settings: Any) -> Run:
-    settings = {key.replace("__", "."): value for key, value in settings.items()}
-    return Run("", {"seed": number}, settings, Path(f"runs/s/seed{number}"), [])
+def run_of(number: int = 0, nodes: int = 1, devices: Any = 1, **settings: Any) -> Planned:
+    run = Run("", {"seed": number}, settings, Path(f"runs/s/seed{number}"), [])
+    return Planned(run, State("new", length=Length(4, 0)), nodes, devices, None)
+
+
+def planned(runs: Sequence[Run], steps: int = 4) -> list[Planned]:
+    """Runs of a study, as `plan` has them."""
+    length = Length(steps, 0)
+    found = [(run, run.settings.get("trainer.devices", 1)) for run in runs]
+    return [Planned(run, state_of(run.run_dir, length), 1, many, None) for run, many in found]
 
 
 # -- options ---------------------------------------------------------------------------------------
@@ -94,37 +102,37 @@ def test_a_wrong_flag_and_a_missing_file_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "shape"),
+    ("needs", "shape"),
     [
         ({}, (1, 1, 1)),
-        ({"trainer__accelerator": "cpu"}, (1, 1, 0)),
-        ({"trainer__devices": 4}, (1, 4, 4)),
-        ({"trainer__devices": "4"}, (1, 4, 4)),
-        ({"trainer__devices": [0, 2]}, (1, 2, 2)),
-        ({"trainer__devices": "0, 2"}, (1, 2, 2)),
-        ({"trainer__devices": "3,"}, (1, 1, 1)),
-        ({"trainer__devices": 2, "trainer__num_nodes": 3}, (3, 2, 2)),
-        ({"trainer__devices": 2, "trainer__accelerator": "cpu"}, (1, 2, 0)),
+        ({"trainer.accelerator": "cpu"}, (1, 1, 0)),
+        ({"devices": 4}, (1, 4, 4)),
+        ({"devices": "4"}, (1, 4, 4)),
+        ({"devices": [0, 2]}, (1, 2, 2)),
+        ({"devices": "0, 2"}, (1, 2, 2)),
+        ({"devices": "3,"}, (1, 1, 1)),
+        ({"devices": 2, "nodes": 3}, (3, 2, 2)),
+        ({"devices": 2, "trainer.accelerator": "cpu"}, (1, 2, 0)),
     ],
 )
-def test_a_job_asks_for_what_its_run_needs(settings: dict, shape: tuple[int, ...]) -> None:
-    assert shape_of(run_of(**settings), SlurmOptions()) == shape
+def test_a_job_asks_for_what_its_run_needs(needs: dict, shape: tuple[int, ...]) -> None:
+    assert shape_of(run_of(**needs), SlurmOptions()) == shape
 
 
 @pytest.mark.parametrize(
-    ("settings", "options", "said"),
+    ("needs", "options", "said"),
     [
-        ({"trainer__devices": "auto"}, {}, "trainer.devices is auto; a job needs a number"),
-        ({"trainer__devices": -1}, {}, "trainer.devices is -1; a job needs a number"),
-        ({"trainer__devices": True}, {}, "trainer.devices is True"),
-        ({"trainer__devices": 2}, {"runs_per_gpu": 2}, "only runs of one device share a job"),
-        ({"trainer__num_nodes": 2}, {"runs_per_gpu": 2}, "only runs of one device share a job"),
-        ({"trainer__devices": 4}, {"gpus": 2}, "gpus is 2, but the run has 4 device(s)"),
+        ({"devices": "auto"}, {}, "trainer.devices is auto; a job needs a number"),
+        ({"devices": -1}, {}, "trainer.devices is -1; a job needs a number"),
+        ({"devices": True}, {}, "trainer.devices is True"),
+        ({"devices": 2}, {"runs_per_gpu": 2}, "only runs of one device share a job"),
+        ({"nodes": 2}, {"runs_per_gpu": 2}, "only runs of one device share a job"),
+        ({"devices": 4}, {"gpus": 2}, "gpus is 2, but the run has 4 device(s)"),
     ],
 )
-def test_what_no_job_can_be_is_refused(settings: dict, options: dict, said: str) -> None:
+def test_what_no_job_can_be_is_refused(needs: dict, options: dict, said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)):
-        shape_of(run_of(**settings), SlurmOptions(**options))
+        shape_of(run_of(**needs), SlurmOptions(**options))
 
 
 @pytest.mark.parametrize("longest", [1, 3, 1000])
@@ -135,7 +143,7 @@ def test_every_run_is_in_one_task_and_arrays_are_not_too_long(
 ) -> None:
     runs = [run_of(n) for n in range(count)]
     (tasks,) = tasks_of(runs, SlurmOptions(**options), longest).values()
-    assert [entry.run for task in tasks for entry in task.entries] == runs
+    assert [entry.run for task in tasks for entry in task.entries] == [item.run for item in runs]
     assert len(tasks) <= longest
     slots = options.get("gpus", 1) * options.get("runs_per_gpu", 1)
     assert all(task.slots == slots and not task.ranks for task in tasks)
@@ -144,7 +152,7 @@ def test_every_run_is_in_one_task_and_arrays_are_not_too_long(
 
 
 def test_each_shape_is_an_array() -> None:
-    runs = [run_of(0), run_of(1, trainer__devices=2), run_of(2), run_of(3, trainer__devices="0,1")]
+    runs = [run_of(0), run_of(1, devices=2), run_of(2), run_of(3, devices="0,1")]
     arrays = tasks_of(runs, SlurmOptions(), 1000)
     names = {
         shape: [entry.run.name for task in tasks for entry in task.entries]
@@ -221,7 +229,7 @@ def test_what_is_missing_becomes_one_array(slurm: Path, study: Callable[..., Stu
     options = SlurmOptions(
         partition="long", account="us", time=60, cpus=4, limit=2, memory="8G", extra={"qos": "high"}
     )
-    assert submit(found, found.runs[1:], options) == ["1"]
+    assert submit(found, planned(found.runs[1:]), options) == ["1"]
     script = (slurm / "job-1").read_text()
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", script, re.MULTILINE))
     name = asked.pop("job-name")
@@ -251,15 +259,15 @@ def test_runs_that_jobs_in_the_queue_hold_are_left_out(
     slurm: Path, study: Callable[..., Study], capsys: pytest.CaptureFixture
 ) -> None:
     found = study(grid={"seed": "0-1"})
-    assert submit(found, found.runs, SlurmOptions()) == ["1"]
+    assert submit(found, planned(found.runs), SlurmOptions()) == ["1"]
     in_queue(slurm, found, "RUNNING", "PENDING")
     assert queued(found) == {"seed0": "1_0", "seed1": "1_1"}
     more = study(grid={"seed": "0-3"})
-    assert submit(more, more.runs, SlurmOptions()) == ["2"]
+    assert submit(more, planned(more.runs), SlurmOptions()) == ["2"]
     assert left_out(capsys) == ["2 run(s) left out: in the queue already, job 1"]
     assert "--array=0-1%2" in (slurm / "job-2").read_text()
     (slurm / "queue").unlink()  # all have ended, as far as SLURM knows
-    assert submit(found, found.runs, SlurmOptions()) == ["3"]
+    assert submit(found, planned(found.runs), SlurmOptions()) == ["3"]
     assert left_out(capsys) == []
 
 
@@ -267,9 +275,9 @@ def test_nothing_is_submitted_if_the_queue_holds_everything(
     slurm: Path, study: Callable[..., Study]
 ) -> None:
     found = study(grid={"seed": "0-1"})
-    submit(found, found.runs, SlurmOptions())
+    submit(found, planned(found.runs), SlurmOptions())
     in_queue(slurm, found, "PENDING", "COMPLETING")
-    assert submit(found, found.runs, SlurmOptions()) == []
+    assert submit(found, planned(found.runs), SlurmOptions()) == []
     assert not (slurm / "job-2").exists()
 
 
@@ -277,7 +285,7 @@ def test_a_failed_run_of_a_job_that_runs_may_be_submitted_again(
     slurm: Path, study: Callable[..., Study]
 ) -> None:
     found = study(grid={"seed": "0-1"})
-    submit(found, found.runs, SlurmOptions(runs_per_gpu=2))
+    submit(found, planned(found.runs), SlurmOptions(runs_per_gpu=2))
     found.runs[1].run_dir.mkdir(parents=True)
     (found.runs[1].run_dir / "exit.json").write_text('{"code": 2, "line": "error: wrong"}')
     (name,) = re.findall(r"--job-name=(\S+)", (slurm / "job-1").read_text())
@@ -291,12 +299,12 @@ def test_a_refused_job_leaves_nothing(slurm: Path, study: Callable[..., Study]) 
     found = study(list=[{"seed": 0}, {"seed": 1, "trainer.devices": 2}])
     (slurm / "room").write_text("1")  # the first array is taken, the second is not
     with pytest.raises(UserError, match="^SLURM refuses the job: .*Invalid partition name$"):
-        submit(found, found.runs, SlurmOptions())
+        submit(found, planned(found.runs), SlurmOptions())
     assert "scancel 1" in (slurm / "said").read_text().splitlines()
     (slurm / "room").write_text("0")
     before = sorted(found.folder.rglob("*"))
     with pytest.raises(UserError, match="SLURM refuses the job"):
-        submit(found, found.runs, SlurmOptions())
+        submit(found, planned(found.runs), SlurmOptions())
     assert sorted(found.folder.rglob("*")) == before
 
 
@@ -306,10 +314,10 @@ def test_no_slurm_and_no_submitit(
     found = study(grid={"seed": "0-1"})
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="there is no SLURM on this machine"):
-        submit(found, found.runs, SlurmOptions())
+        submit(found, planned(found.runs), SlurmOptions())
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=re.escape("pip install 'qam_lightning[slurm]'")):
-        submit(found, found.runs, SlurmOptions())
+        submit(found, planned(found.runs), SlurmOptions())
     assert not found.folder.exists()
 
 
@@ -322,7 +330,7 @@ def test_variables_of_a_job_do_not_reach_the_jobs_that_it_submits(
     text = Path(sbatch).read_text()
     Path(sbatch).write_text(text.replace("number=", f"env > {slurm}/variables\nnumber=", 1))
     found = study(grid={"seed": "0-1"})
-    submit(found, found.runs, SlurmOptions())
+    submit(found, planned(found.runs), SlurmOptions())
     variables = (slurm / "variables").read_text()
     assert "SLURM_CONF=/a/file" in variables and "SLURM_CPUS_PER_TASK" not in variables
     assert os.environ["SLURM_CPUS_PER_TASK"] == "7"
@@ -346,7 +354,7 @@ def test_a_job_that_was_stopped_requeues_its_own_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = study(grid={"seed": "0-1"})
-    submit(found, found.runs, SlurmOptions())
+    submit(found, planned(found.runs), SlurmOptions())
     (slurm / "said").unlink()
     stand_in = slurm / "end"
     stand_in.write_text(f"#!/bin/bash\nexit {status}\n")
@@ -422,7 +430,7 @@ def test_a_job_saves_its_runs_and_goes_on_with_them(
     found = study(settings=settings | every, grid={"seed": [0, 1]}, list=[{"model.tau": 1}])
     wrong, good = found.runs
     wrong.arguments.append("--model.tau=-1")
-    assert submit(found, found.runs, SlurmOptions(runs_per_gpu=2)) == ["1"]
+    assert submit(found, planned(found.runs, 100_000), SlurmOptions(runs_per_gpu=2)) == ["1"]
     first = start(0)
     first.until(lambda: state_of(wrong.run_dir).kind == "failed")
     first.until(lambda: state_of(good.run_dir).gradient_step > 0)
