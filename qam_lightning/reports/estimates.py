@@ -67,6 +67,8 @@ def estimate(scores: Scores, statistic: Statistic) -> Estimate:
     tasks = _arrays(scores)
     drawn = [x[_draws(len(x), number)] for number, x in enumerate(tasks)]
     low, high = _percentiles(statistic(drawn))
+    if low == high:
+        return _without_interval(scores, statistic)
     return Estimate(float(statistic(tasks)), low, high, f"95% bootstrap, {_seeds(scores)}")
 
 
