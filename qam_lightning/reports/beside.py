@@ -48,13 +48,13 @@ class Beside(NamedTuple):
 
 
 def beside(found: Comparison) -> list[Beside]:
-    """Return every mean that has a published counterpart, after the offline and the online phase."""
+    """Return the means after both phases that have a published counterpart."""
     return [x for variant in found.variants for x in _of_variant(variant)]
 
 
 def setting_lines(found: Comparison) -> list[str]:
     """Return how the settings differ from the paper's: one line per variant and domain."""
-    lines = {}
+    lines: dict[str, None] = {}  # in order, each once
     for variant in found.variants:
         for result in variant.results:
             differ = published.differences(result.method, result.domain, result.settings)

@@ -45,10 +45,14 @@ class Variant(NamedTuple):
     results: list[Result]
 
     @property
+    def setting(self) -> str:
+        """What varies besides the method, e.g. ``tau 3.0``; empty if nothing does."""
+        return ", ".join(f"{k.rpartition('.')[2]} {value}" for k, value in self.settings.items())
+
+    @property
     def label(self) -> str:
         """E.g. ``QAM, tau 3.0``."""
-        parts = [f"{key.rpartition('.')[2]} {value}" for key, value in self.settings.items()]
-        return ", ".join([title(self.method), *parts])
+        return ", ".join(filter(None, (title(self.method), self.setting)))
 
     def scores(self, pick: Callable[[Result], Score | float | None]) -> dict[Task, list[float]]:
         """Return a number of every run that has it, by task and in the order of seeds."""

@@ -14,7 +14,7 @@ from qam_lightning.evaluation.plots import short
 from qam_lightning.evaluation.statistics import Estimate
 from qam_lightning.reports import estimates
 from qam_lightning.reports.comparison import Comparison, Task, Variant
-from qam_lightning.reports.published import EVERY, published, published_step, tasks_of, unit
+from qam_lightning.reports.published import EVERY, published, published_step, tasks_of, title, unit
 from qam_lightning.reports.results import Result
 from qam_lightning.util.files import replacing
 
@@ -57,13 +57,10 @@ def bars(found: Comparison, means: Mapping[str | None, Sequence[Estimate | None]
         found: the results.
         means: domain, or None for all tasks, to one mean per variant; None where there is none.
     """
+    overall = means.get(None) or list(means.values())[-1]
     order = sorted(
-        range(len(found.variants)),
-        key=lambda i: max((m[i].mean for m in means.values() if m[i]), default=-1.0),
+        range(len(found.variants)), key=lambda i: x.mean if (x := overall[i]) is not None else -1.0
     )
-    if all(None not in m for m in means.values()):
-        last = list(means.values())[-1]
-        order.sort(key=lambda i: last[i].mean)  # type: ignore[union-attr]
     height = 0.27 * len(order) + 0.75
     figure, panels = _panels(len(means), 2.6, height, sharey=True, legend=0.0)
     for axes, (domain, values) in zip(panels, means.items(), strict=False):
@@ -90,33 +87,54 @@ def bars(found: Comparison, means: Mapping[str | None, Sequence[Estimate | None]
 def curves(found: Comparison, with_published: bool) -> Figure:
     """Draw success over both phases of training, a panel per domain.
 
-    A dotted line marks where the online phase begins. Dashed lines are published.
+    A dotted line marks where the online phase begins. A method without an offline phase begins
+    there, too. Dashed lines are published. Many variants get a panel per method and domain.
     """
-    figure, panels = _panels(len(found.domains), 3.4, 2.5)
-    for axes, domain in zip(panels, found.domains, strict=False):
-        starts: set[int] = set()
-        for number, variant in enumerate(found.variants):
+    kinds = _kinds(found)
+    figure, panels = _panels(len(kinds) * len(found.domains), 3.4, 2.5)
+    wanted = [(domain, *kind) for domain in found.domains for kind in kinds.items()]
+    styles: dict[str, int] = {}
+    for axes, (domain, kind, named) in zip(panels, wanted, strict=True):
+        lines = {}
+        for label, variant in named:
             runs = [r for r in shown(variant) if r.domain == domain]
-            starts |= {r.curve.online_from for r in runs if r.curve.online_from}
-            line = mean_curve(runs)
-            if line is not None:
-                _draw(axes, line, number, variant.label)
-            if with_published and line is not None:
-                theirs = published_curve(variant, domain, runs)
-                axes.plot(*theirs, color=_style(number)["color"], ls=(0, (4, 2)), lw=1.2)
+            lines[label] = (variant, runs, mean_curve(runs))
+        starts = {r.curve.online_from or 0 for _, runs, _ in lines.values() for r in runs} - {0}
+        for label, (variant, runs, line) in lines.items():
+            number = styles.setdefault(label, len(styles))
+            if line is None:
+                continue
+            shift = max(starts, default=0) if runs[0].curve.online_from == 0 else 0
+            _draw(axes, line._replace(x=line.x + shift), number, label)
+            if with_published:
+                steps, means = published_curve(variant, domain, runs)
+                colour = _style(number)["color"]
+                axes.plot(steps + shift, means, color=colour, ls=(0, (4, 2)), lw=1.2)
         for start in starts:
             axes.axvline(start, color=_INK, lw=0.8, ls=":")
-            axes.annotate(" online", (start, 1.03), color=_INK, fontsize=7, va="top")
-        axes.set_title(domain, loc="left", fontsize=9, color=_INK)
+            axes.annotate(" online", (start, 1.08), color=_INK, fontsize=7, va="top")
+        axes.set_title(f"{domain}{kind and f', {kind}'}", loc="left", fontsize=9, color=_INK)
         axes.set(ylim=(0, 1.03))
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: short(step)))
         _finish(axes, "y")
-    both = " offline, then environment steps online" if found.has_online else ""
-    figure.supxlabel(f"gradient steps{both}", fontsize=9, color=_INK)
+    online = ", then environment steps" if found.has_online else ""
+    _name_x(panels, f"gradient steps{online}")
     _legend(figure, panels)
     return figure
+
+
+def _kinds(found: Comparison) -> dict[str, list[tuple[str, Variant]]]:
+    """Return the lines of every panel of a domain, by the panel's name, with their labels."""
+    variants = found.variants
+    methods = list(dict.fromkeys(variant.method for variant in variants))
+    if len(variants) <= len(_COLOURS) or len(methods) == len(variants):
+        return {"": [(variant.label, variant) for variant in variants]}
+    return {
+        title(method): [(v.setting or v.label, v) for v in variants if v.method == method]
+        for method in methods
+    }
 
 
 def shown(variant: Variant) -> list[Result]:
@@ -141,7 +159,7 @@ def mean_curve(runs: Sequence[Result]) -> Line | None:
 
 def published_curve(
     variant: Variant, domain: str, runs: Sequence[Result]
-) -> tuple[list[int], list[float]]:
+) -> tuple[np.ndarray, list[float]]:
     """Return the published curve up to the last step of ``runs``: of their tasks' mean."""
     tasks = sorted({(r.domain, r.task) for r in runs})
     names = [unit(domain, runs[0].settings, number) for _, number in tasks]
@@ -152,7 +170,7 @@ def published_curve(
     ours = {step: published_step(step, start) for step in range(EVERY, last + 1, EVERY)}
     ours = {step: at for step, at in ours.items() if all(at in points for points in theirs)}
     means = [float(np.mean([points[at].mean for points in theirs])) for at in ours.values()]
-    return list(ours), means
+    return np.array(list(ours), int), means
 
 
 # -- one setting -----------------------------------------------------------------------------------
@@ -182,8 +200,7 @@ def sensitivity(
                 if variant.method == method and value and key in variant.settings
             )
             if points:
-                label = Variant(method, {}, []).label
-                _draw(axes, Line(*np.array(points).T), number, label)
+                _draw(axes, Line(*np.array(points).T), number, title(method))
         xs = sorted({float(v.settings[key]) for v in found.variants if key in v.settings})
         if xs[0] > 0 and xs[-1] / xs[0] >= 8:
             axes.set_xscale("log")
@@ -192,7 +209,7 @@ def sensitivity(
         axes.set_title(domain or "all tasks", loc="left", fontsize=9, color=_INK)
         axes.set(ylim=(0, 1.03))
         _finish(axes, "y")
-    figure.supxlabel(key, fontsize=9, color=_INK)
+    _name_x(panels, key)
     _legend(figure, panels)
     return figure
 
@@ -208,10 +225,12 @@ def profiles(named: Sequence[tuple[Variant, estimates.Scores | None]]) -> Figure
         if scores:
             share, low, high = estimates.profile(scores, thresholds)
             colour = _style(number)["color"]
-            axes.step(thresholds, share, where="post", color=colour, lw=1.6,
-                      ls=("-", "-.", ":")[number // len(_COLOURS) % 3], label=variant.label)  # fmt: skip
+            dashes = ("-", "-.", ":")[number // len(_COLOURS) % 3]
+            axes.step(thresholds, share, where="post", color=colour, ls=dashes, lw=1.6,
+                      label=variant.label)  # fmt: skip
             axes.fill_between(thresholds, low, high, step="post", color=colour, alpha=0.15, lw=0)
-    axes.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="success τ", ylabel="share of runs above τ")
+    axes.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="share of runs above τ")
+    _name_x([axes], "success τ")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     _finish(axes, "y")
     _legend(figure, [axes])
@@ -256,6 +275,12 @@ def _finish(axes: Axes, grid: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_INK, labelsize=8)
+
+
+def _name_x(panels: Sequence[Axes], name: str) -> None:
+    """Name the x axis of the panels that have none below them."""
+    for axes in panels[-_ACROSS:]:
+        axes.set_xlabel(name, fontsize=8, color=_INK)
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:

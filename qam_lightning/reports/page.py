@@ -103,11 +103,12 @@ def _html(block: Block) -> Iterator[str]:
         yield from (f"<li>{escape(line)}</li>" for line in block.lines)
         yield "</ul>"
     elif isinstance(block, Link):
-        yield f'<p><a href="{escape(block.name)}">{escape(block.name)}</a>: {escape(block.text)}</p>'
+        name = escape(block.name)
+        yield f'<p><a href="{name}">{name}</a>: {escape(block.text)}</p>'
     elif isinstance(block, Figure):
         name, caption = escape(block.name), escape(block.caption)
-        picture = f'<img src="{name}.png" alt="{caption}">'
-        yield f'<figure><a href="{name}.pdf">{picture}</a><figcaption>{caption}</figcaption></figure>'
+        yield f'<figure><a href="{name}.pdf"><img src="{name}.png" alt="{caption}"></a>'
+        yield f"<figcaption>{caption}</figcaption></figure>"
     else:
         yield '<div class="scroll"><table>'
         yield f"<thead><tr>{''.join(f'<th>{escape(x)}</th>' for x in block.header)}</tr></thead>"
@@ -151,4 +152,4 @@ def _markdown(block: Block) -> str:
 
 def _plain(text: str) -> str:
     """Escape what Markdown would take for markup, on one line."""
-    return re.sub(r"([\\`*<>|\[\]]|(?<!\w)_|_(?!\w)|^[#+-])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*<>|\[\]]|(?<!\w)_|_(?!\w)|^[#+-](?=\s))", r"\\\1", " ".join(text.split()))

@@ -28,7 +28,7 @@ FILES = (
 )
 """The names of a report's files; which of them there are depends on the runs."""
 
-_MOST_LISTED = 60  # runs in a table of the page; runs.csv has all
+_MOST_LISTED = 60  # runs that the page names one by one; runs.csv has all
 _FEW = "†"
 
 
@@ -73,7 +73,7 @@ def write_report(
         _write_rows(output / "runs.csv", map(_run_row, *_with_axes(found))),
         _write_rows(output / "evaluations.csv", _evaluation_rows(found)),
     ]
-    if published:
+    if compared:
         written.append(_write_rows(output / "published.csv", (x.row() for x in compared)))
     for name, figure in drawn.items():
         written += figures.save(figure, output, name)
@@ -133,17 +133,19 @@ def _summary(found: Comparison, missing: Sequence[str]) -> Section:
     results = found.results
     unfinished = [r for r in results if not r.finished]
     seeds = len({r.seed for r in results})
-    lines = [
-        f"{_count(len(results), 'run')}: {_count(len(found.variants), 'variant')}, "
+    blocks: list[Block] = [
+        f"{_count(len(results), 'run')}: {_count(len(found.variants), 'method')} (with settings), "
         f"{_count(len(found.tasks), 'task')}, {_count(seeds, 'seed')}; "
-        f"{len(results) - len(unfinished)} finished, {len(unfinished)} not yet.",
+        f"{len(results) - len(unfinished)} finished, {len(unfinished)} not yet."
     ]
-    blocks: list[Block] = [*lines]
     if found.lines:
         blocks += ["To know:", Bullets(found.lines)]
     incomplete = [*map(_progress, unfinished), *missing]
     if incomplete:
-        blocks += ["This report is partial. It lacks:", Bullets(incomplete)]
+        more = len(incomplete) - _MOST_LISTED
+        rest = [f"and {more} more"] if more > 0 else []
+        lacks = Bullets([*incomplete[:_MOST_LISTED], *rest])
+        blocks += ["This report is partial. It lacks:", lacks]
     return Section("Summary", blocks)
 
 
@@ -319,7 +321,9 @@ def _learning(found: Comparison, drawn: dict[str, Any], published: bool) -> Sect
         f"fewer than {MIN_SEEDS} seeds the smallest and the largest."
     )
     if found.has_online:
-        caption += " Dotted: the online phase begins."
+        caption += (
+            " Dotted: the online phase begins; methods without an offline phase begin there, too."
+        )
     if published:
         caption += " Dashed: published."
     return Section("Learning curves", [page.Figure("curves", caption)])
