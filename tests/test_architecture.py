@@ -11,7 +11,7 @@ PACKAGE = ROOT / "qam_lightning"
 
 LAYERS = (
     {"cli", "__main__"},
-    {"laboratory"},
+    {"laboratory", "studies", "reports"},
     {"callbacks", "loggers"},
     {"online", "policy", "checkpoints", "run_folder"},
     {"methods", "evaluation"},

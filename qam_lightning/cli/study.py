@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qam_lightning.cli.dispatch import called
-from qam_lightning.util.arguments import Parser, at_least, path
+from qam_lightning.util.arguments import Parser, at_least
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.imports import uncollected
 
@@ -18,16 +18,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(prog=called("study"), description=__doc__.partition(": ")[2])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    study = {"metavar": "STUDY", "help": "file, or the name of a shipped study"}
+    which = "STUDY", "file, or the name of a shipped study"
 
     add = commands.add_parser("list", help="the studies that ship").add_argument
     add = commands.add_parser("status", help="where the runs of a study are").add_argument
-    add("study", **study)
+    add("study", metavar=which[0], help=which[1])
     add("--all", action="store_true", help="a line for every run, not only those that failed")
     add = commands.add_parser(
         "run", help="check every configuration, then run what is not finished"
     ).add_argument
-    add("study", **study)
+    add("study", metavar=which[0], help=which[1])
     add("--jobs", type=at_least(1), metavar="N", help="runs at a time; default: what fits")
     add("--dry_run", action="store_true", help="check, and say what would run")
     add("--any_version", action="store_true", help="go on with runs of other software versions")
@@ -66,7 +66,7 @@ def status(options: argparse.Namespace) -> int:
         table.add_column(kind, justify="right")
     for group in groups:
         kinds = [state.kind for run, state in states if run.group == group]
-        counts = [str(kinds.count(kind) or "–") for kind in KINDS]
+        counts = [str(sum(kind == k for k in kinds) or "–") for kind in KINDS]
         table.add_row(group or "all", *counts, str(len(kinds)))
     console = Console(soft_wrap=True)
     console.print(table)

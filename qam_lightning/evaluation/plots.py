@@ -132,7 +132,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: _short(step)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: short(step)))
     axes.grid(axis="y", color="#e6e6e6", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -164,7 +164,7 @@ def _draw_mean(axes: Axes, curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndar
     return np.array(common), mean
 
 
-def _short(step: float) -> str:
+def short(step: float) -> str:
     """Format a step count briefly: 500, 20k, 1.5M."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(step) >= size:

@@ -65,14 +65,23 @@ def t_interval(scores: Sequence[Any] | np.ndarray) -> Interval:
     Raises:
         ValueError: fewer seeds, another shape, or a number that is not finite.
     """
-    table = _table(scores, MIN_SEEDS)
-    seeds, tasks = table.shape
-    mean, variances = float(table.mean()), table.var(0, ddof=1)
+    return stratified_interval(_table(scores, MIN_SEEDS).T)
+
+
+def stratified_interval(tasks: Sequence[Any] | np.ndarray) -> Interval:
+    """Like `t_interval`, of tasks with different numbers of seeds.
+
+    Args:
+        tasks: for every task, one number per seed; at least two.
+    """
+    scores = [np.asarray(task, np.float64) for task in tasks]
+    mean = float(np.mean([x.mean() for x in scores]))
+    variances = np.array([x.var(ddof=1) / len(x) for x in scores])
     total = variances.sum()
     if total == 0:
         return Interval(mean, mean, mean)
-    freedom = int((seeds - 1) * total**2 / (variances**2).sum() + 1e-9)
-    half = _t_quantile(freedom) * math.sqrt(total / seeds) / tasks
+    parts = sum(v**2 / (len(x) - 1) for v, x in zip(variances, scores, strict=True))
+    half = _t_quantile(int(total**2 / parts + 1e-9)) * math.sqrt(total) / len(scores)
     return Interval(mean, mean - half, mean + half)
 
 

@@ -219,6 +219,5 @@ class _Display:
         left = sum(s.total - s.done for s in self._states.values() if s.kind != "failed")
         time_left = f", {timedelta(seconds=round(took / done * left))} left" if done else ""
         complete = sum(s.kind == "finished" for s in self._states.values())
-        return f"{complete} of {len(self._states)} finished, {running} running, {waiting} waiting" + (
-            time_left
-        )
+        counts = f"{complete} of {len(self._states)} finished, {running} running, {waiting} waiting"
+        return counts + time_left

@@ -16,8 +16,10 @@ from qam_lightning.studies.study import Run, Study
 from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.provenance import mismatches
 
-FREE = ("threads", "ckpt_path", "run_dir", "log.", "progress.", "checkpoints.", "data.prefetch",
-        "data.directory", "data.base_url", "data.store", "data.storage", "evaluation.workers")  # fmt: skip
+FREE = (
+    *("threads", "ckpt_path", "run_dir", "log.", "progress.", "checkpoints.", "evaluation.workers"),
+    *(f"data.{key}" for key in ("prefetch", "directory", "base_url", "store", "storage")),
+)
 """Settings that may change while a study runs: they do not change what it finds."""
 
 LONGER = ("trainer.max_steps", "online.steps")
@@ -116,9 +118,7 @@ def _planned(run: Run, built: "_Built | UserError", any_version: bool) -> Planne
     if state.info is not None:
         _check_fits(run, state, settings, any_version)
     trainer = settings["trainer"]
-    return Planned(
-        run, state, trainer["num_nodes"], trainer["devices"], settings["threads"]
-    )
+    return Planned(run, state, trainer["num_nodes"], trainer["devices"], settings["threads"])
 
 
 def _check_fits(run: Run, state: State, settings: dict[str, Any], any_version: bool) -> None:
@@ -139,17 +139,13 @@ def _check_fits(run: Run, state: State, settings: dict[str, Any], any_version: b
             "or undo the change"
         )
     if not any_version and (lines := mismatches(state.info.versions)):
-        raise UserError(
-            f"{run.run_dir}: {lines[0]}; move it away, or take it with --any_version"
-        )
+        raise UserError(f"{run.run_dir}: {lines[0]}; move it away, or take it with --any_version")
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """List the changed settings that make another run, see `FREE` and `LONGER`."""
     return [
-        line
-        for line in changed(before, after)
-        if not line.startswith(FREE) and not _longer(line)
+        line for line in changed(before, after) if not line.startswith(FREE) and not _longer(line)
     ]
 
 

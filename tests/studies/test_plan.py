@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from qam_lightning.cli import main
 from qam_lightning.run_folder import Claim

@@ -57,7 +57,10 @@ def test_a_failure_is_told_and_the_others_go_on(
     assert state_of(broken).kind == "failed" and state_of(whole).kind == "finished"
     before = (whole / "checkpoints/last.ckpt").stat().st_mtime_ns
     assert main(["study", "status", str(path)]) == 0
-    assert f"{broken.name} failed: {failed.partition(': ')[2].partition(': ')[2]}" in capsys.readouterr().out
+    assert (
+        f"{broken.name} failed: {failed.partition(': ')[2].partition(': ')[2]}"
+        in capsys.readouterr().out
+    )
     gone.write_bytes(Path(data).read_bytes())  # mended
     assert main(["study", "run", str(path), "--jobs", "2"]) == 0
     assert "1 failed" in capsys.readouterr().out

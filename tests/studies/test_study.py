@@ -110,7 +110,10 @@ def test_names_of_folders_are_safe_and_short(write: Write) -> None:
         ({"grid": {"log.name": ["a/", "a:"]}}, "two runs would go to"),
         ({"settings": {"seed": 1}, "grid": {"seed": [0]}}, "seed is in settings and in grid"),
         ({"settings": {"task": 1}, "grid": {"data.task": [0]}}, "data.task is in settings and"),
-        ({"grid": {"model.tau": 1}, "list": [{"model.init_args.tau": 2}]}, "is in grid and in list"),
+        (
+            {"grid": {"model.tau": 1}, "list": [{"model.init_args.tau": 2}]},
+            "is in grid and in list",
+        ),
         (
             {"grid": {"seed": 0}, "groups": {"a": {"grid": {"seed": 1}}}},
             "seed is in grid and in groups.a.grid",

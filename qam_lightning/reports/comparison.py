@@ -1,0 +1,173 @@
+"""Results by what they compare: variants of methods, tasks, seeds."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from qam_lightning.reports.published import title
+from qam_lightning.reports.results import Result, Score
+
+Task = tuple[str, int]
+"""A domain and the number of its task."""
+
+_NO_EFFECT = (
+    *(
+        "seed",
+        "run_dir",
+        "ckpt_path",
+        "threads",
+        "config",
+        "domain",
+        "method",
+        "tuned_as",
+        "tuned.",
+    ),
+    *("log.", "progress.", "checkpoints.", "evaluation."),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.deterministic", "trainer.logger", "trainer.callbacks"),
+    *("data.env", "data.task", "data.directory", "data.base_url", "data.store", "data.storage"),
+    *("data.prefetch", "model.class_path", "model.compile", "online.async_env"),
+)
+"""Labels, and settings on which results do not depend but by rounding; a dot ends a group."""
+
+
+class Variant(NamedTuple):
+    """Runs that differ in domain, task and seed only.
+
+    Attributes:
+        method: as in files.
+        settings: the values of what varies besides.
+        results: the runs, by domain, task and seed.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    results: list[Result]
+
+    @property
+    def setting(self) -> str:
+        """What varies besides the method, e.g. ``tau 3.0``; empty if nothing does."""
+        return ", ".join(f"{k.rpartition('.')[2]} {value}" for k, value in self.settings.items())
+
+    @property
+    def label(self) -> str:
+        """E.g. ``QAM, tau 3.0``."""
+        return ", ".join(filter(None, (title(self.method), self.setting)))
+
+    def scores(self, pick: Callable[[Result], Score | float | None]) -> dict[Task, list[float]]:
+        """Return a number of every run that has it, by task and in the order of seeds."""
+        found: dict[Task, list[float]] = {}
+        for result in self.results:
+            picked = pick(result)
+            if picked is not None:
+                value = picked.success if isinstance(picked, Score) else picked
+                found.setdefault((result.domain, result.task), []).append(value)
+        return found
+
+
+class Comparison(NamedTuple):
+    """All results of a report.
+
+    Attributes:
+        variants: in the order of the runs.
+        axes: the settings that tell variants of one method apart.
+        tasks: all tasks, by domain.
+        lines: what a reader has to know: runs that were left out, settings that were mixed.
+    """
+
+    variants: list[Variant]
+    axes: list[str]
+    tasks: list[Task]
+    lines: list[str]
+
+    @property
+    def results(self) -> list[Result]:
+        """All runs."""
+        return [result for variant in self.variants for result in variant.results]
+
+    @property
+    def domains(self) -> list[str]:
+        """All domains."""
+        return list(dict.fromkeys(domain for domain, _ in self.tasks))
+
+    @property
+    def has_online(self) -> bool:
+        """Whether a run has an online phase, or will have one."""
+        return any(result.settings.get("online.steps") for result in self.results)
+
+    def tasks_of(self, domain: str | None) -> list[Task]:
+        """Return the tasks of a domain; all if it is None."""
+        return [task for task in self.tasks if domain in (None, task[0])]
+
+
+def compare(results: Sequence[Result], axes: Sequence[str] | None = None) -> Comparison:
+    """Sort results into variants.
+
+    A setting tells variants apart if it differs between runs of one method, domain and task: values
+    that are tuned for a domain do not.
+
+    Args:
+        results: of distinct folders.
+        axes: the settings to tell variants apart by, as a study's keys; None finds them. Further
+            ones are found if runs of equal method, task and seed are left.
+    """
+    varying = _varying(results)
+    chosen = varying
+    if axes is not None:
+        keys = [key.replace("model.init_args.", "model.") for key in axes]
+        chosen = [key for key in keys if key in varying]
+        if _repeated(results, chosen):
+            chosen += [key for key in varying if key not in chosen]
+    lines = [
+        f"{other.folder} is left out: {first.folder} has the same method, settings, task and seed"
+        for first, other in _repeated(results, chosen)
+    ]
+    repeated = {id(other) for _, other in _repeated(results, chosen)}
+    kept = [result for result in results if id(result) not in repeated]
+    for key in (key for key in varying if key not in chosen):
+        values = dict.fromkeys(str(result.settings.get(key)) for result in kept)
+        lines.append(f"{key} differs between runs that are averaged: {', '.join(values)}")
+    groups: dict[str, list[Result]] = {}
+    for result in kept:
+        groups.setdefault(_key(result, chosen), []).append(result)
+    variants = [
+        Variant(
+            group[0].method,
+            {key: group[0].settings[key] for key in chosen if key in group[0].settings},
+            sorted(group, key=lambda r: (r.domain, r.task, r.seed)),
+        )
+        for group in groups.values()
+    ]
+    tasks = sorted({(result.domain, result.task) for result in kept})
+    return Comparison(variants, chosen, tasks, lines)
+
+
+def has_effect(key: str) -> bool:
+    """Whether results depend on a setting."""
+    return not any(key == name or name[-1] == "." and key.startswith(name) for name in _NO_EFFECT)
+
+
+def _varying(results: Sequence[Result]) -> list[str]:
+    """Return the settings that differ between runs of one method, domain and task."""
+    values: dict[tuple, set[str]] = {}
+    for result in results:
+        for key, value in result.settings.items():
+            if has_effect(key):
+                where = (key, result.method, result.domain, result.task)
+                values.setdefault(where, set()).add(json.dumps(value, default=str))
+    return list(dict.fromkeys(key for (key, *_), found in values.items() if len(found) > 1))
+
+
+def _key(result: Result, axes: Sequence[str]) -> str:
+    return json.dumps([result.method, *(result.settings.get(key) for key in axes)], default=str)
+
+
+def _repeated(results: Sequence[Result], axes: Sequence[str]) -> list[tuple[Result, Result]]:
+    """Return every run that repeats another one, after that one."""
+    seen: dict[tuple, Result] = {}
+    pairs = []
+    for result in results:
+        where = (_key(result, axes), result.domain, result.task, result.seed)
+        if (first := seen.setdefault(where, result)) is not result:
+            pairs.append((first, result))
+    return pairs
