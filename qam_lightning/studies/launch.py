@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from qam_lightning.checkpoints import last_checkpoints
 from qam_lightning.studies.state import EXIT
 from qam_lightning.studies.study import Run
@@ -52,6 +54,30 @@ def start(
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
+
+
+def shared_variables(slot: int, jobs: int, cores: int) -> dict[str, str]:
+    """Return the variables that share cores and GPUs between runs, for `start`.
+
+    Args:
+        slot: which of the places for runs the run has, from 0.
+        jobs: how many places there are.
+        cores: that they share.
+    """
+    threads = str(max(1, cores // jobs))
+    shared = {n: threads for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if n not in os.environ}
+    if jobs > 1 and torch.cuda.is_available():
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = names if names[0] else [str(n) for n in range(torch.cuda.device_count())]
+        shared["CUDA_VISIBLE_DEVICES"] = names[slot % len(names)]
+    return shared
+
+
+def shared_flags(run: Run, jobs: int, cores: int) -> tuple[str, ...]:
+    """Return flags that share cores between the evaluations of runs, for `start`."""
+    if jobs == 1 or "evaluation.workers" in run.settings:
+        return ()
+    return (f"--evaluation.workers={max(1, cores // jobs)}",)
 
 
 def finish(run: Run, code: int) -> str:

@@ -243,7 +243,6 @@ def tasks_of(
             Task(
                 entries=[_entry(item) for item in part],
                 slots=slots,
-                gpus=shape.gpus,
                 ranks=shape.several,
             )
             for part in dealt

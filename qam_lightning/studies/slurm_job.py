@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qam_lightning.envs.rollout import available_cores
 from qam_lightning.run_folder import holder
 from qam_lightning.studies import launch
 from qam_lightning.studies.state import Length, State, state_of
@@ -66,13 +67,11 @@ class Task(Schema):
     Attributes:
         entries: its runs.
         slots: how many of them run at a time.
-        gpus: GPUs that the slots are dealt to in turn; with 0 or 1, every run sees what SLURM gave.
         ranks: each run is several processes, which ``srun`` starts.
     """
 
     entries: list[Entry]
     slots: Count
-    gpus: Count
     ranks: bool
 
 
@@ -114,6 +113,7 @@ class _Job:
         self._task, self._waiting = task, list(task.entries)
         self._slots: dict[int, _Process] = {}
         self._restarted = bool(int(os.environ.get("SLURM_RESTART_COUNT", 0)))
+        self._tried_again: set[str] = set()
         self._signal: int | None = None
         self._told = self._again = self._failed = False
 
@@ -155,14 +155,20 @@ class _Job:
                 state = entry.state()
                 if not self._is_left_out(entry, state):
                     slot = next(free)
-                    process = launch.start(
-                        entry.run, self._environment(slot), launcher=self._launcher()
-                    )
+                    process = self._start(entry.run, slot)
                     self._slots[slot] = _Process(entry, process, state.done)
                     _say(f"{entry.run.name}: started, process {process.pid}")
             except UserError as error:
                 self._failed = True
                 _say(f"{entry.run.name}: {error}")
+
+    def _start(self, run: Run, slot: int) -> subprocess.Popen:
+        if self._task.ranks:
+            return launch.start(run, {}, launcher=("srun", "--kill-on-bad-exit"))
+        jobs, cores = self._task.slots, int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
+        cores = cores or available_cores()
+        variables = launch.shared_variables(slot, jobs, cores)
+        return launch.start(run, variables, launch.shared_flags(run, jobs, cores))
 
     def _is_left_out(self, entry: Entry, state: State) -> bool:
         """Whether a run needs no process of this job's."""
@@ -172,21 +178,6 @@ class _Job:
         if state.kind in kinds:
             _say(f"{entry.run.name}: {state.kind}{f', {state.line}' if state.line else ''}")
         return state.kind in kinds
-
-    def _launcher(self) -> tuple[str, ...]:
-        return ("srun", "--kill-on-bad-exit") if self._task.ranks else ()
-
-    def _environment(self, slot: int) -> dict[str, str]:
-        """Return the variables of a slot: its GPU, and its part of the job's cores."""
-        found = {}
-        if self._task.gpus > 1 and not self._task.ranks:
-            given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-            gpus = given.split(",") if given else [str(n) for n in range(self._task.gpus)]
-            found["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-        cores = int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
-        if cores and "OMP_NUM_THREADS" not in os.environ:
-            found["OMP_NUM_THREADS"] = str(max(1, cores // self._task.slots))
-        return found
 
     def _ended(self, at: _Process) -> None:
         """Note how a run's process ended, and what follows from it."""
@@ -200,10 +191,11 @@ class _Job:
         elif self._is_stopped(code):
             _say(f"{run.name}: stopped, exit code {code}")
             self._again = True
-        elif _steps_of(at.entry) > at.steps:
-            _say(f"{run.name}: ended with exit code {code}, and goes on")
+        elif _steps_of(at.entry) > at.steps or run.name not in self._tried_again:
+            _say(f"{run.name}: ended with exit code {code}, is tried again")
+            self._tried_again.add(run.name)
             self._waiting.append(at.entry)
-        else:  # it would end like this again
+        else:  # it gets no further
             self._fail(run, code)
 
     def _is_stopped(self, code: int) -> bool:
@@ -215,7 +207,10 @@ class _Job:
 
     def _fail(self, run: Run, code: int) -> None:
         self._failed = True
-        _say(f"{run.name}: failed with exit code {code}: {launch.finish(run, code)}")
+        try:
+            _say(f"{run.name}: failed with exit code {code}: {launch.finish(run, code)}")
+        except UserError as error:
+            _say(f"{run.name}: failed with exit code {code}; {error}")
 
 
 def _steps_of(entry: Entry) -> int:
