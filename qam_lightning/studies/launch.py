@@ -17,6 +17,7 @@ from qam_lightning.util.files import save_json, writing
 LOG = "output.log"
 """The file in a run's folder that gets what its processes print."""
 
+_LAUNCHERS = ("srun: ", "slurmstepd: ")
 _TAIL = 16_384  # bytes in which the last line is looked for
 
 
@@ -96,11 +97,12 @@ def finish(run: Run, code: int) -> str:
 
 
 def last_line(path: Path) -> str:
-    """Return the last line of a log that is not empty, ``""`` if there is none."""
+    """Return the last line of a log that is not empty, nor srun's; ``""`` if there is none."""
     try:
         with path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL))
             lines = log.read().decode("utf-8", "replace").split("\n")
     except OSError:
         return ""
-    return next((shown(line.strip(), 300) for line in reversed(lines) if line.strip()), "")
+    said = (line.strip() for line in reversed(lines) if not line.startswith(_LAUNCHERS))
+    return next((shown(line, 300) for line in said if line), "")

@@ -11,6 +11,7 @@ things are our own:
 """
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -303,7 +304,8 @@ def _answer(*words: str) -> str:
 
 
 def _one_line(said: str) -> str:
-    return shown("; ".join(line.strip() for line in said.splitlines() if line.strip()), 500)
+    lines = [re.sub(r"^\w+: error: ", "", line.strip()) for line in said.splitlines()]
+    return shown("; ".join(filter(None, lines)), 500)
 
 
 def _longest_array() -> int:
@@ -382,8 +384,9 @@ def _submit_array(study: Study, shape: Shape, tasks: list[Task], options: SlurmO
         job_name=f"{study.name}-{name}",
         array_parallelism=options.limit or len(tasks),
     )
+    said = io.StringIO()  # submitit repeats what sbatch says
     try:
-        with _outside_jobs(), writing(folder):
+        with _outside_jobs(), writing(folder), contextlib.redirect_stderr(said):
             first, *_ = executor.map_array(work, [str(path)] * len(tasks), range(len(tasks)))
     except submitit.core.utils.FailedJobError as error:
         shutil.rmtree(folder, ignore_errors=True)

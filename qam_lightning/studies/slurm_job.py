@@ -7,6 +7,7 @@ requeues it, see `slurm`. Requeued, it does the same with the runs that are not 
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import time
@@ -99,11 +100,19 @@ def work(path: str, number: int) -> None:
 
 
 class _Process(NamedTuple):
-    """A run's process, and the steps that the run had taken before."""
+    """A run's process.
+
+    Attributes:
+        entry: the run.
+        process: its process, or ``srun``.
+        steps: that the run had taken before.
+        begin: where its words begin in the run's log.
+    """
 
     entry: Entry
     process: subprocess.Popen
     steps: int
+    begin: int
 
 
 class _Job:
@@ -143,8 +152,8 @@ class _Job:
         self._waiting.clear()
         # SIGTERM would make srun kill its tasks; it passes SIGUSR1 on.
         number = signal.SIGUSR1 if self._task.ranks else signal.SIGTERM
-        for _, process, _ in self._slots.values():
-            process.send_signal(number)
+        for at in self._slots.values():
+            at.process.send_signal(number)
 
     def _fill(self) -> None:
         """Start runs in the slots that are free."""
@@ -155,8 +164,9 @@ class _Job:
                 state = entry.state()
                 if not self._is_left_out(entry, state):
                     slot = next(free)
+                    begin = _size(entry.run)
                     process = self._start(entry.run, slot)
-                    self._slots[slot] = _Process(entry, process, state.done)
+                    self._slots[slot] = _Process(entry, process, state.done, begin)
                     _say(f"{entry.run.name}: started, process {process.pid}")
             except UserError as error:
                 self._failed = True
@@ -181,7 +191,7 @@ class _Job:
 
     def _ended(self, at: _Process) -> None:
         """Note how a run's process ended, and what follows from it."""
-        run, code = at.entry.run, at.process.returncode
+        run, code = at.entry.run, self._code(at)
         if code == 0:
             _say(f"{run.name}: finished")
         elif code == 2 and _is_elsewhere(run):
@@ -197,6 +207,20 @@ class _Job:
             self._waiting.append(at.entry)
         else:  # it gets no further
             self._fail(run, code)
+
+    def _code(self, at: _Process) -> int:
+        """Return the exit code of a run.
+
+        That of ``srun`` may be of a task that it ended because another one failed. It says which
+        was the first.
+        """
+        if self._task.ranks and at.process.returncode:
+            with (at.entry.run.run_dir / launch.LOG).open("rb") as log:
+                log.seek(at.begin)
+                first = re.search(rb"^srun: error: .* tasks? .*: (.*)$", log.read(), re.MULTILINE)
+            if first and (own := re.match(rb"Exited with exit code (\d+)", first[1])):
+                return int(own[1])
+        return at.process.returncode
 
     def _is_stopped(self, code: int) -> bool:
         """Whether a signal to the whole job ended a run, rather than a signal to it alone."""
@@ -218,6 +242,11 @@ def _steps_of(entry: Entry) -> int:
         return entry.state().done
     except UserError:  # no checkpoint was ever complete
         return 0
+
+
+def _size(run: Run) -> int:
+    log = run.run_dir / launch.LOG
+    return log.stat().st_size if log.exists() else 0
 
 
 def _is_elsewhere(run: Run) -> bool:

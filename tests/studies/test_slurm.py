@@ -295,11 +295,14 @@ def test_a_failed_run_of_a_job_that_runs_may_be_submitted_again(
     assert queued(found) == {"seed0": "1", "seed1": "1"}
 
 
-def test_a_refused_job_leaves_nothing(slurm: Path, study: Callable[..., Study]) -> None:
+def test_a_refused_job_leaves_nothing(
+    slurm: Path, study: Callable[..., Study], capsys: pytest.CaptureFixture
+) -> None:
     found = study(list=[{"seed": 0}, {"seed": 1, "trainer.devices": 2}])
     (slurm / "room").write_text("1")  # the first array is taken, the second is not
-    with pytest.raises(UserError, match="^SLURM refuses the job: .*Invalid partition name$"):
+    with pytest.raises(UserError, match="^SLURM refuses the job: invalid .*; Batch .*name$"):
         submit(found, planned(found.runs), SlurmOptions())
+    assert capsys.readouterr() == ("", "")
     assert "scancel 1" in (slurm / "said").read_text().splitlines()
     (slurm / "room").write_text("0")
     before = sorted(found.folder.rglob("*"))
