@@ -60,6 +60,13 @@ def test_options_come_from_a_file_and_flags_override_them(tmp_path: Path) -> Non
     assert read_options(None) == SlurmOptions()
 
 
+def test_the_guide_shows_every_option(tmp_path: Path) -> None:
+    path = tmp_path / "slurm.yaml"
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/cluster.md").read_text(), re.DOTALL)
+    path.write_text(text)
+    assert read_options(path).model_fields_set == set(SlurmOptions.model_fields)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
