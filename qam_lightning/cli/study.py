@@ -4,12 +4,14 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from qam_lightning.cli.dispatch import called
-from qam_lightning.util.arguments import Parser, at_least
+from qam_lightning.studies.study import STUDIES, Study, read_study
+from qam_lightning.util.arguments import Parser, at_least, path
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.imports import uncollected
 
@@ -31,19 +33,30 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--jobs", type=at_least(1), metavar="N", help="runs at a time; default: what fits")
     add("--dry_run", action="store_true", help="check, and say what would run")
     add("--any_version", action="store_true", help="go on with runs of other software versions")
+    add = commands.add_parser(
+        "report", help="tables, intervals and figures of a study, or of any run folders"
+    ).add_argument
+    add("source", nargs="+", metavar="STUDY_OR_RUN", help="one study, or run folders")
+    add(
+        "--output",
+        type=path,
+        metavar="FOLDER",
+        help="default: report in the study's folder, or report here; an earlier report is replaced",
+    )
+    add("--published", action="store_true", help="beside the authors' published curves")
     return parser.parse_args(list(arguments))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit code."""
     options = parse(arguments)
-    return {"list": shipped, "status": status, "run": run}[options.command](options)
+    return {"list": shipped, "status": status, "run": run, "report": report}[options.command](
+        options
+    )
 
 
 def shipped(options: argparse.Namespace) -> int:
     """Print the studies that ship, with the first comment of each."""
-    from qam_lightning.studies.study import STUDIES, read_study
-
     for file in sorted(STUDIES.glob("*.yaml")):
         first = file.read_text("utf-8").partition("\n")[0].removeprefix("# ")
         print(f"{file.stem:<20} {len(read_study(str(file)).runs):>6,} runs  {first}")
@@ -52,8 +65,6 @@ def shipped(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Print how many runs are in which state, and what the failed ones said."""
-    from qam_lightning.studies.study import read_study
-
     study = read_study(options.study)
     with uncollected():
         from qam_lightning.studies.state import KINDS, state_of
@@ -80,7 +91,7 @@ def status(options: argparse.Namespace) -> int:
     return 0
 
 
-def strangers(study) -> list:
+def strangers(study: Study) -> list[Path]:
     """Return the folders of runs below the study's that the study does not name."""
     known = {run.run_dir for run in study.runs}
     found = {file.parent for file in study.folder.glob("**/config.yaml")}
@@ -89,8 +100,6 @@ def strangers(study) -> list:
 
 def run(options: argparse.Namespace) -> int:
     """Check every configuration, then run what is missing; return the exit code."""
-    from qam_lightning.studies.study import read_study
-
     study = read_study(options.study)
     with uncollected():
         from qam_lightning.studies.local import default_jobs, run_here
@@ -122,3 +131,41 @@ def run(options: argparse.Namespace) -> int:
             f"{len(outcome.failed)} of {len(todo)} runs failed; the same command tries them again"
         )
     return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write a report on a study, or on run folders; return the exit code."""
+    folders = [Path(name) for name in options.source]
+    study = None
+    if not all(folder.is_dir() for folder in folders):
+        if len(folders) > 1:
+            wrong = next(folder for folder in folders if not folder.is_dir())
+            raise UserError(f"{wrong}: no such run folder; expected one study, or run folders")
+        study = read_study(options.source[0])
+    with uncollected():
+        from qam_lightning.reports.report import write_report
+    if study is None:
+        output, title = options.output or Path("report"), "Report"
+        written = write_report(folders, output, title, published=options.published)
+    else:
+        runs, missing = _with_results(study)
+        axes = list(dict.fromkeys(key for run in study.runs for key in run.axes))
+        output = options.output or study.folder / "report"
+        written = write_report(runs, output, study.name, missing, axes, options.published)
+    for file in written:
+        print(f"wrote {file}")
+    return 0
+
+
+def _with_results(study: Study) -> tuple[list[Path], list[str]]:
+    """Return the folders of a study's runs that have results, and a line for every other run."""
+    from qam_lightning.studies.state import state_of
+
+    found, missing = [], []
+    for run in study.runs:
+        if (run.run_dir / "metrics" / "eval.csv").exists():
+            found.append(run.run_dir)
+        else:
+            state = state_of(run.run_dir)
+            missing.append(f"{run.name}: {state.kind}{f': {state.line}' if state.line else ''}")
+    return found, missing
