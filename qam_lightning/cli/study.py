@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
     """Check every configuration, then run what is missing; return the exit code."""
     study = read_study(options.study)
     with uncollected():
-        from qam_lightning.studies.local import default_jobs, run_here
+        from qam_lightning.studies.local import Listed, default_jobs, run_here
         from qam_lightning.studies.plan import counted, missing, plan
     with Console(stderr=True).status("") as shown:
         planned = plan(
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
     if not todo:
         return 0
     print(f"{len(todo)} to run, {min(jobs, len(todo))} at a time; Ctrl-C stops and saves all")
-    outcome = run_here(todo, jobs)
+    outcome = run_here(Listed(todo), jobs)
     for name, line in outcome.failed:
         print(f"failed: {name}: {line}", file=sys.stderr)
     if outcome.signal is not None:
