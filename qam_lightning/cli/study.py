@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,9 @@ from qam_lightning.studies.study import STUDIES, Study, read_study
 from qam_lightning.util.arguments import Parser, at_least, path
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.imports import uncollected
+
+if TYPE_CHECKING:
+    from qam_lightning.studies.plan import Planned
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -67,7 +71,9 @@ def status(options: argparse.Namespace) -> int:
     """Print how many runs are in which state, and what the failed ones said."""
     study = read_study(options.study)
     with uncollected():
+        from qam_lightning.studies.search import runs_of
         from qam_lightning.studies.state import KINDS, state_of
+    study = study._replace(runs=runs_of(study))
     states = [(run, state_of(run.run_dir)) for run in study.runs]
     table = Table(box=None, pad_edge=False, title=f"{study.name}: {study.folder}/",
                   title_justify="left")  # fmt: skip
@@ -103,24 +109,27 @@ def run(options: argparse.Namespace) -> int:
     study = read_study(options.study)
     with uncollected():
         from qam_lightning.studies.local import Listed, default_jobs, run_here
-        from qam_lightning.studies.plan import counted, missing, plan
-    with Console(stderr=True).status("") as shown:
-        planned = plan(
-            study,
-            lambda n, of: shown.update(f"checked {n} of {of} runs"),
-            options.any_version,
-        )
+        from qam_lightning.studies.plan import counted, missing
+        from qam_lightning.studies.search import Trials, corners, runs_of
+    if study.search is None:
+        planned = _planned(study, options)
+        source: Any = Listed(missing(planned))
+        tried = planned
+    else:
+        tried = _planned(study._replace(runs=corners(study)), options)
+        planned = _planned(study._replace(runs=runs_of(study)), options)
+        source = Trials(study, planned, options.any_version)
     print(f"{study.name}, {counted(planned)}")
-    todo = missing(planned)
-    jobs = options.jobs or default_jobs(todo)
     if options.dry_run:
-        for item in todo:
+        for item in missing(planned):
             print(called("fit"), shlex.join(item.run.arguments))
         return 0
+    todo = source.waiting
     if not todo:
-        return 0
-    print(f"{len(todo)} to run, {min(jobs, len(todo))} at a time; Ctrl-C stops and saves all")
-    outcome = run_here(Listed(todo), jobs)
+        return _best(source)
+    jobs = options.jobs or default_jobs(tried)
+    print(f"{todo} to run, {min(jobs, todo)} at a time; Ctrl-C stops and saves all")
+    outcome = run_here(source, jobs)
     for name, line in outcome.failed:
         print(f"failed: {name}: {line}", file=sys.stderr)
     if outcome.signal is not None:
@@ -128,8 +137,27 @@ def run(options: argparse.Namespace) -> int:
         return 128 + outcome.signal
     if outcome.failed:
         raise UserError(
-            f"{len(outcome.failed)} of {len(todo)} runs failed; the same command tries them again"
+            f"{len(outcome.failed)} of {todo} runs failed; the same command tries them again"
         )
+    return _best(source)
+
+
+def _planned(study: Study, options: argparse.Namespace) -> "list[Planned]":
+    """Check all runs of a study, and show how far it is."""
+    from qam_lightning.studies.plan import plan
+
+    with Console(stderr=True).status("") as shown:
+        return plan(
+            study, lambda n, of: shown.update(f"checked {n} of {of} runs"), options.any_version
+        )
+
+
+def _best(source: Any) -> int:
+    """Print the best trial of a search; return the exit code."""
+    found = source.best() if hasattr(source, "best") else None
+    if found is not None:
+        run, success = found
+        print(f"best: {run.name}, success {success:.0%}: {shlex.join(run.arguments)}")
     return 0
 
 
@@ -144,10 +172,12 @@ def report(options: argparse.Namespace) -> int:
         study = read_study(options.source[0])
     with uncollected():
         from qam_lightning.reports.report import write_report
+        from qam_lightning.studies.search import runs_of
     if study is None:
         output, title = options.output or Path("report"), "Report"
         written = write_report(folders, output, title, published=options.published)
     else:
+        study = study._replace(runs=runs_of(study))
         runs, missing = _with_results(study)
         axes = list(dict.fromkeys(key for run in study.runs for key in run.axes))
         output = options.output or study.folder / "report"

@@ -278,9 +278,10 @@ class _Display:
         took = time.monotonic() - self._begun
         done = sum(s.done - self._before[n].done for n, s in self._states.items())
         going = [s for s in self._states.values() if s.kind not in ("failed", "pruned")]
-        left = sum(s.total - s.done for s in going)
+        left = float(sum(s.total - s.done for s in going))
         left += waiting * sum(s.total for s in going) / max(1, len(going))
         time_left = f", {timedelta(seconds=round(took / done * left))} left" if done else ""
         complete = sum(s.kind == "finished" for s in self._states.values())
-        counts = f"{complete} of {len(self._states) + waiting} finished, {running} running, {waiting} waiting"
+        every = len(self._states) + waiting
+        counts = f"{complete} of {every} finished, {running} running, {waiting} waiting"
         return counts + time_left
