@@ -160,8 +160,11 @@ class Trials:
         """Refuse a trial of another search: its file was changed meanwhile."""
         for key, values in self._search.space.items():
             found = run.axes[key]
-            bounded = isinstance(values, Range)
-            if not (values.low <= found <= values.high if bounded else found in values):
+            if isinstance(values, Range):
+                known = values.low <= found <= values.high
+            else:
+                known = found in values
+            if not known:
                 raise UserError(
                     f"{run.run_dir}: {key} is {shown(found)}, which search.space does not hold; "
                     "move it away, or undo the change"

@@ -345,8 +345,10 @@ def _choice(value: Any, path: Path, where: str) -> Range | list[Any]:
         raise UserError(problem)
     _check_keys(value, Range._fields, f"{path}: {where}")
     low, high, log = value.get("low"), value.get("high"), value.get("log", False)
+    # Not isinstance: true and false are numbers to it.
     if type(low) not in (int, float) or type(high) not in (int, float) or type(log) is not bool:
         raise UserError(problem)
+    assert low is not None and high is not None
     if not -math.inf < low < high < math.inf or log and low <= 0:
         raise UserError(f"{path}: {where} is {shown(value)}, expected low < high, above 0 with log")
     return Range(low, high, log)

@@ -1,6 +1,5 @@
 """Searches: Optuna chooses the runs, and the folders are all that remembers them."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,8 @@ import pytest
 import yaml
 
 from qam_lightning.cli import main
-from qam_lightning.studies.local import Listed, run_here
 from qam_lightning.studies.plan import plan
-from qam_lightning.studies.search import Trials, corners, runs_of
+from qam_lightning.studies.search import Trials, _curve, corners, runs_of
 from qam_lightning.studies.state import state_of
 from qam_lightning.studies.study import Range, Study, read_study, trial
 from qam_lightning.util.errors import UserError
@@ -23,15 +21,14 @@ SPACE = {"model.tau": {"low": 0.1, "high": 10.0, "log": True}, "model.width": [8
 @pytest.fixture
 def search(write: Write, tiny: dict[str, Any]) -> Path:
     del tiny["model.width"]
-    return write(settings=tiny, search={"trials": 3, "space": SPACE})
+    return write(settings=tiny, search={"trials": 2, "space": SPACE})
 
 
 def finished(study: Study, number: int, success: list[float], **values: Any) -> None:
     """Make the folder of a trial by hand, as a run leaves it."""
     chosen = {"model.tau": 1.0, "model.width": 8, **values}
     run = trial(study, f"trial-{number:04d}", chosen)
-    (item,) = plan(study._replace(runs=[run]), lambda *_: None)
-    assert run_here(Listed([item]), 1).finished == 1
+    assert main(["fit", *run.arguments]) == 0
     evaluations = run.run_dir / "metrics/eval.csv"
     head, *rows = evaluations.read_text().splitlines()
     place = head.split(",").index("success")
@@ -48,26 +45,22 @@ def test_a_search_runs_its_trials_and_names_the_best(
 ) -> None:
     assert main(["study", "run", str(search), "--jobs", "2"]) == 0
     out = capsys.readouterr().out
-    assert "3 to run, 2 at a time" in out and "best: trial-000" in out
+    assert "2 to run, 2 at a time" in out and "best: trial-000" in out
     runs = runs_of(read_study(str(search)))
-    assert [run.name for run in runs] == ["trial-0001", "trial-0002", "trial-0003"]
+    assert [run.name for run in runs] == ["trial-0001", "trial-0002"]
     taus = [run.axes["model.tau"] for run in runs]
-    assert len(set(taus)) == 3 and all(0.1 <= tau <= 10 for tau in taus)
+    assert len(set(taus)) == 2 and all(0.1 <= tau <= 10 for tau in taus)
     assert all(run.axes["model.width"] in (8, 16) for run in runs)
     assert all(state_of(run.run_dir).kind == "finished" for run in runs)
     assert main(["study", "run", str(search)]) == 0  # nothing is done twice
     out = capsys.readouterr().out
-    assert "3 runs: 3 finished" in out and "to run" not in out
+    assert "2 runs: 2 finished" in out and "to run" not in out
     content = yaml.safe_load(search.read_text())  # one more
-    content["search"]["trials"] = 4
+    content["search"]["trials"] = 3
     search.write_text(yaml.safe_dump(content))
-    shutil.rmtree(tmp_path / "runs/trial-0002/checkpoints")  # and one that lost its checkpoint
-    assert main(["study", "run", str(search)]) == 2
-    assert "trial-0002 already holds a run" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "runs/trial-0002")
     assert main(["study", "run", str(search)]) == 0
-    names = {run.name for run in runs_of(read_study(str(search)))}
-    assert names == {"trial-0001", "trial-0003", "trial-0004", "trial-0005"}
+    assert "1 to run" in capsys.readouterr().out
+    assert [run.name for run in runs_of(read_study(str(search)))][-1] == "trial-0003"
     assert main(["study", "status", str(search)]) == 0
     assert main(["study", "report", str(search)]) == 0
     page = (tmp_path / "runs/report/report.md").read_text()
@@ -79,24 +72,37 @@ def test_what_is_behind_the_median_is_pruned(search: Path, tmp_path: Path) -> No
     content["search"] |= {"trials": 7, "prune": True}
     search.write_text(yaml.safe_dump(content))
     study = read_study(str(search))
-    for number in range(1, 6):
-        finished(study, number, [0.5, 0.6])
+    finished(study, 1, [0.5, 0.6])
+    for number in range(2, 6):
+        shutil.copytree(tmp_path / "runs/trial-0001", tmp_path / f"runs/trial-{number:04d}")
     begun = plan(study._replace(runs=runs_of(study)), lambda *_: None)
-    source = Trials(study, begun)
-    assert source.waiting == 2
-    item = source.take()
-    assert item is not None and item.run.name == "trial-0006" and not source.hopeless(item)
     for success, hopeless in ((0.7, False), (0.1, True)):
-        shutil.rmtree(tmp_path / "runs/trial-0006", ignore_errors=True)
-        shutil.copytree(tmp_path / "runs/trial-0001", item.run.run_dir)
-        evaluations = item.run.run_dir / "metrics/eval.csv"
-        text = evaluations.read_text().splitlines()
-        evaluations.write_text("\n".join(text[:2]).replace("0.5", str(success)) + "\n")
         source = Trials(study, begun)
+        assert source.waiting == 2
         item = source.take()
-        assert item is not None and source.hopeless(item) == hopeless
-    (item.run.run_dir / "exit.json").write_text(json.dumps({"code": 143, "pruned": True}))
-    (item.run.run_dir / "checkpoints/last.json").unlink()
+        assert item is not None and item.run.name == "trial-0006" and not source.hopeless(item)
+        evaluations = item.run.run_dir / "metrics/eval.csv"
+        evaluations.parent.mkdir(parents=True)
+        text = (tmp_path / "runs/trial-0001/metrics/eval.csv").read_text().splitlines()
+        evaluations.write_text("\n".join(text[:2]).replace("0.5", str(success)) + "\n")
+        assert source.hopeless(item) == hopeless
+        shutil.rmtree(item.run.run_dir)
+
+
+def test_a_pruned_trial_is_stopped_for_good(
+    search: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = yaml.safe_load(search.read_text())
+    content["settings"]["trainer.max_steps"] = 100_000
+    content["search"]["trials"] = 1
+    search.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(Trials, "hopeless", lambda self, item: _curve(item.run) is not None)
+    assert main(["study", "run", str(search)]) == 0
+    assert "trial-0001 pruned" in capsys.readouterr().out
+    (run,) = runs_of(read_study(str(search)))
+    assert state_of(run.run_dir).kind == "pruned" and state_of(run.run_dir).gradient_step > 0
+    assert main(["study", "run", str(search)]) == 0
+    assert capsys.readouterr().out == "mine, 1 run: 1 pruned\n"
 
 
 def test_the_ends_of_the_space_are_built_before_anything_starts(
