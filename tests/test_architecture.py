@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "qam_lightning"
 
 LAYERS = (
-    {"cli", "__main__"},
+    {"cli", "studies", "__main__"},
     {"laboratory", "studies", "reports"},
     {"callbacks", "loggers"},
     {"online", "policy", "checkpoints", "run_folder"},

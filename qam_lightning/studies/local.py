@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from rich.console import Console
@@ -22,6 +22,50 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 0.2  # seconds between two looks at the processes
 _REFRESH = 2.0  # seconds between two looks at their metrics
 _IN_USE = "is in use:"  # another process, here or elsewhere, has the run: not a failure
+
+
+class Source(Protocol):
+    """Where the runs come from."""
+
+    @property
+    def waiting(self) -> int:
+        """How many runs are still to come."""
+
+    def take(self) -> Planned | None:
+        """Return the next run; None if there is none, or none yet."""
+
+    def hopeless(self, item: Planned) -> bool:
+        """Whether a run should be stopped for good."""
+
+    def ended(self, item: Planned, state: State) -> None:
+        """Learn how a run ended."""
+
+
+class Listed:
+    """Runs that are known from the beginning; a `Source`.
+
+    Args:
+        planned: the runs, in order.
+    """
+
+    def __init__(self, planned: Sequence[Planned]) -> None:
+        self._waiting = list(planned)
+
+    @property
+    def waiting(self) -> int:
+        """How many runs are still to come."""
+        return len(self._waiting)
+
+    def take(self) -> Planned | None:
+        """Return the next run."""
+        return self._waiting.pop(0) if self._waiting else None
+
+    def hopeless(self, item: Planned) -> bool:
+        """Return False: all runs are wanted."""
+        return False
+
+    def ended(self, item: Planned, state: State) -> None:
+        """Learn nothing from it."""
 
 
 class Outcome(NamedTuple):
@@ -46,20 +90,20 @@ def default_jobs(planned: Sequence[Planned]) -> int:
     return max(1, available_cores() // max(threads, default=1))
 
 
-def run_here(planned: Sequence[Planned], jobs: int) -> Outcome:
-    """Run what is given, ``jobs`` at a time.
+def run_here(source: Source, jobs: int) -> Outcome:
+    """Run what a source gives, ``jobs`` at a time.
 
     The first Ctrl-C, SIGTERM or SIGHUP stops all runs, and waits until each has saved; the second
     kills them.
 
     Args:
-        planned: the runs to start, in this order.
+        source: the runs.
         jobs: how many processes at a time, at least 1.
 
     Returns:
         How they ended.
     """
-    return _Scheduler(planned, jobs).run()
+    return _Scheduler(source, jobs).run()
 
 
 class _Process(NamedTuple):
@@ -79,29 +123,34 @@ class _Process(NamedTuple):
 class _Scheduler:
     """The loop of `run_here`."""
 
-    def __init__(self, planned: Sequence[Planned], jobs: int) -> None:
-        self._waiting = list(planned)
-        self._all, self._jobs = len(planned), jobs
+    def __init__(self, source: Source, jobs: int) -> None:
+        self._source, self._jobs = source, jobs
+        self._all = source.waiting
+        self._pruned: set[str] = set()
         self._running: list[_Process] = []
         self._ended: list[tuple[Planned, State]] = []
         self._failed: list[tuple[str, str]] = []
         self._signals: list[int] = []
-        self._display = _Display(planned)
+        self._display = _Display()
 
     def run(self) -> Outcome:
         with _signals(self._on_signal), self._display:
-            while self._running or self._waiting and not self._signals:
-                self._start()
+            self._start()
+            while self._running:
                 time.sleep(_POLL)
                 self._collect()
-                self._display.show([p.item for p in self._running], len(self._waiting))
+                self._start()
+                self._prune()
+                self._display.show([p.item for p in self._running], self._source.waiting)
         finished = sum(state.kind == "finished" for _, state in self._ended)
         return Outcome(finished, self._failed, self._signals[0] if self._signals else None)
 
     def _start(self) -> None:
         free = set(range(self._jobs)) - {process.slot for process in self._running}
-        while free and self._waiting and not self._signals:
-            item, slot = self._waiting.pop(0), free.pop()
+        while free and not self._signals and (item := self._source.take()) is not None:
+            slot = min(free)
+            free.remove(slot)
+            self._display.begun(item)
             cores = available_cores()
             handle = start(
                 item.run,
@@ -114,14 +163,22 @@ class _Scheduler:
         for process in [p for p in self._running if p.handle.poll() is not None]:
             self._running.remove(process)
             code, name = process.handle.returncode, process.item.run.name
-            line = finish(process.item.run, code)
+            line = finish(process.item.run, code, name in self._pruned)
             state = state_of(process.item.run.run_dir, process.item.state.length)
+            self._source.ended(process.item, state)
             self._ended.append((process.item, state))
             if state.kind == "failed" and _IN_USE not in line:
                 self._failed.append((name, line))
             told = f": {line}" if state.kind != "finished" else ""
             self._display.ended(process.item, state, f"[{len(self._ended)}/{self._all}] {name} "
                                 f"{state.kind}{told}")  # fmt: skip
+
+    def _prune(self) -> None:
+        for process in self._running:
+            name = process.item.run.name
+            if name not in self._pruned and self._source.hopeless(process.item):
+                self._pruned.add(name)
+                process.handle.send_signal(signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals.append(number)
@@ -148,12 +205,12 @@ def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
 class _Display:
     """A line for each running run, and the total; on a terminal they stay in place."""
 
-    def __init__(self, planned: Sequence[Planned], every_seconds: float = 60.0) -> None:
+    def __init__(self, every_seconds: float = 60.0) -> None:
         self._console = Console(soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._every = every_seconds
-        self._before = {item.run.name: item.state for item in planned}
-        self._states = dict(self._before)
+        self._before: dict[str, State] = {}
+        self._states: dict[str, State] = {}
         self._begun = self._looked = self._printed = time.monotonic()
         self._rates: Mapping[str, float] = {}
 
@@ -164,6 +221,10 @@ class _Display:
 
     def __exit__(self, *args: object) -> None:
         self._live.stop()
+
+    def begun(self, item: Planned) -> None:
+        """Show a run from now on."""
+        self._before[item.run.name] = self._states[item.run.name] = item.state
 
     def ended(self, item: Planned, state: State, line: str) -> None:
         """Tell that a run has ended."""
@@ -202,8 +263,11 @@ class _Display:
     def _total(self, running: int, waiting: int) -> str:
         took = time.monotonic() - self._begun
         done = sum(s.done - self._before[n].done for n, s in self._states.items())
-        left = sum(s.total - s.done for s in self._states.values() if s.kind != "failed")
+        going = [s for s in self._states.values() if s.kind not in ("failed", "pruned")]
+        left = float(sum(s.total - s.done for s in going))
+        left += waiting * sum(s.total for s in going) / max(1, len(going))
         time_left = f", {timedelta(seconds=round(took / done * left))} left" if done else ""
         complete = sum(s.kind == "finished" for s in self._states.values())
-        counts = f"{complete} of {len(self._states)} finished, {running} running, {waiting} waiting"
+        every = len(self._states) + waiting
+        counts = f"{complete} of {every} finished, {running} running, {waiting} waiting"
         return counts + time_left

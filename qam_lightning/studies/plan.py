@@ -156,8 +156,8 @@ def _longer(line: str) -> bool:
 
 
 def missing(planned: Iterable[Planned]) -> list[Planned]:
-    """Return what is neither finished nor running."""
-    return [item for item in planned if item.state.kind not in ("finished", "running")]
+    """Return what a study has still to run."""
+    return [item for item in planned if item.state.kind in ("stopped", "failed", "new")]
 
 
 def counted(planned: Sequence[Planned]) -> str:

@@ -182,7 +182,7 @@ class _Job:
 
     def _is_left_out(self, entry: Entry, state: State) -> bool:
         """Whether a run needs no process of this job's."""
-        kinds = ["finished", "running"]
+        kinds = ["finished", "running", "pruned"]
         if self._restarted:
             kinds.append("failed")  # in this job, which has tried it
         if state.kind in kinds:
