@@ -69,17 +69,24 @@ class Study:
         self.jobs: list[str] = []
         folder.mkdir()
 
-    def write(self, seeds: str, more: Sequence[dict[str, Any]] = (), **settings: object) -> None:
+    def write(
+        self,
+        seeds: str,
+        more: Sequence[dict[str, Any]] = (),
+        slow: float = 0.02,
+        **settings: object,
+    ) -> None:
         """Write the study's file; ``trainer__devices`` for ``trainer.devices``.
 
         Args:
             seeds: of its runs.
             more: settings of further runs, which make those of ``seeds`` a group of their own.
+            slow: seconds that each update waits, so that the harm can come.
             settings: of all runs, besides `SETTINGS`.
         """
-        slow = [{"class_path": "slurm.Slow", "init_args": {"seconds": 0.02}}]
+        slowly = [{"class_path": "slurm.Slow", "init_args": {"seconds": slow}}]
         own = {key.replace("__", "."): value for key, value in settings.items()}
-        common = {**SETTINGS, "data.path": str(self.data), "trainer.callbacks": slow, **own}
+        common = {**SETTINGS, "data.path": str(self.data), "trainer.callbacks": slowly, **own}
         groups = {"groups": {"good": {"grid": {"seed": seeds}}, "other": {"list": list(more)}}}
         study = {"settings": common, **(groups if more else {"grid": {"seed": seeds}})}
         (self.path / "study.yaml").write_text(yaml.safe_dump(study))
@@ -291,9 +298,9 @@ def signalled(at: Study) -> str:
 
 
 def time_up(at: Study) -> str:
-    """`time: 1`, `warning: 20`."""
-    at.write("0-1")
-    at.options(time=1, warning=20, runs_per_gpu=2)
+    """`time: 3`, `warning: 20`."""
+    at.write("0-1", slow=0.3)
+    at.options(time=3, warning=20, runs_per_gpu=2)
     at.submit()
     restarts = at.through()
     at.equal(at.run(0), at.run(1))
