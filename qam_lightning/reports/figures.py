@@ -112,7 +112,7 @@ def curves(found: Comparison, with_published: bool) -> Figure:
                 axes.plot(steps + shift, means, color=colour, ls=(0, (4, 2)), lw=1.2)
         for start in starts:
             axes.axvline(start, color=_INK, lw=0.8, ls=":")
-            axes.annotate(" online", (start, 1.08), color=_INK, fontsize=7, va="top")
+            axes.text(start, 0.02, " online", color=_INK, fontsize=7)
         axes.set_title(f"{domain}{kind and f', {kind}'}", loc="left", fontsize=9, color=_INK)
         axes.set(ylim=(0, 1.03))
         axes.set_xlim(left=0)

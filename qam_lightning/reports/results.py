@@ -78,8 +78,8 @@ class Result:
         finished: whether the evaluation after the last step is there.
         speed: updates per second, the median of the rows of ``metrics/train.csv``; None if
             there are none.
-        hours: gradient steps over their speed, and the evaluations; without start-up and environment
-            steps that no gradient step follows. None if speed is.
+        hours: updates over their speed, and the evaluations; without start-up and environment steps
+            that no update follows. None if speed is.
         versions: the software that wrote the last checkpoint, and its commit; empty if unknown.
         config_hash: of ``config.yaml``, as in the checkpoint.
     """
