@@ -124,6 +124,11 @@ def compare(results: Sequence[Result], axes: Sequence[str] | None = None) -> Com
     ]
     repeated = {id(other) for _, other in _repeated(results, chosen)}
     kept = [result for result in results if id(result) not in repeated]
+    lines += [
+        f"{result.folder}/config.yaml is not the last checkpoint's: edited, or resumed since"
+        for result in kept
+        if result.changed
+    ]
     for key in (key for key in varying if key not in chosen):
         values = dict.fromkeys(str(result.settings.get(key)) for result in kept)
         lines.append(f"{key} differs between runs that are averaged: {', '.join(values)}")

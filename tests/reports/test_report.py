@@ -12,6 +12,7 @@ import pytest
 from qam_lightning.reports.report import FILES, write_report
 from qam_lightning.reports.results import read_result, read_results
 from qam_lightning.util.errors import UserError
+from tests.docs.pages import DOCS, blocks
 from tests.reports.folders import make_run, read
 
 SCORES = (0.1, 0.5, 0.6, 0.8, 0.9)  # 58% with Student's interval 19.3 to 96.7
@@ -328,6 +329,14 @@ def test_names_are_text_and_no_markup(tmp_path):
     assert widths == {4, 6, 7}
 
 
+def test_the_example_of_the_guide_runs(tmp_path, runs, monkeypatch):
+    (code,) = blocks(DOCS / "reports.md", "python")
+    shutil.copytree(tmp_path / "runs", tmp_path / "guide" / "runs" / "my_study")
+    monkeypatch.chdir(tmp_path / "guide")
+    exec(compile(code, "reports.md", "exec"), {})
+    assert "# My study" in Path("report/report.md").read_text()
+
+
 # -- a real run ------------------------------------------------------------------------------------
 
 
@@ -351,5 +360,9 @@ def test_a_real_run_offline_and_online(
     assert result.config_hash == entry["config_hash"]
     assert result.versions == versions()
     text = report(tmp_path, [run], published=True)
+    assert "config.yaml is not" not in text
+    with (run / "config.yaml").open("a") as file:
+        file.write("# mine\n")
+    assert "run/config.yaml is not the last checkpoint's" in report(tmp_path, [run])
     assert "None of the finished runs has a published counterpart" in text
     assert json.loads((run / "checkpoints/last.json").read_text())["phase"] == "online"
