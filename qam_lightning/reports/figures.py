@@ -20,6 +20,9 @@ from qam_lightning.util.files import replacing
 
 matplotlib.use("Agg")  # files only; needs no display
 
+PLAIN: Any = {"text.parse_math": False}
+"""matplotlib's settings for figures whose labels may hold a dollar sign."""
+
 _INK, _GRID = "#333333", "#e6e6e6"
 # Okabe and Ito's colours for the colour-blind, without yellow, which is faint on white.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -181,9 +184,13 @@ def sensitive(found: Comparison) -> str | None:
     if len(found.axes) != 1:
         return None
     (key,) = found.axes
-    values = {variant.settings.get(key) for variant in found.variants}
-    numbers = {x for x in values if isinstance(x, int | float) and not isinstance(x, bool)}
-    return key if len(numbers) > 1 and numbers == values - {None} else None
+    values = [variant.settings.get(key) for variant in found.variants]
+    values = [value for value in values if value is not None]
+    return key if all(map(_is_number, values)) and len(set(values)) > 1 else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def sensitivity(
@@ -197,11 +204,12 @@ def sensitivity(
             points = sorted(
                 (float(variant.settings[key]), *value[:3])
                 for variant, value in zip(found.variants, values, strict=True)
-                if variant.method == method and value and key in variant.settings
+                if variant.method == method and value and variant.settings.get(key) is not None
             )
             if points:
                 _draw(axes, Line(*np.array(points).T), number, title(method))
-        xs = sorted({float(v.settings[key]) for v in found.variants if key in v.settings})
+        settings = [variant.settings.get(key) for variant in found.variants]
+        xs = sorted({float(value) for value in settings if value is not None})
         if xs[0] > 0 and xs[-1] / xs[0] >= 8:
             axes.set_xscale("log")
         axes.set_xticks(xs, [f"{x:g}" for x in xs])

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
 from qam_lightning.reports import figures, page
 from qam_lightning.reports.beside import beside
 from qam_lightning.reports.comparison import Comparison, compare
@@ -19,6 +21,9 @@ FILES = (
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
 )
 """The names of a report's files; which of them there are depends on the runs."""
+
+
+_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace"}  # for names that are no UTF-8
 
 
 def write_report(
@@ -53,7 +58,8 @@ def write_report(
         raise UserError(f"report: no run has results yet, of {len(runs)}{reason}")
     found = compare(results, axes)
     compared = beside(found) if published else None
-    sections, drawn = content(found, [*missing, *damaged], compared)
+    with matplotlib.rc_context(figures.PLAIN):
+        sections, drawn = content(found, [*missing, *damaged], compared)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     written = [
@@ -148,7 +154,7 @@ def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     with replacing(path, alone=True) as temporary:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with temporary.open("w", newline="", **_TEXT) as file:
             writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
@@ -157,5 +163,5 @@ def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 def _write(path: Path, text: str) -> Path:
     with replacing(path, alone=True) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, **_TEXT)
     return path

@@ -13,7 +13,7 @@ import yaml
 
 from qam_lightning.evaluation.plots import Curve, read_curve
 from qam_lightning.run_folder import contents
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import regular
 from qam_lightning.util.metrics_csv import Row, read_metrics
 from qam_lightning.util.schema import Count, Schema, Text, read_json, validated
@@ -220,8 +220,8 @@ def read_result(folder: Path) -> Result:
     facts = _facts(folder)
     return Result(
         folder=folder,
-        method=checked.model.class_path.rpartition(".")[2] if custom else checked.method,
-        domain=checked.data.env,
+        method=shown(checked.model.class_path.rpartition(".")[2] if custom else checked.method),
+        domain=shown(checked.data.env),
         task=checked.data.task,
         seed=checked.seed,
         settings=settings,

@@ -227,8 +227,8 @@ def _best(found: Comparison) -> Section:
 def _learning(found: Comparison, drawn: dict[str, Drawing], published: bool) -> Section:
     drawn["curves"] = figures.curves(found, published)
     caption = (
-        "Success during training: mean over tasks and seeds at the steps that all finished runs "
-        "evaluated (all runs, where none is finished). Bands: Student's 95% interval, or with "
+        "Success during training: mean over the tasks that have results and over seeds, at the "
+        "steps that all finished runs evaluated (all runs, where none is finished). Bands: Student's 95% interval, or with "
         f"fewer than {MIN_SEEDS} seeds the smallest and the largest."
     )
     if found.has_online:

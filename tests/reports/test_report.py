@@ -1,6 +1,7 @@
 """Reports: their numbers, of run folders whose scores are known."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -327,6 +328,16 @@ def test_names_are_text_and_no_markup(tmp_path):
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines()
               if line.startswith("| QAM, note")}  # fmt: skip
     assert widths == {4, 6, 7}
+
+
+def test_names_that_are_hard_to_write(tmp_path):
+    folder = tmp_path / os.fsdecode(b"latin-\xe4")
+    odd = {"model__note": "$x_{$ \n" + "y" * 500, "domain": "m$y$:_env\x07", "method": "custom"}
+    runs = [make_run(tmp_path / "b", [0.5], **odd | {"task": 2})]
+    runs.append(make_run(tmp_path / "a", [0.5], **odd).rename(folder))
+    runs.append(make_run(tmp_path / "c", [0.5], **odd | {"model__note": [1, None]}))
+    assert r"| QAM, note $x\_{$ \\nyyy" in report(tmp_path, runs)
+    assert "latin-" in (tmp_path / "report/runs.csv").read_text("utf-8")
 
 
 def test_the_example_of_the_guide_runs(tmp_path, runs, monkeypatch):
