@@ -99,11 +99,11 @@ def _success(found: Comparison, drawn: dict[str, Drawing]) -> list[Section]:
         title, means = last
         drawn["success"] = figures.bars(found, means)
         caption = f"{title}: means in percent, with the bounds of the table."
-        tables[title].append(Figure("success", caption))
+        tables[title].append(_figure("success", caption, drawn))
         if key := figures.sensitive(found):
             drawn["sensitivity"] = figures.sensitivity(found, key, means)
             caption = f"{title} over {key}. Bands: the bounds of the table."
-            sections = [Section(f"Sensitivity to {key}", [Figure("sensitivity", caption)])]
+            sections = [Section(f"Sensitivity to {key}", [_figure("sensitivity", caption, drawn)])]
     return [*(Section(title, blocks) for title, blocks in tables.items()), *sections]
 
 
@@ -184,7 +184,9 @@ def _aggregates(found: Comparison, drawn: dict[str, Drawing]) -> Section:
     if len(found.variants) > 1:
         blocks += [
             "Probability that a run of the method in the row scores above one of the method in "
-            "the column, on the same task; equal scores count half.",
+            "the column, on the same task; equal scores count half. In brackets: its 95% interval "
+            f"by stratified bootstrap. {_FEW}: no interval, with fewer than {MIN_SEEDS} seeds or "
+            "where all pairs agree.",
             _improvements(found.variants, scores),
         ]
     if len(tasks) > 1 and min(len(x) for own in scores for x in own) > 1:
@@ -193,7 +195,7 @@ def _aggregates(found: Comparison, drawn: dict[str, Drawing]) -> Section:
             "Performance profile: the share of runs, mean over tasks, whose success is above τ. "
             f"Bands: 95% bootstrap, pointwise, from {MIN_SEEDS} seeds up."
         )
-        blocks.append(Figure("profile", caption))
+        blocks.append(_figure("profile", caption, drawn))
     return Section("Aggregates", blocks)
 
 
@@ -228,8 +230,9 @@ def _learning(found: Comparison, drawn: dict[str, Drawing], published: bool) -> 
     drawn["curves"] = figures.curves(found, published)
     caption = (
         "Success during training: mean over the tasks that have results and over seeds, at the "
-        "steps that all finished runs evaluated (all runs, where none is finished). Bands: Student's 95% interval, or with "
-        f"fewer than {MIN_SEEDS} seeds the smallest and the largest."
+        "steps that all finished runs evaluated (all runs, where none is finished). Bands, in "
+        f"panels of up to {figures.MOST_BANDS} curves: Student's 95% interval, or with fewer than "
+        f"{MIN_SEEDS} seeds the smallest and the largest."
     )
     if found.has_online:
         caption += (
@@ -237,7 +240,7 @@ def _learning(found: Comparison, drawn: dict[str, Drawing], published: bool) -> 
         )
     if published:
         caption += " Dashed: published."
-    return Section("Learning curves", [Figure("curves", caption)])
+    return Section("Learning curves", [_figure("curves", caption, drawn)])
 
 
 def _regret(found: Comparison) -> list[Section]:
@@ -364,6 +367,10 @@ def _provenance(found: Comparison) -> Section:
         header = ["run", "method", "task", "seed", "final", "best", "commit", "configuration"]
         blocks.insert(0, Table(header, rows))
     return Section("Where the numbers come from", blocks)
+
+
+def _figure(name: str, caption: str, drawn: dict[str, Drawing]) -> Figure:
+    return Figure(name, caption, drawn[name].get_figwidth())
 
 
 def _count(number: int, noun: str) -> str:

@@ -62,6 +62,12 @@ def test_improvement_counts_pairs_and_half_of_equal_ones():
     assert found.bounds == "no interval, 1 to 3 seeds"
 
 
+def test_complete_separation_has_no_interval():
+    """A bootstrap of five seeds would claim certainty."""
+    found = estimates.improvement([[0.1, 0.2, 0.3, 0.4, 0.5]], [[0.6, 0.7, 0.8, 0.9, 1.0]])
+    assert found == (0.0, 0.0, 0.0, "no interval, 5 seeds")
+
+
 def test_every_resample_draws_seeds_within_their_task():
     """Two tasks of constant, different scores: no draw can mix them."""
     scores = [[0.2] * 5, [0.8] * 7]
