@@ -82,14 +82,17 @@ def test_a_report_has_the_difference_at_the_same_step(tmp_path, rows):
             runs.append(make_run(tmp_path / f"q{task}{seed}", [0.0, score], task=task, seed=seed,
                                  every=50_000))  # fmt: skip
     runs.append(make_run(tmp_path / "f", [0.0, 1.0], method="fql", task=2, every=50_000))
+    runs.append(make_run(tmp_path / "below", [0.0, 0.0], method="qam_edit", domain="puzzle-3x3",
+                         every=50_000))  # fmt: skip
     runs.append(make_run(tmp_path / "o", [0.0, 1.0], domain="mine", every=50_000))
     write_report(runs, tmp_path / "report", "x", published=True)
     found = {(r["method"], r["task"]): r for r in read(tmp_path / "report/published.csv")}
-    assert len(found) == 5 + 1 + 1
+    assert len(found) == 5 + 1 + 1 + 1
     theirs = {(r["method"], r["task"]): r for r in rows if r["step_thousands"] == "100"}
     for (method, unit), ours, low, high in (
         (("QAM", "cube-double-play"), 0.2, 0.1, 0.3),
         (("FQL", "cube-double-play-singletask-task2-v0"), 1.0, 1.0, 1.0),
+        (("QAM-EDIT", "puzzle-3x3-play-singletask-task1-v0"), 0.0, 0.0, 0.0),
     ):
         row, other = found[method, unit], theirs[method, unit]
         assert [float(row[k]) for k in ("step", "mean", "low", "high")] == pytest.approx(
@@ -98,6 +101,7 @@ def test_a_report_has_the_difference_at_the_same_step(tmp_path, rows):
         mean, ci_low, ci_high = (float(other[k]) for k in ("success_mean", "ci_low", "ci_high"))
         assert float(row["difference"]) == pytest.approx(ours - mean, abs=1e-6)
         assert row["overlap"] == str(low <= ci_high and ci_low <= high)
+    assert {row["overlap"] for row in found.values()} == {"True", "False"}
     text = (tmp_path / "report/report.md").read_text()
     assert "| QAM | cube-double-play | 100,000 | 20% (10–30)† |" in text
     assert "cube-double-play-singletask-task1" not in text  # the domain's mean is there

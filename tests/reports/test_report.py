@@ -61,7 +61,9 @@ def test_success_is_the_last_evaluation_and_best_the_highest(tmp_path, runs):
 def test_the_probability_of_improvement_is_in_the_page(tmp_path, runs):
     wins = sum((x > y / 2) + (x == y / 2) / 2 for x in SCORES for y in SCORES) / 25
     text = report(tmp_path, runs)
-    assert f"| QAM | – | {wins:.2f} (" in text and f"| FQL | {1 - wins:.2f} (" in text
+    low, high = re.findall(rf"\| QAM \| – \| {wins:.2f} \((0\.\d\d)–(\d\.\d\d)\) \|", text)[0]
+    back = f"{1 - wins:.2f} ({1 - float(high):.2f}–{1 - float(low):.2f})"
+    assert f"| FQL | {back} | – |" in text and float(low) < wins < float(high)
 
 
 def test_domains_are_means_over_tasks_and_all_of_all_tasks(tmp_path):
@@ -86,6 +88,13 @@ def test_offline_and_online_scores_and_regret(tmp_path):
     result = read_result(run)
     assert result.regret == pytest.approx(0.55)
     assert result.offline == (0.2, 2000) and result.online == result.final == (0.8, 4000)
+
+
+def test_a_run_in_its_online_phase_has_an_offline_score_only(tmp_path):
+    result = read_result(make_run(tmp_path / "run", [0.6, 0.2], [0.4], env_steps=2000))
+    assert result.offline == (0.2, 2000) and result.last == (0.4, 3000)
+    assert not result.finished and result.total == 4000
+    assert result.online is result.final is result.best is result.regret is None
 
 
 def test_regret_without_an_offline_phase_begins_at_the_first_evaluation(tmp_path):
