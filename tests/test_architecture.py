@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "qam_lightning"
 
 LAYERS = (
-    {"cli", "__main__"},
-    {"laboratory", "studies", "reports"},
+    {"cli", "studies", "__main__"},
+    {"laboratory", "reports"},
     {"callbacks", "loggers"},
     {"online", "policy", "checkpoints", "run_folder"},
     {"methods", "evaluation"},

@@ -13,6 +13,7 @@ COMMANDS = {
     "eval": "roll out a trained policy and report its success rate",
     "generate": "collect a dataset with OGBench's scripted oracles",
     "data": "info: what a dataset holds, and a picture of it; verify: check its store",
+    "study": "many runs from one file: run, status, report, list",
     "laboratory": "compare every method's policy with the optimum where it is known",
 }
 _MODULES = {"eval": "evaluate"}

@@ -162,8 +162,8 @@ class FitCLI(LightningCLI):
         config.ckpt_path = None
         return self.parser.dump(config, skip_none=False)
 
-    def fit(self) -> int:
-        """Train; return the exit code.
+    def check(self) -> None:
+        """Check what needs more than one of the objects.
 
         Raises:
             UserError: the method cannot be trained as configured.
@@ -173,6 +173,14 @@ class FitCLI(LightningCLI):
                 f"{type(self.model).__name__} has no offline phase: online.steps is 0, expected "
                 "more than online.learning_starts; set --online.steps, or choose another --method"
             )
+
+    def fit(self) -> int:
+        """Train; return the exit code.
+
+        Raises:
+            UserError: see `check`; or what is found out only when training begins.
+        """
+        self.check()
         settings = self.settings()
         for callback in ours(self.trainer):
             callback.config = settings

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qam_lightning.checkpoints import last_checkpoints
-from qam_lightning.studies.state import EXIT
+from qam_lightning.studies.state import EXIT, End
 from qam_lightning.studies.study import Run
 from qam_lightning.util.errors import shown
 from qam_lightning.util.files import save_json, writing
@@ -50,18 +50,19 @@ def start(
             )
 
 
-def finish(run: Run, code: int) -> str:
+def finish(run: Run, code: int, pruned: bool = False) -> str:
     """Record in the run's folder how its process ended; return what it said last.
 
     Args:
         run: the run.
         code: exit code of ``fit``; negative after a signal that killed it.
+        pruned: whether it was stopped for good.
 
     Raises:
         UserError: the record cannot be written.
     """
     line = last_line(run.run_dir / LOG)
-    save_json(run.run_dir / EXIT, {"code": code, "line": line}, alone=True)
+    save_json(run.run_dir / EXIT, End(code, line, pruned)._asdict(), alone=True)
     return line
 
 

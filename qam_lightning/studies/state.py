@@ -16,7 +16,19 @@ from qam_lightning.util.metrics_csv import read_metrics
 EXIT = "exit.json"
 """The file in a run's folder that says how its last process ended, see `launch.finish`."""
 
-KINDS = ("finished", "running", "stopped", "failed", "new")
+KINDS = ("finished", "running", "stopped", "failed", "pruned", "new")
+
+
+class Length(NamedTuple):
+    """How long a run is.
+
+    Attributes:
+        gradient_steps: of the offline phase, ``trainer.max_steps``; 0 if the method has none.
+        env_steps: of the online phase, ``online.steps``.
+    """
+
+    gradient_steps: int = 0
+    env_steps: int = 0
 
 
 class State(NamedTuple):
@@ -25,43 +37,32 @@ class State(NamedTuple):
     Attributes:
         kind: ``finished``; ``running``, in a process that holds the folder's lock; ``failed``: its
             last process ended with an error; ``stopped``: by a signal, a kill or a crash of the
-            machine; ``new``: it never started.
-        gradient_step: gradient steps of the last checkpoint, or of the last row of metrics.
+            machine; ``pruned``: by a search; ``new``: it never started.
+        gradient_step: gradient steps at the last checkpoint, or row of metrics while it runs.
         env_step: environment steps, likewise.
-        total: gradient steps of the offline phase plus environment steps of the online phase that
-            a finished run has; 0 if it is unknown.
+        length: what a finished run has; 0 steps if that is unknown.
         line: what a failed run said last; who holds the folder of a running one.
         info: facts of the last checkpoint, None without one.
     """
 
-    kind: Literal["finished", "running", "stopped", "failed", "new"]
+    kind: Literal["finished", "running", "stopped", "failed", "pruned", "new"]
     gradient_step: int = 0
     env_step: int = 0
-    total: int = 0
+    length: Length = Length()
     line: str = ""
     info: CheckpointInfo | None = None
 
     @property
     def done(self) -> int:
-        """Steps taken, of `total`."""
-        return min(self.gradient_step + self.env_step, self.total)
-
-
-class Length(NamedTuple):
-    """How long a run is.
-
-    Attributes:
-        gradient_steps: ``trainer.max_steps``, of the offline phase.
-        env_steps: ``online.steps``, of the online phase.
-    """
-
-    gradient_steps: int
-    env_steps: int
+        """Steps taken: gradient steps offline, environment steps online; at most `total`."""
+        return min(self.gradient_step, self.length.gradient_steps) + min(
+            self.env_step, self.length.env_steps
+        )
 
     @property
     def total(self) -> int:
-        """Both, as `State.total`."""
-        return self.gradient_steps + self.env_steps
+        """Steps of a finished run."""
+        return sum(self.length)
 
 
 def length(settings: str) -> Length:
@@ -84,33 +85,48 @@ def state_of(run_dir: Path, wanted: Length | None = None) -> State:
     """
     found = last_checkpoints(run_dir)
     if not found:
-        code, line = ended(run_dir)
+        end = ended(run_dir)
         if (who := holder(run_dir)) is not None:
-            return State("running", line=who)
+            return State("running", length=wanted or Length(), line=who)
         if held := contents(run_dir):
             raise UserError(
                 f"{run_dir} already holds a run ({held[0].relative_to(run_dir)}, but no "
                 "checkpoint); move it away"
             )
-        return State("failed", line=line) if code else State("new")
+        return State("failed" if end.code else "new", length=wanted or Length(), line=end.line)
     info = describe(found[0])
     goal = wanted or length(info.config)
-    steps = State("stopped", info.gradient_step, info.env_step, goal.total, info=info)
+    steps = State("stopped", info.gradient_step, info.env_step, goal, info=info)
     if (who := holder(run_dir)) is not None:
         return _newest(run_dir, steps)._replace(kind="running", line=who)
     offline = info.gradient_step >= goal.gradient_steps or info.phase == "online"
-    if goal.total and offline and info.env_step >= goal.env_steps:
+    if sum(goal) and offline and info.env_step >= goal.env_steps:
         return steps._replace(kind="finished")
-    code, line = ended(run_dir)
-    return steps._replace(kind="failed", line=line) if code in (1, 2) else steps
+    end = ended(run_dir)
+    if end.pruned:
+        return steps._replace(kind="pruned")
+    return steps._replace(kind="failed", line=end.line) if end.code in (1, 2) else steps
 
 
-def ended(run_dir: Path) -> tuple[int | None, str]:
-    """Return the exit code of a run's last process and the last line it said; None if unknown."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(regular(run_dir / EXIT).read_text("utf-8"))
-        return int(found["code"]), str(found["line"])
-    return None, ""
+class End(NamedTuple):
+    """How a run's last process ended.
+
+    Attributes:
+        code: exit code of ``fit``, negative after a signal that killed it; None if unknown.
+        line: the last line it printed.
+        pruned: whether a search stopped it for good.
+    """
+
+    code: int | None = None
+    line: str = ""
+    pruned: bool = False
+
+
+def ended(run_dir: Path) -> End:
+    """Return what `launch.finish` recorded."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return End(**json.loads(regular(run_dir / EXIT).read_text("utf-8")))
+    return End()
 
 
 def _newest(run_dir: Path, state: State) -> State:

@@ -14,12 +14,22 @@
       residual: {settings: {model.residual: true}}
       direct: {settings: {model.residual: false}}
 
-A key is a flag of ``fit`` without its dashes.
+A key is a flag of ``fit`` without its dashes. A ``search`` in place of the grid chooses each run by
+the results of those before it, see `search`:
+
+    settings: {config: quickstart.yaml}
+    search:
+      trials: 30
+      prune: true                   # stop runs that fall behind the others; false by default
+      space:
+        model.tau: {low: 0.03, high: 30, log: true}
+        model.flow_steps: [5, 10]
 """
 
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,7 +47,7 @@ STUDIES = CONFIGS / "studies"
 MOST_RUNS = 100_000
 
 _PARTS = ("settings", "grid", "list", "exclude")
-_KEYS = ("name", "folder", *_PARTS, "groups")
+_KEYS = ("name", "folder", *_PARTS, "groups", "search")
 _NAME = re.compile(r"[\w-]{1,100}")
 _REFUSED = {
     "run_dir": "the study names the folders of its runs; `folder` is the one that holds them",
@@ -45,8 +55,8 @@ _REFUSED = {
     "print_config": "`fit --print_config` shows a configuration",
     "help": "`fit --help` shows the settings",
 }
-_LABELS = ("config", "domain", "task", "method", "seed")
-"""Keys that the name of a run's folder spells by their values; the seed comes last."""
+_FIRST = ("config", "domain", "task", "method")
+"""Keys that the name of a run's folder begins with; the seed comes last."""
 
 
 class Run(NamedTuple):
@@ -72,6 +82,36 @@ class Run(NamedTuple):
         return "/".join(filter(None, (self.group, self.run_dir.name)))
 
 
+class Range(NamedTuple):
+    """The values from which a search chooses.
+
+    Attributes:
+        low: the lowest; the search chooses integers if both bounds are.
+        high: the highest.
+        log: whether it chooses the logarithm uniformly.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+
+class Search(NamedTuple):
+    """What a search tries.
+
+    Attributes:
+        trials: how many runs it makes.
+        prune: whether it stops runs that fall behind the others.
+        space: setting -> a range, or the values to choose from.
+        settings: those of all runs.
+    """
+
+    trials: int
+    prune: bool
+    space: dict[str, Range | list[Any]]
+    settings: dict[str, Any]
+
+
 class Study(NamedTuple):
     """A study.
 
@@ -79,13 +119,15 @@ class Study(NamedTuple):
         name: its name.
         path: its file.
         folder: the folder that holds those of its runs.
-        runs: its runs, in the order of the file.
+        runs: its runs, in the order of the file; none for a search.
+        search: what is searched; None for a grid.
     """
 
     name: str
     path: Path
     folder: Path
     runs: list[Run]
+    search: Search | None = None
 
 
 class _Part(NamedTuple):
@@ -114,6 +156,8 @@ def read_study(name: str) -> Study:
     folder = content.get("folder", f"runs/{title}")
     if not isinstance(folder, str) or not folder.strip():
         raise UserError(f"{path}: folder is {shown(folder)}, expected the name of a folder")
+    if "search" in content:
+        return Study(title, path, Path(folder), [], _search(content, path))
     parts = {"": _part(content, path, "")}
     if "groups" in content:
         common = parts.pop("")
@@ -202,7 +246,7 @@ def _settings(content: object, path: Path, where: str) -> dict[str, Any]:
 
 
 def _mapping(content: object, path: Path, where: str) -> dict[str, Any]:
-    if not isinstance(content, dict) or not content and where not in ("settings", "grid"):
+    if not isinstance(content, dict) or not content and where == "groups":
         raise UserError(f"{path}: {where} is {shown(content)}, expected keys with values")
     return content
 
@@ -264,6 +308,65 @@ def _canonical(key: str) -> str:
     return "data.task" if key == "task" else key.replace("model.init_args.", "model.")
 
 
+# -- searches --------------------------------------------------------------------------------------
+
+
+def _search(content: Mapping[str, Any], path: Path) -> Search:
+    for key in ("grid", "list", "exclude", "groups"):
+        if key in content:
+            raise UserError(f"{path}: search and {key} are both there; remove one")
+    found = _mapping(content["search"], path, "search")
+    _check_keys(found, ("trials", "prune", "space"), f"{path}: search")
+    trials, prune = found.get("trials"), found.get("prune", False)
+    if type(trials) is not int or not 1 <= trials <= MOST_RUNS:
+        raise UserError(f"{path}: search.trials is {shown(trials)}, expected 1 to {MOST_RUNS:,}")
+    if not isinstance(prune, bool):
+        raise UserError(f"{path}: search.prune is {shown(prune)}, expected true or false")
+    space = _mapping(found.get("space"), path, "search.space")
+    if not space:
+        raise UserError(f"{path}: search.space is empty, expected settings to choose")
+    values = {key: _choice(value, path, f"search.space.{key}") for key, value in space.items()}
+    settings = _settings(content.get("settings", {}), path, "settings")
+    _settings(dict.fromkeys(values), path, "search.space")
+    for key in values:
+        if key == "config":
+            raise UserError(f"{path}: search.space.config cannot be set; name the settings")
+        if _canonical(key) in map(_canonical, settings):
+            raise UserError(f"{path}: {key} is in settings and in search.space; remove one")
+    return Search(trials, prune, values, settings)
+
+
+def _choice(value: Any, path: Path, where: str) -> Range | list[Any]:
+    """Read the values from which a search chooses."""
+    if isinstance(value, list) and value and all(isinstance(x, str | int | float) for x in value):
+        return value
+    problem = f"{path}: {where} is {shown(value)}, expected a list, or low and high"
+    if not isinstance(value, dict):
+        raise UserError(problem)
+    _check_keys(value, Range._fields, f"{path}: {where}")
+    low, high, log = value.get("low"), value.get("high"), value.get("log", False)
+    # Not isinstance: true and false are numbers to it.
+    if type(low) not in (int, float) or type(high) not in (int, float) or type(log) is not bool:
+        raise UserError(problem)
+    assert low is not None and high is not None
+    if not -math.inf < low < high < math.inf or log and low <= 0:
+        raise UserError(f"{path}: {where} is {shown(value)}, expected low < high, above 0 with log")
+    return Range(low, high, log)
+
+
+def trial(study: Study, name: str, values: dict[str, Any]) -> Run:
+    """Return a run of a search.
+
+    Args:
+        study: one with a search.
+        name: of the run's folder.
+        values: those that the search chose.
+    """
+    assert study.search is not None
+    settings, run_dir = {**study.search.settings, **values}, study.folder / name
+    return Run("", values, settings, run_dir, _arguments(settings, run_dir, study.path))
+
+
 # -- runs ------------------------------------------------------------------------------------------
 
 
@@ -308,8 +411,10 @@ def _matches(rule: Mapping[str, list[Any]], settings: Mapping[str, Any]) -> bool
 
 def _slug(axes: Mapping[str, Any]) -> str:
     """Name a run by its values, e.g. ``scene-task1-qam-tau3-seed0``."""
+    first = [key for key in _FIRST if key in axes]
+    rest = sorted((key for key in axes if key not in first), key=lambda key: key == "seed")
     parts = []
-    for key in sorted(axes, key=lambda key: (key == "seed", key not in _LABELS)):
+    for key in (*first, *rest):
         value = axes[key] if isinstance(axes[key], str) else json.dumps(axes[key])
         name = "" if key in ("config", "domain", "method") else key.rpartition(".")[2]
         parts.append(re.sub(r"[^\w.+-]+", "_", f"{name}{value.removesuffix('.yaml')}"))

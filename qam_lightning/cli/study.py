@@ -1,0 +1,201 @@
+"""``study``: many runs from one file: run what is missing, see where they are, report."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qam_lightning.cli.dispatch import called
+from qam_lightning.studies.study import STUDIES, Study, read_study
+from qam_lightning.util.arguments import Parser, at_least, path
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.imports import uncollected
+
+if TYPE_CHECKING:
+    from qam_lightning.studies.plan import Planned
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(prog=called("study"), description=__doc__.partition(": ")[2])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    which = "STUDY", "file, or the name of a shipped study"
+
+    add = commands.add_parser("list", help="the studies that ship").add_argument
+    add = commands.add_parser("status", help="where the runs of a study are").add_argument
+    add("study", metavar=which[0], help=which[1])
+    add("--all", action="store_true", help="a line for every run, not only those that failed")
+    add = commands.add_parser(
+        "run", help="check every configuration, then run what is not finished"
+    ).add_argument
+    add("study", metavar=which[0], help=which[1])
+    add("--jobs", type=at_least(1), metavar="N", help="runs at a time; default: what fits")
+    add("--dry_run", action="store_true", help="check, and say what would run")
+    add("--any_version", action="store_true", help="go on with runs of other software versions")
+    add = commands.add_parser(
+        "report", help="tables, intervals and figures of a study, or of any run folders"
+    ).add_argument
+    add("source", nargs="+", metavar="STUDY_OR_RUN", help="one study, or run folders")
+    add(
+        "--output",
+        type=path,
+        metavar="FOLDER",
+        help="default: report in the study's folder, or report here; an earlier report is replaced",
+    )
+    add("--published", action="store_true", help="beside the authors' published curves")
+    return parser.parse_args(list(arguments))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; return the exit code."""
+    options = parse(arguments)
+    return {"list": shipped, "status": status, "run": run, "report": report}[options.command](
+        options
+    )
+
+
+def shipped(options: argparse.Namespace) -> int:
+    """Print the studies that ship, with the first comment of each."""
+    for file in sorted(STUDIES.glob("*.yaml")):
+        first = file.read_text("utf-8").partition("\n")[0].removeprefix("# ")
+        print(f"{file.stem:<20} {len(read_study(str(file)).runs):>6,} runs  {first}")
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Print how many runs are in which state, and what the failed ones said."""
+    study = read_study(options.study)
+    with uncollected():
+        from qam_lightning.studies.search import runs_of
+        from qam_lightning.studies.state import KINDS, state_of
+    study = study._replace(runs=runs_of(study))
+    states = [(run, state_of(run.run_dir)) for run in study.runs]
+    table = Table(box=None, pad_edge=False, title=f"{study.name}: {study.folder}/",
+                  title_justify="left")  # fmt: skip
+    groups = list(dict.fromkeys(run.group for run in study.runs))
+    table.add_column("group" if groups != [""] else "")
+    for kind in (*KINDS, "runs"):
+        table.add_column(kind, justify="right")
+    for group in groups:
+        kinds = [state.kind for run, state in states if run.group == group]
+        counts = [str(sum(kind == k for k in kinds) or "–") for kind in KINDS]
+        table.add_row(group or "all", *counts, str(len(kinds)))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for run, state in states:
+        if options.all or state.kind in ("failed", "running"):
+            share = f" {state.done / state.total:.0%}" if state.total else ""
+            line = f": {state.line}" if state.line else ""
+            console.print(f"{run.name} {state.kind}{share}{line}", markup=False, highlight=False)
+    for folder in strangers(study):
+        console.print(f"{folder} is no run of the study", markup=False, highlight=False)
+    return 0
+
+
+def strangers(study: Study) -> list[Path]:
+    """Return the folders of runs below the study's that the study does not name."""
+    known = {run.run_dir for run in study.runs}
+    found = {file.parent for file in study.folder.glob("**/config.yaml")}
+    return sorted(found - known)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check every configuration, then run what is missing; return the exit code."""
+    study = read_study(options.study)
+    with uncollected():
+        from qam_lightning.studies.local import Listed, default_jobs, run_here
+        from qam_lightning.studies.plan import counted, missing
+        from qam_lightning.studies.search import Trials, corners, runs_of
+    if study.search is None:
+        planned = _planned(study, options)
+        source: Any = Listed(missing(planned))
+        tried = planned
+    else:
+        tried = _planned(study._replace(runs=corners(study)), options)
+        planned = _planned(study._replace(runs=runs_of(study)), options)
+        source = Trials(study, planned, options.any_version)
+    print(f"{study.name}, {counted(planned)}")
+    if options.dry_run:
+        for item in missing(planned):
+            print(called("fit"), shlex.join(item.run.arguments))
+        return 0
+    todo = source.waiting
+    if not todo:
+        return _best(source)
+    jobs = options.jobs or default_jobs(tried)
+    print(f"{todo} to run, {min(jobs, todo)} at a time; Ctrl-C stops and saves all")
+    outcome = run_here(source, jobs)
+    for name, line in outcome.failed:
+        print(f"failed: {name}: {line}", file=sys.stderr)
+    if outcome.signal is not None:
+        print(f"stopped; `{called('study')} run {options.study}` continues", file=sys.stderr)
+        return 128 + outcome.signal
+    if outcome.failed:
+        raise UserError(
+            f"{len(outcome.failed)} of {todo} runs failed; the same command tries them again"
+        )
+    return _best(source)
+
+
+def _planned(study: Study, options: argparse.Namespace) -> "list[Planned]":
+    """Check all runs of a study, and show how far it is."""
+    from qam_lightning.studies.plan import plan
+
+    with Console(stderr=True).status("") as shown:
+        return plan(
+            study, lambda n, of: shown.update(f"checked {n} of {of} runs"), options.any_version
+        )
+
+
+def _best(source: Any) -> int:
+    """Print the best trial of a search; return the exit code."""
+    found = source.best() if hasattr(source, "best") else None
+    if found is not None:
+        run, success = found
+        print(f"best: {run.name}, success {success:.0%}: {shlex.join(run.arguments)}")
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write a report on a study, or on run folders; return the exit code."""
+    folders = [Path(name) for name in options.source]
+    study = None
+    if not all(folder.is_dir() for folder in folders):
+        if len(folders) > 1:
+            wrong = next(folder for folder in folders if not folder.is_dir())
+            raise UserError(f"{wrong}: no such run folder; expected one study, or run folders")
+        study = read_study(options.source[0])
+    with uncollected():
+        from qam_lightning.reports.report import write_report
+        from qam_lightning.studies.search import runs_of
+    if study is None:
+        output, title = options.output or Path("report"), "Report"
+        written = write_report(folders, output, title, published=options.published)
+    else:
+        study = study._replace(runs=runs_of(study))
+        runs, missing = _with_results(study)
+        axes = list(dict.fromkeys(key for run in study.runs for key in run.axes))
+        output = options.output or study.folder / "report"
+        written = write_report(runs, output, study.name, missing, axes, options.published)
+    for file in written:
+        print(f"wrote {file}")
+    return 0
+
+
+def _with_results(study: Study) -> tuple[list[Path], list[str]]:
+    """Return the folders of a study's runs that have results, and a line for every other run."""
+    from qam_lightning.studies.state import state_of
+
+    found, missing = [], []
+    for run in study.runs:
+        if (run.run_dir / "metrics" / "eval.csv").exists():
+            found.append(run.run_dir)
+        else:
+            state = state_of(run.run_dir)
+            missing.append(f"{run.name}: {state.kind}{f': {state.line}' if state.line else ''}")
+    return found, missing

@@ -1,0 +1,287 @@
+"""Runs of a study on this machine, several at a time."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from qam_lightning.envs.rollout import available_cores
+from qam_lightning.studies.launch import finish, start
+from qam_lightning.studies.plan import Planned
+from qam_lightning.studies.state import State, state_of
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_POLL = 0.2  # seconds between two looks at the processes
+_REFRESH = 2.0  # seconds between two looks at their metrics
+_IN_USE = "is in use:"  # another process, here or elsewhere, has the run: not a failure
+
+
+class Source(Protocol):
+    """Where the runs come from."""
+
+    @property
+    def waiting(self) -> int:
+        """How many runs are still to come."""
+
+    def take(self) -> Planned | None:
+        """Return the next run; None if there is none, or none yet."""
+
+    def hopeless(self, item: Planned) -> bool:
+        """Whether a run should be stopped for good."""
+
+    def ended(self, item: Planned, state: State) -> None:
+        """Learn how a run ended."""
+
+
+class Listed:
+    """Runs that are known from the beginning; a `Source`.
+
+    Args:
+        planned: the runs, in order.
+    """
+
+    def __init__(self, planned: Sequence[Planned]) -> None:
+        self._waiting = list(planned)
+
+    @property
+    def waiting(self) -> int:
+        """How many runs are still to come."""
+        return len(self._waiting)
+
+    def take(self) -> Planned | None:
+        """Return the next run."""
+        return self._waiting.pop(0) if self._waiting else None
+
+    def hopeless(self, item: Planned) -> bool:
+        """Return False: all runs are wanted."""
+        return False
+
+    def ended(self, item: Planned, state: State) -> None:
+        """Learn nothing from it."""
+
+
+class Outcome(NamedTuple):
+    """How the runs ended.
+
+    Attributes:
+        finished: how many are complete.
+        failed: the names of those that ended with an error, each with the last line it said.
+        signal: the signal that stopped all, None if none did.
+    """
+
+    finished: int
+    failed: list[tuple[str, str]]
+    signal: int | None
+
+
+def default_jobs(planned: Sequence[Planned]) -> int:
+    """Return how many runs share the machine well: one per GPU, or one per its threads' cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    threads = [item.threads or available_cores() for item in planned]
+    return max(1, available_cores() // max(threads, default=1))
+
+
+def run_here(source: Source, jobs: int) -> Outcome:
+    """Run what a source gives, ``jobs`` at a time.
+
+    The first Ctrl-C, SIGTERM or SIGHUP stops all runs, and waits until each has saved; the second
+    kills them.
+
+    Args:
+        source: the runs.
+        jobs: how many processes at a time, at least 1.
+
+    Returns:
+        How they ended.
+    """
+    return _Scheduler(source, jobs).run()
+
+
+class _Process(NamedTuple):
+    """A run's process.
+
+    Attributes:
+        item: the run.
+        slot: which of the places it has, from 0.
+        handle: the process.
+    """
+
+    item: Planned
+    slot: int
+    handle: subprocess.Popen
+
+
+class _Scheduler:
+    """The loop of `run_here`."""
+
+    def __init__(self, source: Source, jobs: int) -> None:
+        self._source, self._jobs = source, jobs
+        self._all = source.waiting
+        self._pruned: set[str] = set()
+        self._running: list[_Process] = []
+        self._ended: list[tuple[Planned, State]] = []
+        self._failed: list[tuple[str, str]] = []
+        self._signals: list[int] = []
+        self._display = _Display()
+
+    def run(self) -> Outcome:
+        with _signals(self._on_signal), self._display:
+            self._start()
+            while self._running:
+                time.sleep(_POLL)
+                self._collect()
+                self._start()
+                self._prune()
+                self._display.show([p.item for p in self._running], self._source.waiting)
+        finished = sum(state.kind == "finished" for _, state in self._ended)
+        return Outcome(finished, self._failed, self._signals[0] if self._signals else None)
+
+    def _start(self) -> None:
+        free = set(range(self._jobs)) - {process.slot for process in self._running}
+        while free and not self._signals and (item := self._source.take()) is not None:
+            slot = min(free)
+            free.remove(slot)
+            self._display.begun(item)
+            handle = start(item.run, _environment(slot, self._jobs), _extra(item, self._jobs))
+            self._running.append(_Process(item, slot, handle))
+
+    def _collect(self) -> None:
+        for process in [p for p in self._running if p.handle.poll() is not None]:
+            self._running.remove(process)
+            code, name = process.handle.returncode, process.item.run.name
+            line = finish(process.item.run, code, name in self._pruned)
+            state = state_of(process.item.run.run_dir, process.item.state.length)
+            self._source.ended(process.item, state)
+            self._ended.append((process.item, state))
+            if state.kind == "failed" and _IN_USE not in line:
+                self._failed.append((name, line))
+            told = f": {line}" if state.kind != "finished" else ""
+            self._display.ended(process.item, state, f"[{len(self._ended)}/{self._all}] {name} "
+                                f"{state.kind}{told}")  # fmt: skip
+
+    def _prune(self) -> None:
+        for process in self._running:
+            name = process.item.run.name
+            if name not in self._pruned and self._source.hopeless(process.item):
+                self._pruned.add(name)
+                process.handle.send_signal(signal.SIGTERM)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._signals.append(number)
+        for process in self._running:
+            if process.handle.poll() is None:
+                process.handle.send_signal(
+                    signal.SIGTERM if len(self._signals) == 1 else signal.SIGKILL
+                )
+
+
+def _environment(slot: int, jobs: int) -> dict[str, str]:
+    """Return the variables that share the machine's cores and GPUs between the runs."""
+    threads = str(max(1, available_cores() // jobs))
+    shared = {n: threads for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if n not in os.environ}
+    if jobs > 1 and torch.cuda.is_available():
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = names if names[0] else [str(n) for n in range(torch.cuda.device_count())]
+        shared["CUDA_VISIBLE_DEVICES"] = names[slot % len(names)]
+    return shared
+
+
+def _extra(item: Planned, jobs: int) -> tuple[str, ...]:
+    """Return flags that share the cores between the evaluations of the runs."""
+    if jobs == 1 or "evaluation.workers" in item.run.settings:
+        return ()
+    return (f"--evaluation.workers={max(1, available_cores() // jobs)}",)
+
+
+@contextmanager
+def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+# -- what is shown ---------------------------------------------------------------------------------
+
+
+class _Display:
+    """A line for each running run, and the total; on a terminal they stay in place."""
+
+    def __init__(self, every_seconds: float = 60.0) -> None:
+        self._console = Console(soft_wrap=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._every = every_seconds
+        self._before: dict[str, State] = {}
+        self._states: dict[str, State] = {}
+        self._begun = self._looked = self._printed = time.monotonic()
+        self._rates: Mapping[str, float] = {}
+
+    def __enter__(self) -> "_Display":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._live.stop()
+
+    def begun(self, item: Planned) -> None:
+        """Show a run from now on."""
+        self._before[item.run.name] = self._states[item.run.name] = item.state
+
+    def ended(self, item: Planned, state: State, line: str) -> None:
+        """Tell that a run has ended."""
+        self._states[item.run.name] = state
+        self._console.print(line, markup=False, highlight=False)
+
+    def show(self, running: Sequence[Planned], waiting: int) -> None:
+        """Show where the runs are, if it is time."""
+        now = time.monotonic()
+        if now - self._looked < _REFRESH:
+            return
+        self._looked = now
+        for item in running:
+            self._states[item.run.name] = state_of(item.run.run_dir, item.state.length)
+        if self._console.is_terminal:
+            self._live.update(self._table(running, waiting), refresh=True)
+        elif now - self._printed >= self._every:
+            self._printed = now
+            for item in running:
+                self._console.print(self._line(item), markup=False, highlight=False)
+            self._console.print(self._total(len(running), waiting), markup=False, highlight=False)
+
+    def _table(self, running: Sequence[Planned], waiting: int) -> Table:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for item in running:
+            table.add_row(self._line(item))
+        table.add_row(self._total(len(running), waiting), style="bold")
+        return table
+
+    def _line(self, item: Planned) -> str:
+        state = self._states[item.run.name]
+        share = state.done / state.total if state.total else 0.0
+        phase = f", {state.env_step:,} in the environment" if state.env_step else ""
+        return f"  {item.run.name}: {share:4.0%}, {state.gradient_step:,} updates{phase}"
+
+    def _total(self, running: int, waiting: int) -> str:
+        took = time.monotonic() - self._begun
+        done = sum(s.done - self._before[n].done for n, s in self._states.items())
+        going = [s for s in self._states.values() if s.kind not in ("failed", "pruned")]
+        left = float(sum(s.total - s.done for s in going))
+        left += waiting * sum(s.total for s in going) / max(1, len(going))
+        time_left = f", {timedelta(seconds=round(took / done * left))} left" if done else ""
+        complete = sum(s.kind == "finished" for s in self._states.values())
+        every = len(self._states) + waiting
+        counts = f"{complete} of {every} finished, {running} running, {waiting} waiting"
+        return counts + time_left

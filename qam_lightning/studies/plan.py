@@ -1,0 +1,167 @@
+"""What a study has to do: every configuration is built, and compared with the folders' runs."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from qam_lightning.cli.explain import spoken
+from qam_lightning.cli.resume import changed
+from qam_lightning.cli.training import FitCLI
+from qam_lightning.envs.make import env_id
+from qam_lightning.studies.state import Length, State, state_of
+from qam_lightning.studies.study import Run, Study
+from qam_lightning.util.errors import ArgumentError, UserError
+from qam_lightning.util.provenance import mismatches
+
+FREE = (
+    *("threads", "ckpt_path", "run_dir", "log.", "progress.", "checkpoints.", "evaluation.workers"),
+    *(f"data.{key}" for key in ("prefetch", "directory", "base_url", "store", "storage")),
+)
+"""Settings that may change while a study runs: they do not change what it finds."""
+
+LONGER = ("trainer.max_steps", "online.steps")
+"""Settings that may grow: a finished run goes on."""
+
+
+class Planned(NamedTuple):
+    """A run of a study that can be started.
+
+    Attributes:
+        run: the run.
+        state: what became of it so far.
+        nodes: machines that it needs.
+        devices: devices that it needs on each of them, as ``trainer.devices`` says.
+        threads: CPU threads of its configuration, None if that leaves it to PyTorch.
+    """
+
+    run: Run
+    state: State
+    nodes: int
+    devices: Any
+    threads: int | None
+
+
+def plan(
+    study: Study, told: Callable[[int, int], None], any_version: bool = False
+) -> list[Planned]:
+    """Check all runs of a study; nothing is started or written.
+
+    Configurations that differ by the seed and the task alone are built once.
+
+    Args:
+        study: the study.
+        told: is called with the number of runs that were checked, and of all runs.
+        any_version: take runs that other versions of the software have made.
+
+    Raises:
+        UserError: some cannot be started; a line for each was printed to standard error.
+    """
+    builds: dict[str, _Built | UserError] = {}
+    planned: list[Planned] = []
+    problems: list[str] = []
+    for number, run in enumerate(study.runs, 1):
+        key = json.dumps({k: v for k, v in run.settings.items() if k not in ("seed", "task")})
+        try:
+            if key not in builds:
+                builds[key] = _built(run)
+            planned.append(_planned(run, builds[key], any_version))
+        except UserError as error:
+            builds.setdefault(key, error)  # the others would fail alike: one line for all
+            problem = spoken(error) if isinstance(error, ArgumentError) else str(error)
+            if problem not in (line.partition(": ")[2] for line in problems):
+                problems.append(f"{run.name}: {problem}")
+        told(number, len(study.runs))
+    if problems:
+        for line in problems:
+            print(f"error: {line}", file=sys.stderr)
+        broken = len(study.runs) - len(planned)
+        raise UserError(
+            f"{study.path}: {broken} of {len(study.runs)} runs cannot be started; nothing was"
+        )
+    return planned
+
+
+class _Built(NamedTuple):
+    """What was learned by building a configuration.
+
+    Attributes:
+        settings: the resolved configuration.
+        length: how long the run is.
+    """
+
+    settings: dict[str, Any]
+    length: Length
+
+
+def _built(run: Run) -> _Built:
+    """Compose and build a run's configuration."""
+    # Its folder is looked at elsewhere; a run that resumes may have one.
+    cli = FitCLI([*run.arguments, "--ckpt_path=last"])
+    cli.check()
+    settings = yaml.safe_load(cli.settings())
+    offline = cli.config.trainer.max_steps if cli.model.offline_phase else 0
+    return _Built(settings, Length(offline, cli.config.online.steps))
+
+
+def _planned(run: Run, built: "_Built | UserError", any_version: bool) -> Planned:
+    if isinstance(built, UserError):
+        raise built
+    settings = {**built.settings, "run_dir": str(run.run_dir)}
+    settings["seed"] = run.settings.get("seed", settings["seed"])
+    if "task" in run.settings:
+        settings["data"] = {**settings["data"], "task": run.settings["task"]}
+        env_id(settings["data"]["env"], run.settings["task"])
+    state = state_of(run.run_dir, built.length)
+    if state.info is not None:
+        _check_fits(run, state, settings, any_version)
+    trainer = settings["trainer"]
+    return Planned(run, state, trainer["num_nodes"], trainer["devices"], settings["threads"])
+
+
+def _check_fits(run: Run, state: State, settings: dict[str, Any], any_version: bool) -> None:
+    """Check that a folder holds the run that the study means.
+
+    Raises:
+        UserError: it is another one, or another version of the software made it.
+    """
+    assert state.info is not None
+    before = yaml.safe_load(state.info.config) or {}
+    if not before:
+        raise UserError(f"{run.run_dir} holds a run that is not of this command line; move it away")
+    if differences(before, settings):
+        settings = _built(run).settings  # its own: others may hold its seed in further places
+    if found := differences(before, settings):
+        raise UserError(
+            f"{run.run_dir} was made with other settings ({'; '.join(found[:3])}); move it away, "
+            "or undo the change"
+        )
+    if not any_version and (lines := mismatches(state.info.versions)):
+        raise UserError(f"{run.run_dir}: {lines[0]}; move it away, or take it with --any_version")
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """List the changed settings that make another run, see `FREE` and `LONGER`."""
+    return [
+        line for line in changed(before, after) if not line.startswith(FREE) and not _longer(line)
+    ]
+
+
+def _longer(line: str) -> bool:
+    key, _, values = line.partition(": ")
+    old, _, new = values.partition(" -> ")
+    return key in LONGER and old.isdigit() and new.isdigit() and int(new) > int(old)
+
+
+def missing(planned: Iterable[Planned]) -> list[Planned]:
+    """Return what a study has still to run."""
+    return [item for item in planned if item.state.kind in ("stopped", "failed", "new")]
+
+
+def counted(planned: Sequence[Planned]) -> str:
+    """Say how many runs are in which state, e.g. ``12 runs: 8 finished, 4 new``."""
+    kinds = [item.state.kind for item in planned]
+    parts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
+    return f"{len(kinds)} {'run' if len(kinds) == 1 else 'runs'}: {', '.join(parts)}"

@@ -1,0 +1,216 @@
+"""A study that searches: Optuna chooses each run by the results of those before it.
+
+Nothing but the run folders remembers a search. Each has its values in its configuration, its result
+in its last evaluation, and whether it was pruned in ``exit.json``. So a search that is continued
+tells Optuna what the folders say, and asks on. Optuna's choices depend on the order in which runs
+end: two searches with equal files differ.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+import yaml
+
+from qam_lightning.evaluation.plots import Curve, read_curve
+from qam_lightning.studies.plan import Planned, plan
+from qam_lightning.studies.state import State, state_of
+from qam_lightning.studies.study import Range, Run, Study, trial
+from qam_lightning.util.errors import UserError, shown
+
+_FOLDER = re.compile(r"trial-(\d{4,})")
+_STARTUP = 5  # finished trials before one may be pruned
+
+
+def runs_of(study: Study) -> list[Run]:
+    """Return the runs that a search has begun, in their order; those of other studies if none."""
+    if study.search is None:
+        return study.runs
+    found = []
+    for folder in sorted(study.folder.glob("trial-*"), key=lambda path: (len(path.name), path)):
+        config = folder / "config.yaml"
+        if _FOLDER.fullmatch(folder.name) and config.is_file():
+            values = _values(yaml.safe_load(config.read_text("utf-8")), study)
+            found.append(trial(study, folder.name, values))
+    return found
+
+
+def corners(study: Study) -> list[Run]:
+    """Return runs with every value of a list, and both ends of every range, one at a time."""
+    assert study.search is not None
+    ends = {
+        key: [values.low, values.high] if isinstance(values, Range) else values
+        for key, values in study.search.space.items()
+    }
+    first = {key: values[0] for key, values in ends.items()}
+    return [
+        trial(study, "trial", {**first, key: value})
+        for key, values in ends.items()
+        for value in values
+    ]
+
+
+class Trials:
+    """The runs of a search; a `local.Source`.
+
+    Args:
+        study: one with a search.
+        begun: its runs so far, planned.
+        any_version: see `plan.plan`.
+
+    Raises:
+        UserError: Optuna is not installed.
+    """
+
+    def __init__(self, study: Study, begun: list[Planned], any_version: bool = False) -> None:
+        assert study.search is not None
+        self._study, self._search, self._any_version = study, study.search, any_version
+        self._optuna = _optuna()
+        self._space = {key: self._distribution(x) for key, x in study.search.space.items()}
+        # A sampler that is asked again with as many trials must not repeat its choice.
+        self._oracle = self._optuna.create_study(
+            direction="maximize",
+            sampler=self._optuna.samplers.TPESampler(seed=len(begun), constant_liar=True),
+            pruner=self._optuna.pruners.MedianPruner(n_startup_trials=_STARTUP),
+        )
+        self._begun: list[Planned] = []  # to be continued
+        self._trials: dict[str, Any] = {}
+        self._reported: dict[str, int] = {}
+        self._numbers = [int(item.run.run_dir.name.removeprefix("trial-")) for item in begun]
+        self._taken = 0
+        for item in begun:
+            self._check_values(item.run)
+            if item.state.kind in ("stopped", "failed"):
+                self._begun.append(item)
+            else:
+                self._taken += 1
+                self._tell_past(item)
+
+    @property
+    def waiting(self) -> int:
+        """How many trials are still to come."""
+        return max(0, self._search.trials - self._taken)
+
+    def take(self) -> Planned | None:
+        """Return a trial to continue, or a new one."""
+        if not self.waiting:
+            return None
+        self._taken += 1
+        if self._begun:
+            item = self._begun.pop(0)
+            self._oracle.enqueue_trial(item.run.axes)
+            self._trials[item.run.name] = self._oracle.ask(self._space)
+            return item
+        asked = self._oracle.ask(self._space)
+        self._numbers.append(max(self._numbers, default=0) + 1)
+        run = trial(self._study, f"trial-{self._numbers[-1]:04d}", asked.params)
+        (item,) = plan(self._study._replace(runs=[run]), lambda *_: None, self._any_version)
+        self._trials[run.name] = asked
+        return item
+
+    def hopeless(self, item: Planned) -> bool:
+        """Whether a trial is below the median of the others at its last evaluation."""
+        if not self._search.prune:
+            return False
+        asked, curve = self._trials[item.run.name], _curve(item.run)
+        for step, success in _points(curve)[self._reported.get(item.run.name, 0) :]:
+            asked.report(success, step)
+            self._reported[item.run.name] = self._reported.get(item.run.name, 0) + 1
+            if asked.should_prune():
+                return True
+        return False
+
+    def ended(self, item: Planned, state: State) -> None:
+        """Tell Optuna how a trial ended."""
+        asked, points = self._trials[item.run.name], _points(_curve(item.run))
+        states = self._optuna.trial.TrialState
+        if state.kind == "finished" and points:
+            self._oracle.tell(asked, points[-1][1])
+        elif state.kind == "pruned":
+            self._oracle.tell(asked, state=states.PRUNED)
+        else:
+            self._oracle.tell(asked, state=states.FAIL)
+
+    def best(self) -> tuple[Run, float] | None:
+        """Return the finished trial with the highest success at its end; None if there is none."""
+        ends = {}
+        for run in runs_of(self._study):
+            if state_of(run.run_dir).kind == "finished" and (points := _points(_curve(run))):
+                ends[run.name] = run, points[-1][1]
+        return max(ends.values(), key=lambda end: end[1], default=None)
+
+    def _tell_past(self, item: Planned) -> None:
+        """Tell Optuna of a trial that is over; one that runs elsewhere counts as begun."""
+        points = dict(_points(_curve(item.run)))
+        states = self._optuna.trial.TrialState
+        state = {"finished": states.COMPLETE, "pruned": states.PRUNED}.get(item.state.kind)
+        if state is None or not points:
+            return
+        self._oracle.add_trial(
+            self._optuna.trial.create_trial(
+                state=state,
+                params=item.run.axes,
+                distributions=self._space,
+                value=list(points.values())[-1],
+                intermediate_values=points,
+            )
+        )
+
+    def _check_values(self, run: Run) -> None:
+        """Refuse a trial of another search: its file was changed meanwhile."""
+        for key, values in self._search.space.items():
+            found = run.axes[key]
+            if isinstance(values, Range):
+                known = values.low <= found <= values.high
+            else:
+                known = found in values
+            if not known:
+                raise UserError(
+                    f"{run.run_dir}: {key} is {shown(found)}, which search.space does not hold; "
+                    "move it away, or undo the change"
+                )
+
+    def _distribution(self, values: Range | list[Any]) -> Any:
+        kinds = self._optuna.distributions
+        if not isinstance(values, Range):
+            return kinds.CategoricalDistribution(values)
+        whole = isinstance(values.low, int) and isinstance(values.high, int)
+        kind = kinds.IntDistribution if whole else kinds.FloatDistribution
+        return kind(*values)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("search: needs Optuna; pip install 'qam_lightning[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _values(config: dict[str, Any], study: Study) -> dict[str, Any]:
+    """Return what a run's resolved configuration has for the keys of a search."""
+    assert study.search is not None
+    found = {}
+    for key in study.search.space:
+        *sections, name = ("data.task" if key == "task" else key).split(".")
+        place: Any = config
+        for section in sections:
+            place = place.get(section, {})
+            place = place.get("init_args", {}) if section == "model" else place
+        found[key] = place.get(name)
+    return found
+
+
+def _curve(run: Run) -> Curve | None:
+    try:
+        return read_curve(run.run_dir)
+    except UserError:  # no evaluation yet
+        return None
+
+
+def _points(curve: Curve | None) -> list[tuple[int, float]]:
+    """Return the steps of all evaluations, with their success."""
+    if curve is None:
+        return []
+    return list(zip(np.asarray(curve.steps).tolist(), curve.success.tolist(), strict=True))

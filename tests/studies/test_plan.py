@@ -1,0 +1,172 @@
+"""What is found out before anything starts."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qam_lightning.cli import main
+from qam_lightning.run_folder import Claim
+from qam_lightning.studies.plan import Planned, missing, plan
+from qam_lightning.studies.state import Length, state_of
+from qam_lightning.studies.study import read_study
+from tests.studies.conftest import Write
+
+
+def planned(path: Path) -> list[Planned]:
+    return plan(read_study(str(path)), lambda *_: None)
+
+
+def kinds(path: Path) -> list[str]:
+    return [item.state.kind for item in planned(path)]
+
+
+def trained(path: Path, number: int = 0, *flags: str) -> Path:
+    """Train a run of a study in this process."""
+    run = read_study(str(path)).runs[number]
+    assert main(["fit", *run.arguments, *flags]) == 0
+    return run.run_dir
+
+
+def test_every_configuration_is_built_before_anything_starts(
+    write: Write, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del tiny["model.width"]
+    path = write(settings=tiny, grid={"model.width": [8, 0, 16], "seed": "0-1"})
+    assert main(["study", "run", str(path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "error: width0-seed0: model.width is 0, expected at least 1 and finite",
+        f"error: {path}: 2 of 6 runs cannot be started; nothing was",
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"model.widht": 8}, "model.widht"),
+        ({"method": "qamm"}, "no method named 'qamm'"),
+        ({"config": "nothing.yaml"}, "no config named 'nothing.yaml'"),
+        ({"trainer.devices": 1001}, "trainer.devices is 1001"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    setting: dict[str, Any], said: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(settings={"domain": "cube-single", **setting}, grid={"seed": "0-3"})
+    assert main(["study", "run", str(path)]) == 2
+    first, last = capsys.readouterr().err.splitlines()
+    assert said in first and "4 of 4 runs cannot be started" in last
+
+
+def test_a_task_that_is_not_there_is_refused(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Although configurations that differ by the task alone are built once."""
+    path = write(settings={"domain": "cube-single"}, grid={"task": [1, 6]})
+    assert main(["study", "run", str(path)]) == 2
+    assert "task6: " in capsys.readouterr().err
+
+
+def test_states_of_a_run(write: Write, tiny: dict[str, Any], tmp_path: Path) -> None:
+    path = write(settings=tiny)
+    assert kinds(path) == ["new"]
+    folder = trained(path)
+    assert kinds(path) == ["finished"]
+    state = state_of(folder)
+    assert (state.gradient_step, state.done, state.total) == (6, 6, 6)
+    claim = Claim(folder)
+    assert state_of(folder).kind == "running" and state_of(folder).line.startswith("process ")
+    claim.release()
+    assert not missing(planned(path))
+    path = write(settings={**tiny, "trainer.max_steps": 8})
+    assert kinds(path) == ["stopped"]  # it goes on
+    assert len(missing(planned(path))) == 1
+    state = state_of(folder, Length(8, 0))
+    assert (state.done, state.total) == (6, 8)
+    ends = {0: "stopped", 1: "failed", 2: "failed", 143: "stopped", -9: "stopped"}
+    for code, kind in ends.items():
+        (folder / "exit.json").write_text(json.dumps({"code": code, "line": "error: x"}))
+        assert state_of(folder, Length(8, 0)).kind == kind
+    assert state_of(folder).kind == "finished"  # whatever was said
+    (folder / "exit.json").write_text("nonsense")
+    assert state_of(folder, Length(8, 0)).kind == "stopped"
+
+
+def test_a_folder_of_another_run_is_refused(
+    write: Write, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(settings=tiny, grid={"seed": [0]})
+    folder = trained(path)
+    before = (folder / "checkpoints/last.ckpt").read_bytes()
+    other = write(settings={**tiny, "model.tau": 7.0}, grid={"seed": [0]})
+    assert main(["study", "run", str(other)]) == 2
+    first, last = capsys.readouterr().err.splitlines()
+    assert "seed0: " in first and "was made with other settings (model.tau: " in first
+    assert "-> 7.0" in first and "move it away" in first
+    foreign = tmp_path / "runs/seed1"
+    shutil.copytree(folder, foreign)  # of seed 0
+    assert main(["study", "run", str(write(settings=tiny, grid={"seed": [0, 1]}))]) == 2
+    assert "seed1 was made with other settings (seed: 0 -> 1)" in capsys.readouterr().err
+    shutil.rmtree(foreign)
+    (foreign / "metrics").mkdir(parents=True)
+    (foreign / "metrics/train.csv").write_text("gradient_step\n1\n")
+    assert main(["study", "run", str(write(settings=tiny, grid={"seed": [0, 1]}))]) == 2
+    assert "already holds a run (metrics/train.csv, but no checkpoint)" in capsys.readouterr().err
+    assert (folder / "checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_a_damaged_run_is_told(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(settings=tiny, grid={"seed": [0, 1]})
+    folder = trained(path)
+    for file in folder.glob("checkpoints/last*"):
+        file.write_bytes(b"nonsense")
+    assert main(["study", "run", str(path)]) == 2
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"error: seed0: {folder}/checkpoints/last.ckpt")
+    assert "1 of 2 runs cannot be started" in last
+
+
+def test_another_version_is_refused_unless_it_is_taken(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(settings=tiny)
+    folder = trained(path)
+    (beside,) = folder.glob("checkpoints/last.json")
+    facts = json.loads(beside.read_text())
+    facts["versions"]["mujoco"] = "3.1.0"
+    beside.write_text(json.dumps(facts))
+    assert main(["study", "run", str(path)]) == 2
+    assert "made with mujoco 3.1.0, running" in capsys.readouterr().err
+    assert main(["study", "run", str(path), "--any_version"]) == 0
+
+
+def test_what_does_not_change_results_may_change(write: Write, tiny: dict[str, Any]) -> None:
+    path = write(settings=tiny, grid={"seed": [3]})
+    trained(path, 0, "--threads=2", "--log.every_n_steps=2", "--evaluation.workers=1")
+    assert kinds(path) == ["finished"]
+
+
+def test_dry_run_prints_commands_that_a_shell_takes(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shlex
+
+    path = write(settings={**tiny, "log.name": "a 'name'"}, grid={"seed": "0-1"})
+    assert main(["study", "run", str(path), "--dry_run"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "mine, 2 runs: 2 new"
+    for line, run in zip(lines, read_study(str(path)).runs, strict=True):
+        words = shlex.split(line)
+        assert words[words.index("fit") + 1 :] == run.arguments
+
+
+def test_rlpd_is_as_long_as_its_online_phase(write: Write, tiny: dict[str, Any]) -> None:
+    online = {"online.steps": 40, "online.learning_starts": 20}
+    path = write(settings={**tiny, "method": "rlpd", **online})
+    assert planned(path)[0].state.total == 40

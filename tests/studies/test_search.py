@@ -1,0 +1,163 @@
+"""Searches: Optuna chooses the runs, and the folders are all that remembers them."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qam_lightning.cli import main
+from qam_lightning.studies.plan import plan
+from qam_lightning.studies.search import Trials, _curve, corners, runs_of
+from qam_lightning.studies.state import state_of
+from qam_lightning.studies.study import Range, Study, read_study, trial
+from qam_lightning.util.errors import UserError
+from tests.studies.conftest import Write
+
+SPACE = {"model.tau": {"low": 0.1, "high": 10.0, "log": True}, "model.width": [8, 16]}
+
+
+@pytest.fixture
+def search(write: Write, tiny: dict[str, Any]) -> Path:
+    del tiny["model.width"]
+    return write(settings=tiny, search={"trials": 2, "space": SPACE})
+
+
+def finished(study: Study, number: int, success: list[float], **values: Any) -> None:
+    """Make the folder of a trial by hand, as a run leaves it."""
+    chosen = {"model.tau": 1.0, "model.width": 8, **values}
+    run = trial(study, f"trial-{number:04d}", chosen)
+    assert main(["fit", *run.arguments]) == 0
+    evaluations = run.run_dir / "metrics/eval.csv"
+    head, *rows = evaluations.read_text().splitlines()
+    place = head.split(",").index("success")
+    made = []
+    for row, value in zip(rows, success, strict=True):
+        cells = row.split(",")
+        cells[place] = str(value)
+        made.append(",".join(cells))
+    evaluations.write_text("\n".join([head, *made]) + "\n")
+
+
+def test_a_search_runs_its_trials_and_names_the_best(
+    search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "run", str(search), "--jobs", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 to run, 2 at a time" in out and "best: trial-000" in out
+    runs = runs_of(read_study(str(search)))
+    assert [run.name for run in runs] == ["trial-0001", "trial-0002"]
+    taus = [run.axes["model.tau"] for run in runs]
+    assert len(set(taus)) == 2 and all(0.1 <= tau <= 10 for tau in taus)
+    assert all(run.axes["model.width"] in (8, 16) for run in runs)
+    assert all(state_of(run.run_dir).kind == "finished" for run in runs)
+    assert main(["study", "run", str(search)]) == 0  # nothing is done twice
+    out = capsys.readouterr().out
+    assert "2 runs: 2 finished" in out and "to run" not in out
+    content = yaml.safe_load(search.read_text())  # one more
+    content["search"]["trials"] = 3
+    search.write_text(yaml.safe_dump(content))
+    assert main(["study", "run", str(search)]) == 0
+    assert "1 to run" in capsys.readouterr().out
+    assert [run.name for run in runs_of(read_study(str(search)))][-1] == "trial-0003"
+    assert main(["study", "status", str(search)]) == 0
+    assert main(["study", "report", str(search)]) == 0
+    page = (tmp_path / "runs/report/report.md").read_text()
+    assert "tau" in page and "width" in page
+
+
+def test_what_is_behind_the_median_is_pruned(search: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(search.read_text())
+    content["search"] |= {"trials": 7, "prune": True}
+    search.write_text(yaml.safe_dump(content))
+    study = read_study(str(search))
+    finished(study, 1, [0.5, 0.6])
+    for number in range(2, 6):
+        shutil.copytree(tmp_path / "runs/trial-0001", tmp_path / f"runs/trial-{number:04d}")
+    begun = plan(study._replace(runs=runs_of(study)), lambda *_: None)
+    for success, hopeless in ((0.7, False), (0.1, True)):
+        source = Trials(study, begun)
+        assert source.waiting == 2
+        item = source.take()
+        assert item is not None and item.run.name == "trial-0006" and not source.hopeless(item)
+        evaluations = item.run.run_dir / "metrics/eval.csv"
+        evaluations.parent.mkdir(parents=True)
+        text = (tmp_path / "runs/trial-0001/metrics/eval.csv").read_text().splitlines()
+        evaluations.write_text("\n".join(text[:2]).replace("0.5", str(success)) + "\n")
+        assert source.hopeless(item) == hopeless
+        shutil.rmtree(item.run.run_dir)
+
+
+def test_a_pruned_trial_is_stopped_for_good(
+    search: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = yaml.safe_load(search.read_text())
+    content["settings"]["trainer.max_steps"] = 100_000
+    content["search"]["trials"] = 1
+    search.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(Trials, "hopeless", lambda self, item: _curve(item.run) is not None)
+    assert main(["study", "run", str(search)]) == 0
+    assert "trial-0001 pruned" in capsys.readouterr().out
+    (run,) = runs_of(read_study(str(search)))
+    assert state_of(run.run_dir).kind == "pruned" and state_of(run.run_dir).gradient_step > 0
+    assert main(["study", "run", str(search)]) == 0
+    assert capsys.readouterr().out == "mine, 1 run: 1 pruned\n"
+
+
+def test_the_ends_of_the_space_are_built_before_anything_starts(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    del tiny["model.width"]
+    space = {"model.tau": [1.0, 2.0], "model.width": {"low": 0, "high": 8}}
+    path = write(settings=tiny, search={"trials": 3, "space": space})
+    assert [run.axes for run in corners(read_study(str(path)))] == [
+        {"model.tau": 1.0, "model.width": 0},
+        {"model.tau": 2.0, "model.width": 0},
+        {"model.tau": 1.0, "model.width": 0},
+        {"model.tau": 1.0, "model.width": 8},
+    ]
+    assert main(["study", "run", str(path)]) == 2
+    assert "model.width is 0, expected at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"trials": 0}, "search.trials is 0, expected 1 to"),
+        ({"prune": 1}, "search.prune is 1, expected true or false"),
+        ({"space": {}}, "search.space is empty"),
+        ({"space": {"model.tau": []}}, "search.space.model.tau is [], expected a list, or low"),
+        ({"space": {"model.tau": 3}}, "search.space.model.tau is 3, expected a list"),
+        ({"space": {"model.tau": {"low": 1}}}, "expected a list, or low and high"),
+        ({"space": {"model.tau": {"low": 2, "high": 1}}}, "expected low < high"),
+        ({"space": {"model.tau": {"low": 0, "high": 1, "log": True}}}, "above 0 with log"),
+        ({"space": {"model.tau": {"low": 0, "hihg": 1}}}, "unknown key 'hihg'; did you mean high?"),
+        ({"space": {"seed": [0, 1]}}, "seed is in settings and in search.space"),
+        ({"space": {"run_dir": ["a"]}}, "search.space.run_dir cannot be set"),
+        ({"space": {"config": ["a"]}}, "search.space.config cannot be set"),
+        ({"spaces": {}}, "search: unknown key 'spaces'; did you mean space?"),
+    ],
+)
+def test_what_is_no_search_is_refused(changes: dict[str, Any], said: str, write: Write) -> None:
+    path = write(settings={"seed": 0}, search={"trials": 3, "space": SPACE, **changes})
+    with pytest.raises(UserError) as refused:
+        read_study(str(path))
+    assert said in str(refused.value)
+
+
+def test_a_search_is_no_grid(write: Write) -> None:
+    path = write(grid={"seed": 0}, search={"trials": 3, "space": SPACE})
+    with pytest.raises(UserError, match="search and grid are both there"):
+        read_study(str(path))
+    study = read_study(str(write(search={"trials": 3, "space": SPACE})))
+    assert study.search is not None and study.search.space["model.tau"] == Range(0.1, 10.0, True)
+
+
+def test_a_trial_outside_of_the_space_is_refused(search: Path, tmp_path: Path) -> None:
+    study = read_study(str(search))
+    finished(study, 1, [0.0, 0.0], **{"model.tau": 20.0})
+    begun = plan(study._replace(runs=runs_of(study)), lambda *_: None)
+    with pytest.raises(UserError, match="model.tau is 20.0, which search.space does not hold"):
+        Trials(study, begun)
