@@ -84,7 +84,8 @@ def test_a_report_has_the_difference_at_the_same_step(tmp_path, rows):
     runs.append(make_run(tmp_path / "f", [0.0, 1.0], method="fql", task=2, every=50_000))
     runs.append(make_run(tmp_path / "below", [0.0, 0.0], method="qam_edit", domain="puzzle-3x3",
                          every=50_000))  # fmt: skip
-    runs.append(make_run(tmp_path / "o", [0.0, 1.0], domain="mine", every=50_000))
+    for domain in ("mine", "cube-single"):  # nothing is published, nothing is tuned
+        runs.append(make_run(tmp_path / domain, [0.0, 1.0], domain=domain, every=50_000))
     write_report(runs, tmp_path / "report", "x", published=True)
     found = {(r["method"], r["task"]): r for r in read(tmp_path / "report/published.csv")}
     assert len(found) == 5 + 1 + 1 + 1
@@ -108,6 +109,7 @@ def test_a_report_has_the_difference_at_the_same_step(tmp_path, rows):
     assert "ColinQiyangLi/qam" in text
     steps = "trainer.max_steps 100000 (paper: 1000000)"
     assert f"- QAM, cube-double: {steps}" in text and "QAM, mine" not in text
+    assert "QAM, cube-single" not in text
 
 
 @pytest.mark.parametrize(
