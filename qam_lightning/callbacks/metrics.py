@@ -76,7 +76,7 @@ class MetricsLogger(Callback):
             if wandb is None and os.environ.get("WANDB_MODE", "disabled") == "disabled":
                 wandb = "disabled"
             if wandb != "disabled":
-                self._loggers.append(WandbLogger(run_dir, wandb, project, **labels))
+                self._loggers.append(WandbLogger(run_dir, wandb, project, name, group, tags))
         self._step, self._since = 0, 0.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -228,8 +228,10 @@ def draw_sweep(rows: Sequence[Row], path: Path) -> Path | None:
             transform=axes.transData + aside,  # bars of several lines stand side by side
         )  # fmt: skip
     if beside or tasks > 1:
-        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-        axes.legend(**place, frameon=False, title=beside[0] if beside else None)
+        axes.legend(
+            loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False,
+            title=beside[0] if beside else None,
+        )  # fmt: skip
     _dress(axes, along, values[along], whole[0].episodes)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
