@@ -426,7 +426,21 @@ def with_progress(
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
         bar = p.add_task("", total=options.episodes)
         wanted = options.episodes, options.seed, recorded, every
-        return pool.run(policy, *wanted, lambda episode: p.advance(bar))
+        return pool.run(finite(policy, acting), *wanted, lambda episode: p.advance(bar))
+
+
+def finite(policy: Any, acting: Mapping[str, Any]) -> Any:
+    """Return the policy, which refuses to act with settings that let it overflow."""
+    import numpy as np
+
+    def act(observations: np.ndarray, episodes: list[int]) -> np.ndarray:
+        actions = policy(observations, episodes)
+        if acting and not np.isfinite(actions).all():
+            settings = ", ".join(f"{name} {value:g}" for name, value in acting.items())
+            raise UserError(f"with {settings}, the policy's actions are no numbers; lower them")
+        return actions
+
+    return act
 
 
 def draw(

@@ -310,6 +310,15 @@ def test_the_guidance_of_cgql(tmp_path: Path) -> None:
     assert not np.allclose(guided, cloned)
 
 
+def test_settings_that_overflow_are_refused(
+    fresh: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([str(fresh), *FAST, "--temperature", "1", "3e38"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: with temperature 3e+38, the policy's actions are no numbers; lower them"
+    assert len(list(fresh.glob("eval/*"))) == 1  # what was evaluated before
+
+
 def test_load_policy_acts_as_the_sweep(fresh: Path) -> None:
     state = np.ones(2, np.float32)
 
