@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from qam_lightning.checkpoints import last_checkpoints
 from qam_lightning.studies.state import EXIT, End
 from qam_lightning.studies.study import Run
@@ -15,11 +17,15 @@ from qam_lightning.util.files import save_json, writing
 LOG = "output.log"
 """The file in a run's folder that gets what its processes print."""
 
+_LAUNCHERS = ("srun: ", "slurmstepd: ")
 _TAIL = 16_384  # bytes in which the last line is looked for
 
 
 def start(
-    run: Run, environment: Mapping[str, str], extra: tuple[str, ...] = ()
+    run: Run,
+    environment: Mapping[str, str],
+    extra: tuple[str, ...] = (),
+    launcher: tuple[str, ...] = (),
 ) -> subprocess.Popen:
     """Start ``fit`` in a session of its own: a terminal's Ctrl-C does not reach it.
 
@@ -29,25 +35,50 @@ def start(
         run: the run.
         environment: variables besides those of this process.
         extra: further arguments of ``fit``, which must not change results.
+        launcher: words before the command, e.g. ``srun``.
 
     Raises:
         UserError: the log in the run's folder cannot be written.
     """
     resume = ["--ckpt_path=last"] if last_checkpoints(run.run_dir) else []
-    command = [sys.executable, "-m", "qam_lightning", "fit", *run.arguments, *extra, *resume]
+    fit = [sys.executable, "-m", "qam_lightning", "fit", *run.arguments, *extra, *resume]
     path = run.run_dir / LOG
     with writing(path):
         run.run_dir.mkdir(parents=True, exist_ok=True)
         (run.run_dir / EXIT).unlink(missing_ok=True)
         with path.open("ab") as log:
             return subprocess.Popen(
-                command,
+                [*launcher, *fit],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
+
+
+def shared_variables(slot: int, jobs: int, cores: int) -> dict[str, str]:
+    """Return the variables that share cores and GPUs between runs, for `start`.
+
+    Args:
+        slot: which of the places for runs the run has, from 0.
+        jobs: how many places there are.
+        cores: that they share.
+    """
+    threads = str(max(1, cores // jobs))
+    shared = {n: threads for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if n not in os.environ}
+    if jobs > 1 and torch.cuda.is_available():
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = names if names[0] else [str(n) for n in range(torch.cuda.device_count())]
+        shared["CUDA_VISIBLE_DEVICES"] = names[slot % len(names)]
+    return shared
+
+
+def shared_flags(run: Run, jobs: int, cores: int) -> tuple[str, ...]:
+    """Return flags that share cores between the evaluations of runs, for `start`."""
+    if jobs == 1 or "evaluation.workers" in run.settings:
+        return ()
+    return (f"--evaluation.workers={max(1, cores // jobs)}",)
 
 
 def finish(run: Run, code: int, pruned: bool = False) -> str:
@@ -67,11 +98,12 @@ def finish(run: Run, code: int, pruned: bool = False) -> str:
 
 
 def last_line(path: Path) -> str:
-    """Return the last line of a log that is not empty, ``""`` if there is none."""
+    """Return the last line of a log that is not empty, nor srun's; ``""`` if there is none."""
     try:
         with path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL))
             lines = log.read().decode("utf-8", "replace").split("\n")
     except OSError:
         return ""
-    return next((shown(line.strip(), 300) for line in reversed(lines) if line.strip()), "")
+    said = (line.strip() for line in reversed(lines) if not line.startswith(_LAUNCHERS))
+    return next((shown(line, 300) for line in said if line), "")

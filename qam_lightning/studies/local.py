@@ -1,6 +1,5 @@
 """Runs of a study on this machine, several at a time."""
 
-import os
 import signal
 import subprocess
 import time
@@ -15,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from qam_lightning.envs.rollout import available_cores
-from qam_lightning.studies.launch import finish, start
+from qam_lightning.studies.launch import finish, shared_flags, shared_variables, start
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.state import State, state_of
 
@@ -152,7 +151,12 @@ class _Scheduler:
             slot = min(free)
             free.remove(slot)
             self._display.begun(item)
-            handle = start(item.run, _environment(slot, self._jobs), _extra(item, self._jobs))
+            cores = available_cores()
+            handle = start(
+                item.run,
+                shared_variables(slot, self._jobs, cores),
+                shared_flags(item.run, self._jobs, cores),
+            )
             self._running.append(_Process(item, slot, handle))
 
     def _collect(self) -> None:
@@ -183,24 +187,6 @@ class _Scheduler:
                 process.handle.send_signal(
                     signal.SIGTERM if len(self._signals) == 1 else signal.SIGKILL
                 )
-
-
-def _environment(slot: int, jobs: int) -> dict[str, str]:
-    """Return the variables that share the machine's cores and GPUs between the runs."""
-    threads = str(max(1, available_cores() // jobs))
-    shared = {n: threads for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if n not in os.environ}
-    if jobs > 1 and torch.cuda.is_available():
-        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        names = names if names[0] else [str(n) for n in range(torch.cuda.device_count())]
-        shared["CUDA_VISIBLE_DEVICES"] = names[slot % len(names)]
-    return shared
-
-
-def _extra(item: Planned, jobs: int) -> tuple[str, ...]:
-    """Return flags that share the cores between the evaluations of the runs."""
-    if jobs == 1 or "evaluation.workers" in item.run.settings:
-        return ()
-    return (f"--evaluation.workers={max(1, available_cores() // jobs)}",)
 
 
 @contextmanager
