@@ -8,5 +8,9 @@ setup(
         "qam_lightning.configs",
     ],
     package_dir={"qam_lightning.configs": "configs"},
-    package_data={"qam_lightning": ["py.typed"], "qam_lightning.configs": ["**/*.yaml"]},
+    package_data={
+        "qam_lightning": ["py.typed"],
+        "qam_lightning.configs": ["**/*.yaml"],
+        "qam_lightning.reports": ["published.csv.gz", "published_license.txt"],
+    },
 )

@@ -97,19 +97,23 @@ class Row(NamedTuple):
         return self.device, self.processor, self.threads, self.size
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path, kind: Any = Row) -> list[Any]:
     """Read the rows of a CSV file; there are none if it does not exist.
+
+    Args:
+        path: the file.
+        kind: the NamedTuple of a row.
 
     Raises:
         UserError: it holds something else.
     """
     if not path.exists():
         return []
-    types = get_type_hints(Row)
+    types = get_type_hints(kind)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
-        return [Row(**{n: _parsed(types[n], x) for n, x in line.items()}) for line in lines]
+        return [kind(**{n: _parsed(types[n], x) for n, x in line.items()}) for line in lines]
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         problem = "holds no table of this program; move it away"
         raise UserError(f"{shown(path, 300)}: {problem}") from error
@@ -122,18 +126,23 @@ def _parsed(kind: type, text: str) -> Any:
 def write(folder: Path, rows: Iterable[Row]) -> None:
     """Write the rows as a CSV file, as markdown, and as a picture."""
     ordered = sorted(rows, key=lambda row: (row.section, row.method, list(COLORS).index(row.mode)))
-    with (
-        replacing(folder / "speed_table.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow(Row._fields)
-        table.writerows([_rounded(x) for x in row] for row in ordered)
+    write_csv(folder / "speed_table.csv", ordered, Row)
     if ordered:
         with replacing(folder / "speed_table.md") as temporary:
             temporary.write_text(markdown(ordered), encoding="utf-8")
         with replacing(folder / "speed.png") as temporary:
             picture(ordered).savefig(temporary, format="png", dpi=120)
+
+
+def write_csv(path: Path, rows: Iterable[Any], kind: Any) -> None:
+    """Write rows of a NamedTuple, as `read` reads them."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(kind._fields)
+        table.writerows([_rounded(x) for x in row] for row in rows)
 
 
 def _rounded(x: str | float) -> str | float:
@@ -159,9 +168,9 @@ COLUMNS = {
 """Heading -> attribute of a row; a column without numbers is left out."""
 
 
-def sections(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def sections(rows: Iterable[Any]) -> dict[str, list[Any]]:
     """Return the rows by the title of the table that they belong to."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[Any]] = {}
     for row in rows:
         threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
         where = row.processor if row.device == "cuda" else f"{row.processor}, {threads}"

@@ -386,14 +386,18 @@ def commit() -> str:
     return found
 
 
-def digest() -> str:
-    """Return a digest of the package, the configurations and this benchmark."""
+def digest(*others: str) -> str:
+    """Return a digest of the package, the configurations and this benchmark.
+
+    Args:
+        others: names of further files of this folder.
+    """
     package = Path(qam_lightning.__file__).resolve().parent
     files = [
         *package.rglob("*.py"),
         *CONFIGS.rglob("*.yaml"),
         *FOLDER.glob("*update*.py"),
-        FOLDER / "workload.py",
+        *(FOLDER / name for name in ("workload.py", *others)),
     ]
     content = b"".join(file.read_bytes() for file in sorted(files))
     return hashlib.sha256(content).hexdigest()[:12]

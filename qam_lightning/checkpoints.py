@@ -8,6 +8,7 @@ takes to choose a checkpoint and to check that it fits, so that only one file is
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import io
@@ -216,7 +217,10 @@ def check_newest(path: Path, run_dir: str | Path) -> None:
 
 
 def load_method(
-    path: str | Path, method: type[Method] | None = None, **overrides: Any
+    path: str | Path,
+    method: type[Method] | None = None,
+    behavior: bool = False,
+    **acting: Any,
 ) -> tuple[Method, dict[str, Any]]:
     """Rebuild a trained method from a checkpoint.
 
@@ -224,7 +228,9 @@ def load_method(
         path: a checkpoint file, or a run folder, whose ``last.ckpt`` is then taken.
         method: the method's class. It is needed where that is neither of this package nor of a
             module that is imported already: on a file's word, nothing else is imported.
-        **overrides: constructor arguments to replace, e.g. ``best_of_n=4``.
+        behavior: the cloned behaviour is to act.
+        **acting: settings of acting to replace, see `Method.acting_settings`; not
+            ``temperature``, which `EpisodePolicy` takes.
 
     Returns:
         The method on the CPU in evaluation mode, and its metadata: the checkpoint's
@@ -233,7 +239,7 @@ def load_method(
     Raises:
         UserError: see `read_checkpoint`; also when the method's class is not imported or cannot be
             built, or when the weights do not fit it.
-        ArgumentError: the class or an override is refused.
+        ArgumentError: the class or a setting of acting is refused.
     """
     path = Path(path)
     if path.is_dir():
@@ -245,10 +251,14 @@ def load_method(
         if method is not None:
             raise ArgumentError("load_policy", "method", f"is {method}, expected a class of Method")
         raise UserError(f"{path}: {entry['method']} is not a method")
+    known = {field.name for field in dataclasses.fields(kind)}
+    own = {name: value for name, value in acting.items() if name in known}
     try:
-        built = kind(**{**entry["model"], **overrides})
+        built = kind(**{**entry["model"], **own})
+        for name, value in acting.items():
+            built.check_acting(name, value, behavior)
     except ArgumentError as error:
-        if error.name in overrides:
+        if error.name in acting:
             raise
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # whatever a class makes of arguments that are not its own

@@ -33,26 +33,36 @@ class Policy:
         seed: seed of the policy's noise, at least 0.
         compile: sample chunks with one compiled graph. The first chunk takes the time to compile
             it; the actions may differ in the last bits.
+        temperature: standard deviation of the noise that the flow starts from, at least 0; None
+            is 1, as trained.
 
     Raises:
-        ArgumentError: the seed is negative, or nothing can be compiled here.
+        ArgumentError: the seed is negative, nothing can be compiled here, or the method has no
+            such noise.
     """
 
     def __init__(
-        self, method: "Method", metadata: Mapping[str, Any], seed: int = 0, compile: bool = False
+        self,
+        method: "Method",
+        metadata: Mapping[str, Any],
+        seed: int = 0,
+        compile: bool = False,
+        temperature: float | None = None,
     ) -> None:
         self.method = method
         """The method; its networks are ordinary modules."""
         self.metadata = dict(metadata)
         """Method, environment, configuration, counters and versions of the checkpoint."""
         require(seed >= 0, Policy, "seed", seed, "at least 0")
-        self._compile = compile
+        self._compile, self._temperature = compile, temperature
         self._seed(seed)
 
     def _seed(self, seed: int) -> None:
         from qam_lightning.evaluation.episode_policy import EpisodePolicy
 
-        self._act = EpisodePolicy(self.method, seed, compiled=self._compile)
+        self._act = EpisodePolicy(
+            self.method, seed, compiled=self._compile, temperature=self._temperature
+        )
         self._episode = -1
         self._chunk: Iterator[np.ndarray] = iter(())
 
@@ -132,6 +142,9 @@ def load_policy(
     seed: int = 0,
     method: "type[Method] | None" = None,
     compile: bool = False,
+    flow_steps: int | None = None,
+    temperature: float | None = None,
+    vartheta: float | None = None,
 ) -> Policy:
     """Load a trained policy.
 
@@ -146,22 +159,26 @@ def load_policy(
         seed: seed of the policy's noise, at least 0.
         method: the method's class, if it is not of this package.
         compile: see `Policy`. How the method was trained does not matter.
+        flow_steps: integration steps of the flow that acts, at least 1; as trained by default.
+        temperature: see `Policy`.
+        vartheta: strength of the guidance of CGQL and its kin, at least 0; as trained by default.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged or of another version.
-        ArgumentError: an argument is out of range, there is no such device here, or nothing can be
-            compiled here.
+        ArgumentError: an argument is out of range, the method's policy does not have it, there is
+            no such device here, or nothing can be compiled here.
     """
     from qam_lightning.checkpoints import load_method
 
     path = Path(run_or_checkpoint).expanduser()
-    overrides: dict[str, Any] = {} if best_of_n is None else {"best_of_n": best_of_n}
+    wanted = {"best_of_n": best_of_n, "flow_steps": flow_steps, "vartheta": vartheta}
+    acting: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
     require(seed >= 0, "load_policy", "seed", seed, "at least 0")
-    loaded, metadata = load_method(path, method, **overrides)
+    loaded, metadata = load_method(path, method, **acting)
     try:
         loaded.to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         reason = str(error).split("\n")[0]
         problem = f"is {device}, expected a device such as cpu or cuda: {reason}"
         raise ArgumentError("load_policy", "device", problem) from error
-    return Policy(loaded, metadata, seed, compile)
+    return Policy(loaded, metadata, seed, compile, temperature)

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "qam_lightning"
 
 LAYERS = (
     {"cli", "studies", "__main__"},
-    {"laboratory", "studies", "reports"},
+    {"laboratory", "reports"},
     {"callbacks", "loggers"},
     {"online", "policy", "checkpoints", "run_folder"},
     {"methods", "evaluation"},

@@ -87,6 +87,8 @@ def test_the_wheel_holds_package_configurations_and_types(installed):
         qam_lightning.__version__,
     ]
     assert (installed.target / "qam_lightning/py.typed").exists()
+    for name in ("published.csv.gz", "published_license.txt"):
+        assert (installed.target / "qam_lightning/reports" / name).exists()
     shipped = {path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml")}
     package = installed.target / "qam_lightning"
     assert {path.relative_to(package) for path in package.rglob("configs/**/*.yaml")} == shipped

@@ -41,6 +41,8 @@ class MetricsLogger(Callback):
         wandb: Literal["disabled", "offline", "online"] | None = None,
         project: str | None = None,
         name: str | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
     ) -> None:
         """Check the settings.
 
@@ -53,11 +55,20 @@ class MetricsLogger(Callback):
             project: Weights & Biases project. If not given: ``WANDB_PROJECT``, else
                 ``qam_lightning``.
             name: name of the run there. If not given: ``WANDB_NAME``, else the run folder's.
+            group: what W&B gathers runs under, say the name of a study; 1 to 128 characters. If not
+                given: ``WANDB_RUN_GROUP``. Other loggers get it as a hyperparameter.
+            tags: labels of the run, each of 1 to 64 characters. If not given: ``WANDB_TAGS``. Other
+                loggers get them as a hyperparameter.
 
         Raises:
-            ArgumentError: ``every_n_steps`` is below 1.
+            ArgumentError: ``every_n_steps`` is below 1, or group or tags are out of range.
         """
         require(every_n_steps >= 1, MetricsLogger, "every_n_steps", every_n_steps, "at least 1")
+        check_text("group", group, 128)
+        for tag in tags or ():
+            check_text("tags", tag, 64)
+        labels = {"name": name, "group": group, "tags": tags}
+        self._labels = {key: value for key, value in labels.items() if value is not None}
         self.every_n_steps = every_n_steps
         self._loggers: list[RunLogger] = []
         if run_dir is not None:
@@ -65,7 +76,7 @@ class MetricsLogger(Callback):
             if wandb is None and os.environ.get("WANDB_MODE", "disabled") == "disabled":
                 wandb = "disabled"
             if wandb != "disabled":
-                self._loggers.append(WandbLogger(run_dir, wandb, project, name))
+                self._loggers.append(WandbLogger(run_dir, wandb, project, name, group, tags))
         self._step, self._since = 0, 0.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -90,6 +101,8 @@ class MetricsLogger(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.begin(step, self.config)
+            elif self._labels:
+                logger.log_hyperparams(dict(self._labels))
         self._start_clock(cast(Method, pl_module))
 
     def on_collection(self, trainer: pl.Trainer, method: Method) -> None:
@@ -149,6 +162,16 @@ class MetricsLogger(Callback):
         speed = (step - self._step) / max(now - self._since, 1e-9)
         self._step, self._since = step, now
         return round(speed, 3)
+
+
+def check_text(name: str, value: object, most: int) -> None:
+    """Check a label: None, or a text that W&B takes.
+
+    Raises:
+        ArgumentError: it is empty or longer than ``most`` characters.
+    """
+    fine = value is None or (isinstance(value, str) and 1 <= len(value.strip()) <= most)
+    require(fine, MetricsLogger, name, repr(value), f"a text of 1 to {most} characters")
 
 
 def host_values(

@@ -2,17 +2,25 @@
 
 import argparse
 import importlib
+import math
 import os
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from qam_lightning.cli.dispatch import called
 from qam_lightning.util.arguments import Parser, answered, at_least, path
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.imports import uncollected
 
+ACTING = ("best_of_n", "flow_steps", "temperature", "vartheta")
+"""Settings of acting that may have several values."""
+SEVERAL = {*(f"--{name}" for name in ACTING), "--guidance"}
+NUMBER = re.compile(r"[+-]?(\d|\.\d|inf|nan).*", re.IGNORECASE)
 FRAMES_IN_PICTURE = 6
 FRAMES_IN_VIDEO = 250  # a frame costs a software renderer 0.2 s, more than the physics
 
@@ -23,26 +31,52 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog=called("eval"),
         description="Roll out the policy of a checkpoint and report its success rate with a 95% "
         "interval. Everything needed to rebuild the policy comes from the checkpoint; results go "
-        "to <run>/eval/ as JSON.",
+        "to <run>/eval/ as JSON. Several values of N, T, SIGMA or WEIGHT make a sweep of all "
+        "combinations, with a table as CSV and a curve; the same command goes on with a sweep that "
+        "was interrupted.",
     )
     add = parser.add_argument
+    several = partial(add, action="append", default=[])
     add("source", type=path, metavar="RUN_OR_CHECKPOINT", help="run folder or .ckpt file")
     add("--checkpoint", choices=("last", "best"), default="last", help="which one of a run folder")
     add("--episodes", type=at_least(1), default=50, metavar="N", help="default: %(default)s")
     # Not the training evaluations' seed: best.ckpt was chosen for doing well on those episodes.
     add("--seed", type=at_least(0), default=1, metavar="N", help="default: %(default)s")
-    add("--task", type=int, metavar="K", help="another task (1-5) than the one trained on")
+    add(
+        "--task",
+        type=task,
+        metavar="K",
+        help="another task (1-5) than the one trained on; all: each of the five, and their mean",
+    )
     add(
         "--policy",
         choices=("learned", "behavior"),
         default="learned",
         help="'behavior' acts with the behaviour cloned from the data; default: %(default)s",
     )
-    add(
+    several(
         "--best_of_n",
         type=at_least(1),
         metavar="N",
         help="act with the best of N samples by the critic; default: as trained",
+    )
+    several(
+        "--flow_steps",
+        type=at_least(1),
+        metavar="T",
+        help="integration steps of the flow that acts; default: as trained",
+    )
+    several(
+        "--temperature",
+        type=number,
+        metavar="SIGMA",
+        help="standard deviation of the noise that the flow starts from; default: 1, as trained",
+    )
+    several(
+        *("--vartheta", "--guidance"),
+        type=number,
+        metavar="WEIGHT",
+        help="strength of the guidance of CGQL and its kin; default: as trained",
     )
     add(
         "--num_envs",
@@ -91,7 +125,67 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "imports nothing by itself; may be repeated",
     )
     add("--output", type=path, metavar="FILE", help="where to write the JSON instead")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(one_by_one(sys.argv[1:] if arguments is None else arguments))
+    try:
+        check(options)
+    except UserError as error:
+        parser.error(str(error))
+    return options
+
+
+def task(text: str) -> int | str:
+    """Read a task: its number, or ``all``."""
+    return text if text == "all" else int(text)
+
+
+def number(text: str) -> float:
+    """Read a number of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, found {shown(text)}")
+    return value
+
+
+def one_by_one(arguments: Sequence[str]) -> list[str]:
+    """Spell ``--best_of_n 1 4`` as ``--best_of_n 1 --best_of_n 4``.
+
+    argparse could take all values at once, but would then take the run that follows them for one.
+    """
+    spelled, flag = list[str](), ""
+    for argument in arguments:
+        if flag and spelled[-1] != flag and NUMBER.fullmatch(argument):
+            spelled.append(flag)
+        elif argument.startswith("-"):
+            name = argument.partition("=")[0]
+            flag = name if name in SEVERAL else ""
+        elif spelled and spelled[-1] != flag:
+            flag = ""
+        spelled.append(argument)
+    return spelled
+
+
+def check(options: argparse.Namespace) -> None:
+    """Gather the combinations of acting settings, and check that the options go together.
+
+    Raises:
+        UserError: they do not.
+    """
+    for name in ACTING:
+        values = getattr(options, name)
+        twice = next((x for i, x in enumerate(values) if x in values[:i]), None)
+        if twice is not None:
+            raise UserError(f"--{name}: {twice:g} is given twice")
+    given = {name: values for name in ACTING if (values := getattr(options, name))}
+    options.grid = [dict(zip(given, values, strict=True)) for values in product(*given.values())]
+    options.sweep = len(options.grid) > 1 or options.task == "all"
+    if options.policy == "behavior" and len(options.best_of_n) > 1:
+        raise UserError("--best_of_n: the behaviour acts with its first sample; give one value")
+    for name in ("output", "picture", "video"):
+        if options.sweep and getattr(options, name):
+            raise UserError(
+                f"--{name} is for one evaluation, and this is a sweep, which names its own files; "
+                "leave it out, or give one task and one value of each setting"
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,16 +199,9 @@ def evaluate(options: argparse.Namespace) -> int:
     # Imported only now, so that --help and mistakes in the command line answer at once.
     with uncollected():
         import torch
-        from rich.console import Console
 
-        from qam_lightning.checkpoints import check_env, load_method
-        from qam_lightning.envs.make import env_id
-        from qam_lightning.envs.rollout import RolloutPool
-        from qam_lightning.evaluation.episode_policy import EpisodePolicy
-        from qam_lightning.evaluation.limits import check_rollouts
-        from qam_lightning.evaluation.plots import read_curve
-        from qam_lightning.evaluation.report import build_report, check_target, write_report
-        from qam_lightning.evaluation.tables import report_table
+        from qam_lightning.cli.sweep import sweep
+        from qam_lightning.evaluation.report import check_target
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)  # the workers have the other cores; and sums keep their order
@@ -130,19 +217,21 @@ def evaluate(options: argparse.Namespace) -> int:
 
     import_modules(options.modules)
     checkpoint, run = locate(options.source, options.checkpoint)
-    overrides = {"best_of_n": options.best_of_n} if options.best_of_n else {}
-    method: Any
-    method, meta = load_method(checkpoint, **overrides)
-    subject = describe(options, checkpoint, method, meta)
-    env, task, sparse = subject["env"], subject["task"], subject["sparse"]
-    check_env(env, checkpoint)
-    env_id(env, task)
-    sizes = options.episodes, options.num_envs, options.workers
-    check_rollouts("eval", method, env, *sizes)
-    name = "-".join(
-        f"{checkpoint.stem} step{subject['gradient_step']} {options.policy} "
-        f"task{task} seed{options.seed}".split()
-    )
+    return (sweep if options.sweep else one)(options, checkpoint, run)
+
+
+def one(options: argparse.Namespace, checkpoint: Path, run: Path) -> int:
+    """Evaluate one policy on one task; return the exit code."""
+    from rich.console import Console
+
+    from qam_lightning.evaluation.plots import read_curve
+    from qam_lightning.evaluation.report import build_report, check_target, write_report
+    from qam_lightning.evaluation.tables import report_table
+
+    (acting,) = options.grid
+    method, subject = prepare(options, checkpoint, acting, options.task)
+    warn(subject)
+    name = file_name(checkpoint, subject)
     target = options.output or run / "eval" / f"{name}.json"
     # What is missing is better said before the rollouts than after.
     check_target(target)
@@ -154,11 +243,9 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.video:
         check_target(run / "videos" / f"{name}-episode0.mp4")
 
-    behavior, method = options.policy == "behavior", method.to(options.device)
-    policy = EpisodePolicy(method, options.seed, behavior, compiled=options.compile)
-    recorded, every = frames_wanted(options, env, task)
-    with RolloutPool(env, task, sparse, options.workers, options.num_envs) as pool:
-        episodes = with_progress(options.episodes, pool, policy, options.seed, recorded, every)
+    recorded, every = frames_wanted(options, subject["env"], subject["task"])
+    with rollouts(options, subject) as pool:
+        episodes = with_progress(options, pool, method, acting, recorded, every)
 
     report = build_report(subject, episodes)
     try:
@@ -169,6 +256,51 @@ def evaluate(options: argparse.Namespace) -> int:
     for made in draw(options, report, run, curves, name, episodes, every):
         print(f"wrote {made}")
     return 0
+
+
+def prepare(
+    options: argparse.Namespace,
+    checkpoint: Path,
+    acting: Mapping[str, Any],
+    task: int | None,
+) -> tuple[Any, dict[str, Any]]:
+    """Rebuild the policy, and check that it can be rolled out.
+
+    Args:
+        options: of the command line.
+        checkpoint: the file.
+        acting: settings of acting to replace.
+        task: the task; None for the one trained on.
+
+    Returns:
+        The method, and what is evaluated and how.
+
+    Raises:
+        UserError: it cannot.
+    """
+    from qam_lightning.checkpoints import check_env, load_method
+    from qam_lightning.envs.make import env_id
+    from qam_lightning.evaluation.limits import check_rollouts
+
+    behavior = options.policy == "behavior"
+    changed = {name: value for name, value in acting.items() if name != "temperature"}
+    method, meta = load_method(checkpoint, behavior=behavior, **changed)
+    if "temperature" in acting:
+        method.check_acting("temperature", acting["temperature"], behavior)
+    subject = describe(options, checkpoint, method, meta, acting, task)
+    check_env(subject["env"], checkpoint)
+    env_id(subject["env"], subject["task"])
+    sizes = options.episodes, options.num_envs, options.workers
+    check_rollouts("eval", method, subject["env"], *sizes)
+    return method, subject
+
+
+def file_name(checkpoint: Path, subject: Mapping[str, Any]) -> str:
+    """Name the files of an evaluation."""
+    return "-".join(
+        f"{checkpoint.stem} step{subject['gradient_step']} {subject['policy']} "
+        f"task{subject['task']} seed{subject['seed']}".split()
+    )
 
 
 def import_modules(names: Sequence[str]) -> None:
@@ -200,28 +332,35 @@ def locate(source: Path, which: str) -> tuple[Path, Path]:
 
 
 def describe(
-    options: argparse.Namespace, checkpoint: Path, method: Any, meta: dict[str, Any]
+    options: argparse.Namespace,
+    checkpoint: Path,
+    method: Any,
+    meta: dict[str, Any],
+    acting: Mapping[str, Any],
+    task: int | None,
 ) -> dict[str, Any]:
-    """Collect what is evaluated and how, and warn where the software differs."""
-    from qam_lightning.util.provenance import mismatches, versions
+    """Collect what is evaluated and how."""
+    from qam_lightning.checkpoints import fingerprint
+    from qam_lightning.methods.base import FLOW_ACTING
+    from qam_lightning.util.provenance import versions
 
-    differences = mismatches(meta["versions"])
-    if differences:
-        print(f"warning: {'; '.join(differences)}", file=sys.stderr)
     if not meta["environment"]:
         raise UserError(
             f"{checkpoint}: names no environment; only what was trained on a ChunkDataModule can "
             "be evaluated here, load_policy acts anywhere"
         )
+    settings = FLOW_ACTING if options.policy == "behavior" else method.acting_settings
+    temperature = acting.get("temperature", 1.0)
     kept = ("method", "config_hash", "gradient_step", "env_step", "phase")
     return {
         "checkpoint": str(checkpoint),
+        "fingerprint": fingerprint(checkpoint),
         **{key: meta[key] for key in kept if key in meta},
         **meta["environment"],
-        "task": meta["environment"]["task"] if options.task is None else options.task,
+        "task": meta["environment"]["task"] if task is None else task,
         "trained_task": meta["environment"]["task"],
         "policy": options.policy,
-        "best_of_n": method.best_of_n,
+        **{n: temperature if n == "temperature" else getattr(method, n) for n in settings},
         "seed": options.seed,
         "num_envs": options.num_envs,
         "device": options.device,
@@ -229,6 +368,15 @@ def describe(
         "versions": versions(),
         "trained_versions": meta["versions"],
     }
+
+
+def warn(subject: Mapping[str, Any]) -> None:
+    """Tell where the software is not that of the training."""
+    from qam_lightning.util.provenance import mismatches
+
+    differences = mismatches(subject["trained_versions"])
+    if differences:
+        print(f"warning: {'; '.join(differences)}", file=sys.stderr)
 
 
 def frames_wanted(options: argparse.Namespace, env: str, task: int) -> tuple[int, int]:
@@ -244,18 +392,55 @@ def frames_wanted(options: argparse.Namespace, env: str, task: int) -> tuple[int
     return recorded, max(1, episode_steps(env, task) // most)
 
 
+def rollouts(options: argparse.Namespace, subject: Mapping[str, Any]) -> Any:
+    """Return the environments of an evaluation, a pool to enter."""
+    from qam_lightning.envs.rollout import RolloutPool
+
+    place = subject["env"], subject["task"], subject["sparse"]
+    return RolloutPool(*place, options.workers, options.num_envs)
+
+
 def with_progress(
-    episodes: int, pool: Any, policy: Any, seed: int, recorded: int, every: int
+    options: argparse.Namespace,
+    pool: Any,
+    method: Any,
+    acting: Mapping[str, Any],
+    recorded: int = 0,
+    every: int = 1,
 ) -> Sequence[Any]:
     """Roll out, counting episodes on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
+    from qam_lightning.evaluation.episode_policy import EpisodePolicy
+
+    policy = EpisodePolicy(
+        method.to(options.device),
+        options.seed,
+        options.policy == "behavior",
+        compiled=options.compile,
+        temperature=acting.get("temperature"),
+    )
     columns = ("episodes", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
-        bar = p.add_task("", total=episodes)
-        return pool.run(policy, episodes, seed, recorded, every, lambda episode: p.advance(bar))
+        bar = p.add_task("", total=options.episodes)
+        wanted = options.episodes, options.seed, recorded, every
+        return pool.run(finite(policy, acting), *wanted, lambda episode: p.advance(bar))
+
+
+def finite(policy: Any, acting: Mapping[str, Any]) -> Any:
+    """Return the policy, which refuses to act with settings that let it overflow."""
+    import numpy as np
+
+    def act(observations: np.ndarray, episodes: list[int]) -> np.ndarray:
+        actions = policy(observations, episodes)
+        if acting and not np.isfinite(actions).all():
+            settings = ", ".join(f"{name} {value:g}" for name, value in acting.items())
+            raise UserError(f"with {settings}, the policy's actions are no numbers; lower them")
+        return actions
+
+    return act
 
 
 def draw(

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from qam_lightning.studies.plan import Planned
 
 
+SLURM: dict[str, Any] = {
+    **dict.fromkeys(("partition", "account", "memory"), str),
+    **dict.fromkeys(("time", "warning", "cpus", "limit", "runs_per_gpu"), at_least(1)),
+    "gpus": at_least(0),
+}
+"""Options of `studies.slurm.SlurmOptions` that are flags too."""
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(prog=called("study"), description=__doc__.partition(": ")[2])
@@ -37,6 +45,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--jobs", type=at_least(1), metavar="N", help="runs at a time; default: what fits")
     add("--dry_run", action="store_true", help="check, and say what would run")
     add("--any_version", action="store_true", help="go on with runs of other software versions")
+    add(
+        "--slurm",
+        type=path,
+        nargs="?",
+        const=Path(),
+        metavar="FILE",
+        help="submit to a cluster instead, with the options of a YAML file",
+    )
+    for name, kind in SLURM.items():
+        add(f"--slurm.{name}", type=kind, metavar="X", help="overrides the file's option")
     add = commands.add_parser(
         "report", help="tables, intervals and figures of a study, or of any run folders"
     ).add_argument
@@ -48,6 +66,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="default: report in the study's folder, or report here; an earlier report is replaced",
     )
     add("--published", action="store_true", help="beside the authors' published curves")
+    add("--wandb", action="store_true", help="upload it as an artifact of Weights & Biases")
     return parser.parse_args(list(arguments))
 
 
@@ -107,6 +126,11 @@ def strangers(study: Study) -> list[Path]:
 def run(options: argparse.Namespace) -> int:
     """Check every configuration, then run what is missing; return the exit code."""
     study = read_study(options.study)
+    given = _slurm_flags(options)
+    if given and options.slurm is None:
+        raise UserError(f"--slurm.{next(iter(given))}: needs --slurm, which submits to a cluster")
+    if options.slurm is not None and study.search is not None:
+        raise UserError(f"{study.path}: a search runs here only, each run follows from the others")
     with uncollected():
         from qam_lightning.studies.local import Listed, default_jobs, run_here
         from qam_lightning.studies.plan import counted, missing
@@ -124,6 +148,8 @@ def run(options: argparse.Namespace) -> int:
         for item in missing(planned):
             print(called("fit"), shlex.join(item.run.arguments))
         return 0
+    if options.slurm is not None:
+        return _submit(study, missing(planned), options)
     todo = source.waiting
     if not todo:
         return _best(source)
@@ -150,6 +176,22 @@ def _planned(study: Study, options: argparse.Namespace) -> "list[Planned]":
         return plan(
             study, lambda n, of: shown.update(f"checked {n} of {of} runs"), options.any_version
         )
+
+
+def _slurm_flags(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of jobs that were given as flags."""
+    flags = {name: vars(options)[f"slurm.{name}"] for name in SLURM}
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _submit(study: Study, todo: "list[Planned]", options: argparse.Namespace) -> int:
+    """Submit what is missing to a cluster; return the exit code."""
+    from qam_lightning.studies.slurm import read_options, submit
+
+    file = None if options.slurm == Path() else options.slurm
+    for job in submit(study, todo, read_options(file, _slurm_flags(options))):
+        print(f"submitted job {job}; `{called('study')} status {options.study}` says how far it is")
+    return 0
 
 
 def _best(source: Any) -> int:
@@ -184,6 +226,10 @@ def report(options: argparse.Namespace) -> int:
         written = write_report(runs, output, study.name, missing, axes, options.published)
     for file in written:
         print(f"wrote {file}")
+    if options.wandb:
+        from qam_lightning.loggers.wandb import upload_report
+
+        print(f"uploaded to {upload_report(output, name=None if study is None else study.name)}")
     return 0
 
 

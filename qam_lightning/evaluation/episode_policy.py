@@ -1,6 +1,7 @@
 """A method as the policy of a rollout: noise belongs to the episode, not to the batch."""
 
 import contextlib
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from torch.func import functional_call
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.compiled import Compiled, check_compiler, naming_the_setting
 from qam_lightning.methods.noise import map_noise
+from qam_lightning.util.errors import require
 from qam_lightning.util.rng import Stream, torch_generator
 
 
@@ -29,10 +31,12 @@ class EpisodePolicy:
         stream: the random stream of the noise.
         compiled: act through one compiled graph for each number of states. It is compiled when it
             is first called with that number, and once for all policies of a method.
+        temperature: standard deviation of the noise that the flow starts from, at least 0; None
+            is 1, as trained.
 
     Raises:
-        ArgumentError: it is to be compiled, and nothing can be compiled here; also when it is
-            called, where the method's own acting cannot be compiled.
+        ArgumentError: the policy has no such noise; or it is to be compiled, and nothing can be
+            compiled here; also when it is called, where the method's own acting cannot be compiled.
     """
 
     def __init__(
@@ -42,7 +46,13 @@ class EpisodePolicy:
         behavior: bool = False,
         stream: Stream = Stream.EVALUATION_NOISE,
         compiled: bool = False,
+        temperature: float | None = None,
     ) -> None:
+        if temperature is not None:
+            method.check_acting("temperature", temperature, behavior)
+            fine = temperature >= 0 and math.isfinite(temperature)
+            require(fine, type(method), "temperature", temperature, "at least 0 and finite")
+        self._temperature = temperature
         self._method, self._seed, self._stream = method, seed, stream
         with naming_the_setting("acting"):
             make = _compiled_sampler if compiled else _Sampler
@@ -55,6 +65,8 @@ class EpisodePolicy:
         weights = next(self._method.parameters())  # where, and in which precision, they are
         drawn = [self._method.acting_noise(1, self._generator(episode)) for episode in episodes]
         noise = map_noise(lambda *rows: torch.cat(rows).to(weights), *drawn)
+        if self._temperature is not None:
+            noise = noise._replace(z=self._temperature * noise.z)
         with naming_the_setting("acting"):
             actions = self._act(torch.from_numpy(observations).to(weights), noise)
         return actions.float().cpu().numpy()

@@ -1,5 +1,6 @@
 """The record of one evaluation: what was evaluated, its numbers, and the file they go to."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qam_lightning.envs.rollout import Episode
 from qam_lightning.evaluation.statistics import wilson_interval
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import writing
@@ -85,6 +87,38 @@ def write_report(report: Mapping[str, Any], path: Path, numbered: bool = True) -
             target.unlink()
             raise
         return target
+
+
+def find_report(
+    folder: Path, subject: Mapping[str, Any], episodes: int
+) -> tuple[Path, dict[str, Any]] | None:
+    """Find the record of an evaluation that was made before.
+
+    Args:
+        folder: of records.
+        subject: what is to be evaluated and how. The record has the same, but for the
+            checkpoint's path, whose fingerprint decides, and the commit.
+        episodes: their number.
+
+    Returns:
+        The file and its record; None if there is none that is whole.
+    """
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+            report = json.loads(path.read_text(encoding="utf-8"))
+            rows = [
+                Episode(x["episode"], x["seed"], x["success"], x["return"], x["length"], [])
+                for x in report["results"]
+            ]
+            same = build_report({**subject, "checkpoint": report["checkpoint"]}, rows)
+            if len(rows) == episodes and _without_commit(report) == _without_commit(same):
+                return path, report
+    return None
+
+
+def _without_commit(report: Mapping[str, Any]) -> dict[str, Any]:
+    versions = {name: x for name, x in report["versions"].items() if name != "commit"}
+    return {**report, "versions": versions}
 
 
 def check_target(path: Path) -> None:

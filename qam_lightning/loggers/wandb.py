@@ -8,6 +8,8 @@ import contextlib
 import os
 import re
 import secrets
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.loggers.base import RunLogger
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import replacing, writing
 from qam_lightning.util.provenance import versions
 
@@ -29,6 +31,8 @@ _SETTINGS: dict[str, Any] = {
     "finish_timeout_raises": True,
 }
 """Settings of W&B, where its environment does not choose them."""
+
+_UPLOAD_SECONDS = 300
 
 
 class WandbLogger(RunLogger):
@@ -47,6 +51,8 @@ class WandbLogger(RunLogger):
             ``WANDB_MODE``, if None.
         project: Weights & Biases project; W&B's own, else ``"qam_lightning"``, if None.
         name: name of the run there; W&B's own, else that of the run's folder, if None.
+        group: what W&B gathers runs under; W&B's own if None.
+        tags: labels of the run; W&B's own if None.
     """
 
     def __init__(
@@ -55,9 +61,12 @@ class WandbLogger(RunLogger):
         mode: Literal["offline", "online"] | None = None,
         project: str | None = None,
         name: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] | None = None,
     ) -> None:
         super().__init__(run_dir)
         self.mode, self.project = mode, project
+        self.group, self.tags = group, tags
         self._name = name
         self._run: Any = None
 
@@ -89,6 +98,8 @@ class WandbLogger(RunLogger):
                 "project": self.project or theirs.project or PROJECT,
                 "name": self._name or theirs.run_name or self.run_dir.name,
                 "id": self._identity(theirs.run_id, bool(theirs.sweep_id), gradient_step is None),
+                "group": self.group,
+                "tags": self.tags,
                 "dir": None if "WANDB_DIR" in os.environ else str(self.run_dir),
                 "config": {**(yaml.safe_load(config) or {}), "versions": versions()},
             }
@@ -161,6 +172,55 @@ class WandbLogger(RunLogger):
             with replacing(path, alone=True) as temporary:
                 temporary.write_text(identity, encoding="utf-8")
         return identity
+
+
+def upload_report(folder: Path, project: str | None = None, name: str | None = None) -> str:
+    """Upload a report's files as an artifact of a W&B run of their own.
+
+    Args:
+        folder: the report, with its folders.
+        project: Weights & Biases project; W&B's own, else ``"qam_lightning"``, if None.
+        name: name of run and artifact; that of the folder if None. An artifact of this name gets
+            another version.
+
+    Returns:
+        The run's address.
+
+    Raises:
+        UserError: there is no such report, W&B cannot be reached or is not to be, or it refuses.
+    """
+    import wandb
+
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise UserError(f"{shown(folder, 300)}: holds no report; write one first")
+    name = name or folder.resolve().name
+    advice = f"the report is in {shown(folder, 300)}"
+    try:
+        theirs = wandb.setup().settings
+        if theirs.mode not in ("online", "run", "shared"):
+            raise UserError(f"W&B's mode is {theirs.mode}, and an upload needs online; {advice}")
+        if not _logged_in():
+            raise UserError(f"W&B has no API key; log in with `wandb login`; {advice}")
+        with tempfile.TemporaryDirectory() as own:
+            options = {
+                "project": project or theirs.project or PROJECT,
+                "name": name,
+                "id": secrets.token_hex(4),  # WANDB_RUN_ID is for a training run
+                "job_type": "report",
+                "dir": own,
+            }
+            run = _start(theirs.mode, options)
+            artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128], "report")
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                artifact.add_file(str(path), path.relative_to(folder).as_posix())
+            run.log_artifact(artifact).wait(_UPLOAD_SECONDS)
+            run.finish()
+            return str(run.url)
+    except UserError:
+        raise
+    except Exception as error:  # the network, the server, their library
+        _tear_down()
+        raise UserError(f"W&B did not take the report: {_reason(error)}; {advice}") from error
 
 
 def _logged_in() -> bool:

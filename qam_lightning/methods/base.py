@@ -59,6 +59,9 @@ Losses = dict[str, Tensor]
 Metrics = dict[str, Tensor]
 """Named scalars that are logged, without gradient."""
 
+FLOW_ACTING = ("best_of_n", "flow_steps", "temperature")
+"""`Method.acting_settings` of a policy that follows a flow from ``noise.z``."""
+
 
 @runtime_checkable
 class TrainingData(Protocol):
@@ -130,6 +133,10 @@ class Method(Configurable):
     offline_phase: ClassVar[bool] = True
     """Whether the method trains on the dataset before it acts. A method without an offline phase
     acts randomly until training starts; half of each batch is then offline data."""
+
+    acting_settings: ClassVar[tuple[str, ...]] = ("best_of_n",)
+    """What may be changed in a trained policy: settings that acting reads and no network depends
+    on, and ``temperature`` where ``noise.z`` is what a flow, or its one-step copy, starts from."""
 
     def __post_init__(self) -> None:
         given: Any = self.spaces  # a dict where a checkpoint or a configuration file gives it
@@ -426,6 +433,18 @@ class Method(Configurable):
         return step % self.actor_delay == 0
 
     # Acting ------------------------------------------------------------------------------------
+
+    def check_acting(self, name: str, value: object, behavior: bool = False) -> None:
+        """Check that the policy, or the cloned behaviour, has a setting of acting.
+
+        Raises:
+            ArgumentError: it has not.
+        """
+        known = FLOW_ACTING if behavior else self.acting_settings
+        if name not in known:
+            who = "the cloned behaviour" if behavior else f"the policy of {type(self).__name__}"
+            problem = f"is {shown(value)}, but {who} has no such setting; it has {', '.join(known)}"
+            raise ArgumentError(type(self), name, problem)
 
     @property
     def acting_bytes(self) -> int:

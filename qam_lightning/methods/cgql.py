@@ -26,7 +26,7 @@ from qam_lightning.core.adjoint import action_gradient
 from qam_lightning.core.flow import Field, flow_matching_loss, sample_action
 from qam_lightning.core.guidance import integrate_guided
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.critic import TimeConditionedCritic
@@ -40,6 +40,8 @@ class CGQL(Method):
     """Inverse temperature τ of the guidance."""
     vartheta: float = setting(at_least=0)
     """Strength ϑ of the guidance; 0 is cloning."""
+
+    acting_settings = (*FLOW_ACTING, "vartheta")
 
     def build(self) -> None:
         super().build()

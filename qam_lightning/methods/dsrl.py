@@ -57,6 +57,8 @@ class DSRL(Method):
     noise_scale: float = setting(above=0)
     """σ_z, the L∞ radius of the noise that the flow starts from."""
 
+    acting_settings = ("best_of_n", "flow_steps")  # its flow starts from the noise policy's z
+
     def build(self) -> None:
         super().build()
         obs_dim, width, depth = self.spaces.obs_dim, self.width, self.depth

@@ -22,7 +22,7 @@ from torch import Tensor
 from qam_lightning.core.critic import advantage_weight, td_loss
 from qam_lightning.core.flow import flow_matching_loss, sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.critic import ValueNetwork
@@ -33,6 +33,8 @@ class FAWAC(Method):
 
     tau: float = setting(at_least=0)
     """Inverse temperature τ of the weights; 0 is cloning."""
+
+    acting_settings = FLOW_ACTING
 
     def build(self) -> None:
         super().build()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from qam_lightning.core.flow import flow_matching_loss, sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.frozen import frozen
@@ -45,6 +45,8 @@ class FBRAC(Method):
 
     alpha: float = setting(above=0)
     """Behaviour coefficient α."""
+
+    acting_settings = FLOW_ACTING
 
     def build(self) -> None:
         super().build()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from qam_lightning.core.flow import flow_matching_loss, sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
 from qam_lightning.methods.losses import edit_losses
 from qam_lightning.methods.noise import CloningNoise, EditNoise, NoiseSource
 from qam_lightning.methods.settings import setting
@@ -46,6 +46,8 @@ class FEdit(Method):
 
     edit_scale: float = setting(above=0)
     """σ_a, the largest edit per action dimension."""
+
+    acting_settings = FLOW_ACTING
 
     def build(self) -> None:
         super().build()

@@ -46,6 +46,8 @@ class FQL(Method):
     alpha: float = setting(at_least=0)
     """Behaviour coefficient α of the distillation."""
 
+    acting_settings = ("best_of_n", "temperature")
+
     def build(self) -> None:
         super().build()
         self.behavior = self.velocity_field()

@@ -25,7 +25,7 @@ from torch import Tensor
 from qam_lightning.core.critic import expectile_loss, pessimistic
 from qam_lightning.core.flow import flow_matching_loss, sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.critic import ValueNetwork
@@ -38,6 +38,8 @@ class IFQL(Method):
     """κ, the expectile: 0.5 evaluates the behaviour, near 1 the best in the data."""
     best_of_n: int = setting(default=32, at_least=1)
     """Candidate chunks when acting; the one of largest value is taken."""
+
+    acting_settings = FLOW_ACTING
 
     def build(self) -> None:
         super().build()

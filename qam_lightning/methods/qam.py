@@ -32,7 +32,7 @@ from qam_lightning.core.adjoint import action_gradient, adjoint_matching_loss, l
 from qam_lightning.core.flow import Field, Recorded, flow_matching_loss, sample_action
 from qam_lightning.core.memoryless import Path, simulate
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.frozen import ema_copy
@@ -65,6 +65,8 @@ class QAM(Method):
     """Whether f_θ is a residual on f_β (the paper's choice) or the full velocity v."""
     grad_clip: float = setting(default=1.0, at_least=0)
     """Bound on the gradient; 0 switches clipping off."""
+
+    acting_settings = FLOW_ACTING
 
     def build(self) -> None:
         super().build()

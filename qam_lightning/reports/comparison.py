@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from qam_lightning.reports.published import title
 from qam_lightning.reports.results import Result, Score
+from qam_lightning.util.errors import shown
 
 Task = tuple[str, int]
 """A domain and the number of its task."""
@@ -47,7 +48,9 @@ class Variant(NamedTuple):
     @property
     def setting(self) -> str:
         """What varies besides the method, e.g. ``tau 3.0``; empty if nothing does."""
-        return ", ".join(f"{k.rpartition('.')[2]} {value}" for k, value in self.settings.items())
+        return ", ".join(
+            f"{key.rpartition('.')[2]} {shown(value, 60)}" for key, value in self.settings.items()
+        )
 
     @property
     def label(self) -> str:
@@ -124,8 +127,13 @@ def compare(results: Sequence[Result], axes: Sequence[str] | None = None) -> Com
     ]
     repeated = {id(other) for _, other in _repeated(results, chosen)}
     kept = [result for result in results if id(result) not in repeated]
+    lines += [
+        f"{result.folder}/config.yaml is not the last checkpoint's: edited, or resumed since"
+        for result in kept
+        if result.changed
+    ]
     for key in (key for key in varying if key not in chosen):
-        values = dict.fromkeys(str(result.settings.get(key)) for result in kept)
+        values = dict.fromkeys(shown(result.settings.get(key), 60) for result in kept)
         lines.append(f"{key} differs between runs that are averaged: {', '.join(values)}")
     groups: dict[str, list[Result]] = {}
     for result in kept:

@@ -67,7 +67,7 @@ def estimate(scores: Scores, statistic: Statistic) -> Estimate:
     tasks = _arrays(scores)
     drawn = [x[_draws(len(x), number)] for number, x in enumerate(tasks)]
     low, high = _percentiles(statistic(drawn))
-    if low == high:
+    if high - low < 1e-9:
         return _without_interval(scores, statistic)
     return Estimate(float(statistic(tasks)), low, high, f"95% bootstrap, {_seeds(scores)}")
 
@@ -76,7 +76,8 @@ def improvement(first: Scores, second: Scores) -> Estimate:
     """Return the probability that a run of ``first`` scores above one of ``second``.
 
     It is the mean over tasks of P(X > Y) + P(X = Y) / 2, over all pairs of seeds (the Mann-Whitney
-    statistic). The same tasks must be in both, in the same order.
+    statistic). The same tasks must be in both, in the same order. There is no interval with fewer
+    than `MIN_SEEDS` seeds, or where every resample gives the same.
     """
     value, resampled = 0.0, np.zeros(RESAMPLES)
     enough = min(_fewest(first), _fewest(second)) >= MIN_SEEDS
@@ -87,9 +88,10 @@ def improvement(first: Scores, second: Scores) -> Estimate:
             of_x, of_y = _shares(len(x), 2 * number), _shares(len(y), 2 * number + 1)
             resampled += ((of_x @ wins) * of_y).sum(1) / len(first)
     seeds = _seeds([*first, *second])
-    if not enough:
+    low, high = _percentiles(resampled)
+    if not enough or high - low < 1e-9:
         return Estimate(value, value, value, f"no interval, {seeds}")
-    return Estimate(value, *_percentiles(resampled), f"95% bootstrap, {seeds}")
+    return Estimate(value, low, high, f"95% bootstrap, {seeds}")
 
 
 def profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:

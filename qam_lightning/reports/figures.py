@@ -20,11 +20,16 @@ from qam_lightning.util.files import replacing
 
 matplotlib.use("Agg")  # files only; needs no display
 
+PLAIN: Any = {"text.parse_math": False}
+"""matplotlib's settings for figures whose labels may hold a dollar sign."""
+
 _INK, _GRID = "#333333", "#e6e6e6"
 # Okabe and Ito's colours for the colour-blind, without yellow, which is faint on white.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _MARKERS = "os^Dv"
 _ACROSS = 4  # panels side by side
+MOST_BANDS = len(_COLOURS)
+"""Panels with more curves show no bands."""
 
 
 class Line(NamedTuple):
@@ -62,7 +67,8 @@ def bars(found: Comparison, means: Mapping[str | None, Sequence[Estimate | None]
         range(len(found.variants)), key=lambda i: x.mean if (x := overall[i]) is not None else -1.0
     )
     height = 0.27 * len(order) + 0.75
-    figure, panels = _panels(len(means), 2.6, height, sharey=True, legend=0.0)
+    longest = max(len(variant.label) for variant in found.variants)
+    figure, panels = _panels(len(means), 2.6, height, longest / 14, legend=0.0, sharey=True)
     for axes, (domain, values) in zip(panels, means.items(), strict=False):
         for place, i in enumerate(order):
             value = values[i]
@@ -70,7 +76,7 @@ def bars(found: Comparison, means: Mapping[str | None, Sequence[Estimate | None]
                 axes.text(0.01, place, "–", va="center", fontsize=8, color=_INK)
                 continue
             low, high = max(0.0, value.low), min(1.0, value.high)
-            axes.barh(place, value.mean, 0.7, color=_style(i)["color"], alpha=0.85)
+            axes.barh(place, value.mean, 0.7, color=_style(i)["color"], alpha=0.55)
             axes.plot([low, high], [place, place], color=_INK, lw=1.2, solid_capstyle="butt")
             axes.text(max(high, value.mean) + 0.02, place, f"{100 * value.mean:.0f}",
                       va="center", fontsize=8, color=_INK)  # fmt: skip
@@ -105,14 +111,14 @@ def curves(found: Comparison, with_published: bool) -> Figure:
             if line is None:
                 continue
             shift = max(starts, default=0) if runs[0].curve.online_from == 0 else 0
-            _draw(axes, line._replace(x=line.x + shift), number, label)
+            _draw(axes, line._replace(x=line.x + shift), number, label, len(lines) <= MOST_BANDS)
             if with_published:
                 steps, means = published_curve(variant, domain, runs)
                 colour = _style(number)["color"]
                 axes.plot(steps + shift, means, color=colour, ls=(0, (4, 2)), lw=1.2)
         for start in starts:
             axes.axvline(start, color=_INK, lw=0.8, ls=":")
-            axes.annotate(" online", (start, 1.08), color=_INK, fontsize=7, va="top")
+            axes.text(start, 0.02, " online", color=_INK, fontsize=7)
         axes.set_title(f"{domain}{kind and f', {kind}'}", loc="left", fontsize=9, color=_INK)
         axes.set(ylim=(0, 1.03))
         axes.set_xlim(left=0)
@@ -181,9 +187,13 @@ def sensitive(found: Comparison) -> str | None:
     if len(found.axes) != 1:
         return None
     (key,) = found.axes
-    values = {variant.settings.get(key) for variant in found.variants}
-    numbers = {x for x in values if isinstance(x, int | float) and not isinstance(x, bool)}
-    return key if len(numbers) > 1 and numbers == values - {None} else None
+    values = [variant.settings.get(key) for variant in found.variants]
+    values = [value for value in values if value is not None]
+    return key if all(map(_is_number, values)) and len(set(values)) > 1 else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def sensitivity(
@@ -197,11 +207,12 @@ def sensitivity(
             points = sorted(
                 (float(variant.settings[key]), *value[:3])
                 for variant, value in zip(found.variants, values, strict=True)
-                if variant.method == method and value and key in variant.settings
+                if variant.method == method and value and variant.settings.get(key) is not None
             )
             if points:
                 _draw(axes, Line(*np.array(points).T), number, title(method))
-        xs = sorted({float(v.settings[key]) for v in found.variants if key in v.settings})
+        settings = [variant.settings.get(key) for variant in found.variants]
+        xs = sorted({float(value) for value in settings if value is not None})
         if xs[0] > 0 and xs[-1] / xs[0] >= 8:
             axes.set_xscale("log")
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
@@ -241,13 +252,14 @@ def profiles(named: Sequence[tuple[Variant, estimates.Scores | None]]) -> Figure
 
 
 def _panels(
-    count: int, width: float, height: float, sharey: bool = False, legend: float = 0.5
+    count: int, width: float, height: float, left: float = 1.2, legend: float = 0.5, **more: Any
 ) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels; sizes are inches, of a panel and of what is beside them."""
     across = min(_ACROSS, count)
     down = -(-count // across)
-    size = (width * across + 1.2, height * down + legend)
+    size = (width * across + left, height * down + legend)
     figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
-    panels = list(figure.subplots(down, across, squeeze=False, sharey=sharey).flat)
+    panels = list(figure.subplots(down, across, squeeze=False, **more).flat)
     for axes in panels[count:]:
         axes.set_visible(False)
     return figure, panels[:count]
@@ -260,11 +272,12 @@ def _style(number: int) -> dict[str, Any]:
     }
 
 
-def _draw(axes: Axes, line: Line, number: int, label: str) -> None:
+def _draw(axes: Axes, line: Line, number: int, label: str, band: bool = True) -> None:
     style = _style(number)
     axes.plot(line.x, line.mean, lw=1.8, ms=3.5, label=label, clip_on=False, zorder=3, **style)
-    low, high = line.low.clip(0, 1), line.high.clip(0, 1)
-    axes.fill_between(line.x, low, high, color=style["color"], alpha=0.15, lw=0)
+    if band:
+        low, high = line.low.clip(0, 1), line.high.clip(0, 1)
+        axes.fill_between(line.x, low, high, color=style["color"], alpha=0.15, lw=0)
 
 
 def _finish(axes: Axes, grid: str) -> None:

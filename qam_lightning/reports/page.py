@@ -17,10 +17,11 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A picture ``name``.png, with ``name``.pdf beside it."""
+    """A picture ``name``.png, with ``name``.pdf beside it; its width is in inches."""
 
     name: str
     caption: str
+    width: float
 
 
 class Bullets(NamedTuple):
@@ -46,15 +47,15 @@ class Section(NamedTuple):
     blocks: Sequence[Block]
 
 
-# A full screen of text at most; tables scroll by themselves on a phone, and break over pages in
-# print between rows.
+# On a phone, wide tables and figures scroll by themselves. In print, tables break between rows.
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
   max-width: 70rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; border-bottom: 1px solid #ddd; }
-p, li { max-width: 48rem; overflow-wrap: anywhere; }
+p, li { max-width: 48rem; }
+h1, h2, p, li, figcaption { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap;
@@ -65,6 +66,11 @@ small { color: #595959; }
 figure { margin: 1.5rem 0; }
 img { max-width: 100%; height: auto; }
 figcaption { font-size: .9rem; color: #444; max-width: 48rem; }
+@media (max-width: 40rem) {
+  figure { overflow-x: auto; }
+  figure img { max-width: none; }
+  figcaption { position: sticky; left: 0; }
+}
 @media print {
   body { font-size: 10pt; max-width: none; padding: 0; }
   .scroll { overflow: visible; }
@@ -107,7 +113,9 @@ def _html(block: Block) -> Iterator[str]:
         yield f'<p><a href="{name}">{name}</a>: {escape(block.text)}</p>'
     elif isinstance(block, Figure):
         name, caption = escape(block.name), escape(block.caption)
-        yield f'<figure><a href="{name}.pdf"><img src="{name}.png" alt="{caption}"></a>'
+        size = f'width="{96 * block.width:.0f}"'  # CSS has 96 pixels an inch
+        yield "<figure>"
+        yield f'<a href="{name}.pdf"><img src="{name}.png" alt="{caption}" {size}></a>'
         yield f"<figcaption>{caption}</figcaption></figure>"
     else:
         yield '<div class="scroll"><table>'

@@ -96,8 +96,10 @@ def published_step(step: int, online_from: int | None) -> int:
 def differences(method: str, domain: str, settings: Mapping[str, Any]) -> list[str]:
     """Return how a run's settings differ from the paper's, as ``model.width 128 (paper: 512)``.
 
-    Empty for a method or a domain that the paper does not have.
+    Empty for a method, a domain or a dataset without published curves.
     """
+    if method not in _titles() or unit(domain, settings) not in domains():
+        return []
     online = settings.get("online.steps")
     return [
         f"{key} {settings[key]} (paper: {value})"
@@ -111,8 +113,6 @@ def _paper(method: str, domain: str) -> Mapping[str, Any]:
     """Return the paper's settings: defaults in code, the method's file, the domain's file."""
     names = [CONFIGS / "base.yaml", METHODS / f"{method}.yaml"]
     names.append(CONFIGS / f"{domain.replace('-', '_')}.yaml")
-    if method not in _titles() or not all(name.exists() for name in names):
-        return {}
     config = OmegaConf.merge(*(OmegaConf.load(name) for name in names), {"tuned_as": domain})
     settings = dict(flat(OmegaConf.to_container(config, resolve=True)))
     found = {**_defaults(settings["model.class_path"]), **settings}

@@ -1,5 +1,6 @@
 """Run folders -> the numbers that a report is made of."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import yaml
 
 from qam_lightning.evaluation.plots import Curve, read_curve
 from qam_lightning.run_folder import contents
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import regular
 from qam_lightning.util.metrics_csv import Row, read_metrics
 from qam_lightning.util.schema import Count, Schema, Text, read_json, validated
@@ -52,7 +53,8 @@ class _Config(Schema, extra="allow"):
 class _Facts(Schema, extra="allow"):
     """What a report needs of the JSON beside a checkpoint."""
 
-    versions: dict[Text, Text]
+    versions: dict[Text, Text] = {}
+    config: Text = ""
 
 
 class Score(NamedTuple):
@@ -78,10 +80,12 @@ class Result:
         finished: whether the evaluation after the last step is there.
         speed: updates per second, the median of the rows of ``metrics/train.csv``; None if
             there are none.
-        hours: gradient steps over their speed, and the evaluations; without start-up and environment
-            steps that no gradient step follows. None if speed is.
+        hours: updates over their speed, and the evaluations; without start-up and environment steps
+            that no update follows. None if speed is.
         versions: the software that wrote the last checkpoint, and its commit; empty if unknown.
         config_hash: of ``config.yaml``, as in the checkpoint.
+        changed: whether ``config.yaml`` is not the last checkpoint's: it was edited, or the run was
+            resumed with other settings and not saved since.
     """
 
     folder: Path
@@ -97,6 +101,7 @@ class Result:
     hours: float | None
     versions: Mapping[str, str]
     config_hash: str
+    changed: bool
 
     @property
     def last(self) -> Score:
@@ -212,10 +217,11 @@ def read_result(folder: Path) -> Result:
     custom = checked.method == "custom"
     curve, rows = read_curve(folder), read_metrics(folder / "metrics" / "eval.csv")[1]
     speed, hours = _cost(folder, rows)
+    facts = _facts(folder)
     return Result(
         folder=folder,
-        method=checked.model.class_path.rpartition(".")[2] if custom else checked.method,
-        domain=checked.data.env,
+        method=shown(checked.model.class_path.rpartition(".")[2] if custom else checked.method),
+        domain=shown(checked.data.env),
         task=checked.data.task,
         seed=checked.seed,
         settings=settings,
@@ -224,8 +230,9 @@ def read_result(folder: Path) -> Result:
         finished=_is_final(rows[-1], checked),
         speed=speed,
         hours=hours,
-        versions=_versions(folder),
+        versions=facts.versions,
         config_hash=hashlib.sha256(text).hexdigest()[:16],
+        changed=bool(facts.config) and facts.config.encode() != text,
     )
 
 
@@ -275,12 +282,10 @@ def _cost(folder: Path, evaluations: Sequence[Row]) -> tuple[float | None, float
     return float(np.median(speeds)), float((np.sum(steps / speeds) + seconds) / 3600)
 
 
-def _versions(folder: Path) -> Mapping[str, str]:
+def _facts(folder: Path) -> _Facts:
     for name in ("last", "last-1", "best"):
-        try:
-            path = folder / "checkpoints" / f"{name}.json"
+        path = folder / "checkpoints" / f"{name}.json"
+        with contextlib.suppress(UserError):  # none, or damaged: a report can do without
             facts: _Facts = read_json(_Facts, path, "facts of a checkpoint", "")
-            return facts.versions
-        except UserError:  # none, or damaged: a report can do without
-            continue
-    return {}
+            return facts
+    return _Facts()

@@ -1,5 +1,6 @@
 """Runs of a study on this machine, several at a time."""
 
+import os
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from qam_lightning.envs.rollout import available_cores
 from qam_lightning.studies.launch import finish, shared_flags, shared_variables, start
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.state import State, state_of
+from qam_lightning.util.errors import UserError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 0.2  # seconds between two looks at the processes
@@ -158,13 +160,15 @@ class _Scheduler:
                 shared_flags(item.run, self._jobs, cores),
             )
             self._running.append(_Process(item, slot, handle))
+            if self._signals:  # one that came before the line above
+                handle.send_signal(signal.SIGTERM)
 
     def _collect(self) -> None:
         for process in [p for p in self._running if p.handle.poll() is not None]:
             self._running.remove(process)
             code, name = process.handle.returncode, process.item.run.name
             line = finish(process.item.run, code, name in self._pruned)
-            state = state_of(process.item.run.run_dir, process.item.state.length)
+            state = _state(process.item)
             self._source.ended(process.item, state)
             self._ended.append((process.item, state))
             if state.kind == "failed" and _IN_USE not in line:
@@ -182,11 +186,21 @@ class _Scheduler:
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals.append(number)
+        if len(self._signals) == 1:
+            os.write(2, b"stopping when every run has saved (Ctrl-C kills them)\n")
         for process in self._running:
             if process.handle.poll() is None:
                 process.handle.send_signal(
                     signal.SIGTERM if len(self._signals) == 1 else signal.SIGKILL
                 )
+
+
+def _state(item: Planned) -> State:
+    """Return what became of a run; one whose folder cannot be read has failed."""
+    try:
+        return state_of(item.run.run_dir, item.state.length)
+    except UserError as error:
+        return item.state._replace(kind="failed", line=str(error))
 
 
 @contextmanager
@@ -238,7 +252,7 @@ class _Display:
             return
         self._looked = now
         for item in running:
-            self._states[item.run.name] = state_of(item.run.run_dir, item.state.length)
+            self._states[item.run.name] = _state(item)
         if self._console.is_terminal:
             self._live.update(self._table(running, waiting), refresh=True)
         elif now - self._printed >= self._every:

@@ -163,10 +163,11 @@ def read_study(name: str) -> Study:
         common = parts.pop("")
         groups = _groups(content["groups"], path)
         parts = {name: _joined(common, part, path, name) for name, part in groups}
-    runs = [run for name, part in parts.items() for run in _runs(part, name, Path(folder), path)]
+    study = Study(title, path, Path(folder), [])
+    runs = [run for name, part in parts.items() for run in _runs(part, name, study)]
     _check_folders(runs, path)
     _check_exclusions(parts, path)
-    return Study(title, path, Path(folder), runs)
+    return study._replace(runs=runs)
 
 
 def find_study(name: str) -> Path:
@@ -363,14 +364,13 @@ def trial(study: Study, name: str, values: dict[str, Any]) -> Run:
         values: those that the search chose.
     """
     assert study.search is not None
-    settings, run_dir = {**study.search.settings, **values}, study.folder / name
-    return Run("", values, settings, run_dir, _arguments(settings, run_dir, study.path))
+    return _run(study, "", name, values, {**study.search.settings, **values})
 
 
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def _runs(part: _Part, group: str, folder: Path, path: Path) -> Iterator[Run]:
+def _runs(part: _Part, group: str, study: Study) -> Iterator[Run]:
     """Yield the runs of a part."""
     axes = [[(key, value) for value in values] for key, values in part.grid.items()]
     entries = part.entries or [{}]
@@ -378,14 +378,23 @@ def _runs(part: _Part, group: str, folder: Path, path: Path) -> Iterator[Run]:
     for axis in axes:
         count *= len(axis)
     if count > MOST_RUNS:
-        raise UserError(f"{path}: {count:,} runs, expected at most {MOST_RUNS:,}")
+        raise UserError(f"{study.path}: {count:,} runs, expected at most {MOST_RUNS:,}")
     for combination in itertools.product(*axes):
         for entry in entries:
             varied = {**dict(combination), **entry}
             settings = {**part.settings, **varied}
             if not any(_matches(rule, settings) for rule in part.exclude):
-                run_dir = folder / group / _slug(varied)
-                yield Run(group, varied, settings, run_dir, _arguments(settings, run_dir, path))
+                yield _run(study, group, _slug(varied), varied, settings)
+
+
+def _run(
+    study: Study, group: str, name: str, axes: dict[str, Any], settings: dict[str, Any]
+) -> Run:
+    run = Run(group, axes, settings, study.folder / group / name, [])
+    # What trackers call it; what the study or WANDB_* says has the last word.
+    labels = {"log.group": study.name, "log.name": run.name}
+    flags = _arguments({**labels, **settings}, study.path)
+    return run._replace(arguments=[*flags, f"--run_dir={run.run_dir}"])
 
 
 def _check_exclusions(parts: Mapping[str, _Part], path: Path) -> None:
@@ -424,7 +433,7 @@ def _slug(axes: Mapping[str, Any]) -> str:
     return slug
 
 
-def _arguments(settings: Mapping[str, Any], run_dir: Path, path: Path) -> list[str]:
+def _arguments(settings: Mapping[str, Any], path: Path) -> list[str]:
     """Write settings as arguments of ``fit``."""
     arguments = []
     for key, value in settings.items():
@@ -434,7 +443,7 @@ def _arguments(settings: Mapping[str, Any], run_dir: Path, path: Path) -> list[s
                 one = str(path.parent / one)
             text = one if isinstance(one, str) else json.dumps(one)
             arguments.append(f"--{key}={text}")
-    return [*arguments, f"--run_dir={run_dir}"]
+    return arguments
 
 
 def _check_folders(runs: list[Run], path: Path) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import wandb
+import yaml
 from wandb.proto import wandb_internal_pb2
 
 from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.cli import main
 from qam_lightning.loggers import WandbLogger
-from qam_lightning.loggers.wandb import _logged_in
+from qam_lightning.loggers.wandb import _logged_in, upload_report
 from qam_lightning.util.errors import UserError
 from tests.app.wandb_server import WandbServer
 
@@ -254,6 +255,110 @@ def sync(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     command = [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
     subprocess.run(command, check=True, capture_output=True)
+
+
+# -- group, tags, and the artifact of a report ---------------------------------------------------
+
+
+def test_group_tags_and_name_reach_every_logger(
+    small_run: Callable[..., list[str]], server: WandbServer, tmp_path: Path
+) -> None:
+    log_in()
+    labels = ("--log.group=smoke", "--log.tags=[qam, seed 0]", "--log.name=qam-0")
+    theirs = (
+        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+        f"--trainer.logger.save_dir={tmp_path}/theirs",
+    )
+    assert main(small_run(1, "--log.wandb=online", *labels, *theirs)) == 0
+    ((_, run),) = server.runs.items()
+    found = [run["sent"][key] for key in ("groupName", "displayName")]
+    assert found == ["smoke", "qam-0"] and set(run["sent"]["tags"]) == {"qam", "seed 0"}
+    (path,) = tmp_path.glob("theirs/**/hparams.yaml")
+    # Beside the settings of method and data that Lightning gives it; in its loader's words.
+    kept = yaml.unsafe_load(path.read_text())
+    assert (kept["group"], kept["tags"], kept["name"]) == ("smoke", ["qam", "seed 0"], "qam-0")
+    assert "tau" in kept
+
+
+def test_group_and_tags_win_over_wandbs_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
+    monkeypatch.setenv("WANDB_TAGS", "theirs")
+    log_steps(tmp_path, 1, mode="offline", group="mine", tags=["a", "b"])
+    run = recorded(tmp_path)
+    assert run.run_group == "mine" and set(run.tags) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--log.group=", "log.group is '', expected a text of 1 to 128 characters"),
+        (f"--log.group={'g' * 129}", "log.group is 'ggg"),
+        ("--log.tags=[a, '']", "log.tags is '', expected a text of 1 to 64 characters"),
+        (f"--log.tags=[{'t' * 65}]", "expected a text of 1 to 64 characters"),
+    ],
+)
+def test_labels_that_wandb_does_not_take_are_refused(
+    flag: str, told: str, small_run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small_run(1, flag)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and told in line
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    """A folder of a report."""
+    (tmp_path / "report/figures").mkdir(parents=True)
+    (tmp_path / "report/index.html").write_text("<p>of a study")
+    (tmp_path / "report/figures/success.png").write_bytes(b"a picture")
+    return tmp_path / "report"
+
+
+def test_a_report_is_uploaded_as_an_artifact(
+    server: WandbServer, report: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_in()
+    monkeypatch.setenv("WANDB_RUN_ID", "training")
+    address = upload_report(report, project="p", name="my study")
+    ((identity, run),) = server.runs.items()
+    assert identity != "training" and address.endswith(f"/p/runs/{identity}")
+    assert run["sent"].items() >= {"displayName": "my study", "jobType": "report"}.items()
+    files = {"index.html": b"<p>of a study", "figures/success.png": b"a picture"}
+    assert server.artifacts == {"my-study": {"type": "report", "files": files}}
+    assert sorted(path.name for path in report.iterdir()) == ["figures", "index.html"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"),
+    [
+        ("no key", "W&B has no API key; log in with `wandb login`; the report is in "),
+        ("offline", "W&B's mode is offline, and an upload needs online; the report is in "),
+        ("refused", "W&B did not take the report: "),
+        ("refused later", "W&B did not take the report: "),
+        ("empty", "holds no report; write one first"),
+        ("missing", "holds no report; write one first"),
+    ],
+)
+def test_a_report_that_is_not_uploaded_is_told_in_one_line(
+    trouble: str, told: str, server: WandbServer, report: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if trouble != "no key":
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")  # seconds, 30 by default
+    if trouble == "offline":
+        monkeypatch.setenv("WANDB_MODE", "offline")
+    server.refusing = 401 if trouble == "refused" else 0
+    if trouble == "refused later":
+        monkeypatch.setattr(server, "answer_artifact", lambda *request: {})
+    if trouble in ("empty", "missing"):
+        report = report.parent / trouble
+    if trouble == "empty":
+        report.mkdir()
+    with pytest.raises(UserError, match=told) as refusal:
+        upload_report(report)
+    assert "\n" not in str(refusal.value) and not server.artifacts
 
 
 # -- W&B's own variables -------------------------------------------------------------------------

@@ -1,11 +1,23 @@
 """An HTTP server that stands in for W&B's: it keeps runs as W&B's client sends them."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 PROJECT = {"id": "project", "name": "", "entity": {"id": "entity", "name": "me"}}
+
+COMMITTED = {
+    "__typename": "Artifact",
+    "artifactSequence": {"__typename": "ArtifactSequence", "name": "a", "project": None},
+    "artifactType": {"name": "report"},
+    **{"versionIndex": 0, "description": None, "metadata": None, "historyStep": None},
+    **{"ttlDurationSeconds": 0, "ttlIsInherited": False, "tags": [], "aliases": []},
+    **{"state": "COMMITTED", "size": 1, "digest": "d", "commitHash": None, "fileCount": 1},
+    **{"createdAt": "2026-01-01T00:00:00", "updatedAt": None},
+}
+"""What a client that waits for an artifact asks for in the end."""
 
 
 class WandbServer(ThreadingHTTPServer):
@@ -14,6 +26,7 @@ class WandbServer(ThreadingHTTPServer):
     Attributes:
         runs: id -> ``config`` (values), ``history`` (rows in order) and ``sent`` (all else that
             describes the run: ``project``, ``displayName``, ``groupName`` ...).
+        artifacts: name -> ``type``, and ``files`` by path, of those that were committed.
         refusing: an HTTP status to answer everything with, 0 for none.
     """
 
@@ -22,6 +35,8 @@ class WandbServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.runs: dict[str, dict[str, Any]] = {}
+        self.artifacts: dict[str, dict[str, Any]] = {}
+        self.uploads: dict[str, bytes] = {}
         self.refusing = 0
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -45,6 +60,39 @@ class WandbServer(ThreadingHTTPServer):
         if operation == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": self.url} for name in values["files"]]
             return {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}
+        return self.answer_artifact(operation, values)
+
+    def answer_artifact(self, operation: str, values: dict[str, Any]) -> dict[str, Any]:
+        """What creating an artifact asks, in this order; its id is its name."""
+        sent = values.get("input", values)
+        if operation == "ArtifactType":  # of an earlier version
+            return {"project": None}
+        if operation == "CreateArtifact":
+            name = sent["artifactCollectionName"]
+            self.pending = {"type": sent["artifactTypeName"]}
+            made = {"id": name, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+            return {"createArtifact": {"artifact": made}}
+        if operation == "CreateArtifactFiles":
+            nodes = [
+                {
+                    "storagePath": file["name"],
+                    **{"uploadUrl": f"{self.url}/upload/{file['name']}", "uploadHeaders": []},
+                    **{"uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]}},
+                }
+                for file in sent["artifactFiles"]
+            ]
+            return {"createArtifactFiles": {"files": {"edges": [{"node": x} for x in nodes]}}}
+        if operation in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+            place = {"id": "file", "uploadUrl": f"{self.url}/manifest", "uploadHeaders": []}
+            key = operation[0].lower() + operation[1:]
+            return {key: {"artifactManifest": {"id": "manifest", "file": place}}}
+        if operation == "CommitArtifact":
+            name = sent["artifactID"]
+            files = {k.removeprefix("/upload/"): x for k, x in self.uploads.items()}
+            self.artifacts[name] = self.pending | {"files": files}
+            return {"commitArtifact": {"artifact": {"id": name, "digest": "d"}}}
+        if operation == "ArtifactByID":
+            return {"artifact": COMMITTED | {"id": values["id"]}}
         return {}
 
     def bucket(self, name: str) -> dict[str, Any] | None:
@@ -81,7 +129,11 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path.endswith("/graphql"):
             query = json.loads(body)
             values = query.get("variables") or {}
-            content = {"data": self.server.answer(query["operationName"], values)}
+            named = re.search(r"(?:query|mutation)\s+(\w+)", query["query"])
+            operation = query.get("operationName") or (named[1] if named else "")
+            content = {"data": self.server.answer(operation, values)}
+        elif self.path.startswith("/upload/"):
+            self.server.uploads[self.path] = body
         elif self.path.endswith("/file_stream"):
             history = self.server.runs[self.path.split("/")[-2]]["history"]
             files = json.loads(body).get("files", {})

@@ -9,7 +9,9 @@ from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 
 from qam_lightning.cli import main
+from qam_lightning.cli.study import parse as parse_study
 from qam_lightning.data.generate import generate
+from qam_lightning.studies.study import read_study
 from tests.docs.pages import DOCS, PAGES, ROOT, commands, files
 from tests.fuzz.__main__ import parse as parse_fuzz
 
@@ -17,6 +19,7 @@ KINDS = {
     ("python", "train.py", "fit"): "fit",
     ("python", "train.py", "generate"): "generate",
     ("python", "train.py", "data"): "data",
+    ("python", "train.py", "study"): "study",
     ("python", "eval.py"): "eval",
     ("qam", "fit"): "fit",
     ("qam", "eval"): "eval",
@@ -77,6 +80,14 @@ def test_fit_resolves(
         code = exit_.code
     assert code == 0, capsys.readouterr().err
     assert "class_path: qam_lightning.methods" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("page", "arguments"), shown("study"))
+def test_study_parses(page: Path, arguments: list[str]) -> None:
+    options = parse_study(arguments)
+    named = getattr(options, "study", None)
+    if named and not named.startswith("my_"):
+        read_study(named)
 
 
 @pytest.mark.parametrize(("page", "arguments"), shown("generate"))

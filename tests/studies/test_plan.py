@@ -170,3 +170,25 @@ def test_rlpd_is_as_long_as_its_online_phase(write: Write, tiny: dict[str, Any])
     online = {"online.steps": 40, "online.learning_starts": 20}
     path = write(settings={**tiny, "method": "rlpd", **online})
     assert planned(path)[0].state.total == 40
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--slurm.limit", "3"], "--slurm.limit: needs --slurm"),
+        (["--slurm", "--slurm.limit", "0"], "expected at least 1, found 0"),
+        (["--slurm", "nothing.yaml"], "nothing.yaml"),
+        (["--jobs", "0"], "expected at least 1, found 0"),
+    ],
+)
+def test_options_of_jobs_are_checked(
+    flags: list[str], said: str, write: Write, tiny: dict[str, Any], capsys: Any
+) -> None:
+    path = write(settings=tiny)
+    try:
+        code = main(["study", "run", str(path), *flags])
+    except SystemExit as refused:  # the parser's answer
+        code = refused.code
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said in line

@@ -35,7 +35,8 @@ def test_a_grid_is_every_combination_but_the_excluded(write: Write, tmp_path: Pa
     assert last.run_dir == tmp_path / "runs/task5-fql-width32.0-seed2"
     assert last.settings == {"config": "quickstart.yaml", "trainer.max_steps": 10, **last.axes}
     assert last.arguments == [
-        "--config=quickstart.yaml", "--trainer.max_steps=10", "--method=fql", "--task=5",
+        "--log.group=mine", "--log.name=task5-fql-width32.0-seed2", "--config=quickstart.yaml",
+        "--trainer.max_steps=10", "--method=fql", "--task=5",
         "--model.width=32.0", "--seed=2", f"--run_dir={last.run_dir}",
     ]  # fmt: skip
 
@@ -83,7 +84,7 @@ def test_more_seeds_leave_the_folders_of_the_others(write: Write) -> None:
 def test_files_beside_the_study_are_found(write: Write, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("domain: scene\n")
     (run,) = read_study(str(write(settings={"config": ["own.yaml", "quickstart.yaml"]}))).runs
-    assert run.arguments[:2] == [f"--config={tmp_path / 'own.yaml'}", "--config=quickstart.yaml"]
+    assert run.arguments[2:4] == [f"--config={tmp_path / 'own.yaml'}", "--config=quickstart.yaml"]
 
 
 def test_names_of_folders_are_safe_and_short(write: Write) -> None:

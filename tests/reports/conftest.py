@@ -1,0 +1,1 @@
+from tests.online.conftest import arguments, data  # noqa: F401  (fixtures)
