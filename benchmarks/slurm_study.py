@@ -44,19 +44,8 @@ SETTINGS = SMALL | {
     "checkpoints.every_n_steps": 50,
     "evaluation.every_n_steps": 300,
 }
-SUBMIT = """
-from pathlib import Path
-from qam_lightning.studies.plan import missing, plan
-from qam_lightning.studies.slurm import read_options, submit
-from qam_lightning.studies.study import read_study
-from qam_lightning.util.errors import UserError
-study = read_study("study.yaml")
-try:
-    planned = missing(plan(study, lambda number, of: None))
-    print("jobs", *submit(study, planned, read_options(Path("slurm.yaml"))), flush=True)
-except UserError as error:
-    raise SystemExit(f"error: {error}")
-"""
+SUBMIT = (sys.executable, "-m", "qam_lightning", "study", "run", "study.yaml")
+SUBMIT += ("--slurm", "slurm.yaml")
 SUBMITTED: list[str] = []
 
 
@@ -98,13 +87,13 @@ class Study:
 
     def submit(self) -> str:
         """Submit what is missing; returns what was said."""
-        said = command(sys.executable, "-c", SUBMIT, cwd=self.path)
+        said = command(*SUBMIT, cwd=self.path)
         self.noted(said)
         return said
 
     def noted(self, said: str) -> list[str]:
         """Note the jobs that a submission names, and return them."""
-        found = re.findall(r"^jobs(.*)$", said, re.MULTILINE)[-1].split()
+        found = re.findall(r"^submitted job (\d+);", said, re.MULTILINE)
         self.jobs += found
         SUBMITTED.extend(found)
         return found
@@ -336,7 +325,8 @@ def extended(at: Study) -> str:
     at.equal(*(at.run(seed) for seed in range(4)))
     if at.count(": started") != 4:
         raise Failed("more than four starts")
-    return said.partition("\n")[0].replace(at.jobs[0], "N")
+    (line,) = re.findall(r"^.*left out.*$", said, re.MULTILINE)
+    return line.replace(at.jobs[0], "N")
 
 
 def submitted_twice(at: Study) -> str:
@@ -388,12 +378,12 @@ def terminal_closed(at: Study) -> str:
     """The terminal closes after the submission."""
     at.write("0-1")
     at.options()
-    words = f"{shlex.join([sys.executable, '-c', SUBMIT])} | tee said; sleep 600"
+    words = f"{shlex.join(SUBMIT)} | tee said; sleep 600"
     child, terminal = pty.fork()
     if not child:
         os.chdir(at.path)
         os.execvp("bash", ["bash", "-c", words])
-    until(lambda: "jobs" in _text(at.path / "said"), "the submission")
+    until(lambda: "submitted job" in _text(at.path / "said"), "the submission")
     os.close(terminal)  # bash and sleep get SIGHUP
     os.waitpid(child, 0)
     at.noted(_text(at.path / "said"))
@@ -446,9 +436,7 @@ def refused(at: Study) -> str:
     """A partition that does not exist."""
     at.write("0-1")
     at.options(partition="nowhere")
-    done = subprocess.run(
-        [sys.executable, "-c", SUBMIT], cwd=at.path, capture_output=True, text=True
-    )
+    done = subprocess.run(SUBMIT, cwd=at.path, capture_output=True, text=True)
     lines = done.stderr.splitlines()
     if len(lines) != 1 or "invalid partition" not in lines[0]:
         raise Failed(f"said {lines}")
@@ -529,10 +517,10 @@ def write(folder: Path, rows: list[tuple[str, str, str]], seconds: float) -> Non
     lines = [
         "# Studies under SLURM",
         "",
-        "`python benchmarks/slurm_study.py` submitted small studies as [On a cluster](cluster.md)",
-        "describes. `equal`: every run finished exactly once, bit-identical to one without SLURM",
-        "and without interruption, in weights, targets, optimizer, metrics, random generators,",
-        "replay, tables and best checkpoint.",
+        "`python benchmarks/slurm_study.py` submitted small studies by `study run --slurm`, as",
+        "[On a cluster](cluster.md) describes. `equal`: every run finished exactly once, bit-identical",
+        "to one without SLURM and without interruption, in weights, targets, optimizer, metrics,",
+        "random generators, replay, tables and best checkpoint.",
         "",
         f"{command('sinfo', '--version')}, {seconds:.0f} s, {versions_line()}.",
         "",
