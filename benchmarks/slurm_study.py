@@ -46,6 +46,7 @@ SETTINGS = SMALL | {
 }
 SUBMIT = (sys.executable, "-m", "qam_lightning", "study", "run", "study.yaml")
 SUBMIT += ("--slurm", "slurm.yaml")
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 SUBMITTED: list[str] = []
 
 
@@ -128,7 +129,7 @@ class Study:
 
     def _saved(self, run: Path) -> bool:
         if states := [facts(task)["JobState"] for task in self.tasks()]:
-            if not {"PENDING", "RUNNING", "COMPLETING", "REQUEUED"} & set(states):
+            if set(states) <= set(ENDS):
                 raise Failed(f"ended before its first checkpoint: {states}")
         with contextlib.suppress(UserError):  # it was renamed meanwhile
             return any(describe(p).gradient_step for p in last_checkpoints(run))
@@ -177,7 +178,7 @@ def end(task: str) -> dict[str, str]:
 
     def ended() -> dict[str, str] | None:
         found = facts(task)
-        if found["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED"):
+        if found["JobState"] not in ENDS:
             # SLURM waits for two minutes; it needs some seconds to forget the job's last life.
             if found["Reason"] == "BeginTime" and found["Restarts"] not in moved:
                 moved.add(found["Restarts"])
@@ -518,9 +519,9 @@ def write(folder: Path, rows: list[tuple[str, str, str]], seconds: float) -> Non
         "# Studies under SLURM",
         "",
         "`python benchmarks/slurm_study.py` submitted small studies by `study run --slurm`, as",
-        "[On a cluster](cluster.md) describes. `equal`: every run finished exactly once, bit-identical",
-        "to one without SLURM and without interruption, in weights, targets, optimizer, metrics,",
-        "random generators, replay, tables and best checkpoint.",
+        "[On a cluster](cluster.md) describes. `equal`: every run finished exactly once, and is",
+        "bit-identical to one without SLURM and without interruption, in weights, targets, optimizer,",
+        "metrics, random generators, replay, tables and best checkpoint.",
         "",
         f"{command('sinfo', '--version')}, {seconds:.0f} s, {versions_line()}.",
         "",
