@@ -444,7 +444,7 @@ def refused(at: Study) -> str:
     left = [p for p in at.runs.rglob("*") if p.is_file()]
     if left:
         raise Failed(f"left over: {left}")
-    return f"one line: `{lines[0][:120]}`"
+    return f"one line: `{lines[0][:200]}`"
 
 
 def preempted(at: Study, partition: str) -> str:
@@ -520,8 +520,8 @@ def write(folder: Path, rows: list[tuple[str, str, str]], seconds: float) -> Non
         "",
         "`python benchmarks/slurm_study.py` submitted small studies by `study run --slurm`, as",
         "[On a cluster](cluster.md) describes. `equal`: every run finished exactly once, and is",
-        "bit-identical to one without SLURM and without interruption, in weights, targets, optimizer,",
-        "metrics, random generators, replay, tables and best checkpoint.",
+        "bit-identical to one without SLURM and without interruption, in weights, targets,",
+        "optimizer, metrics, random generators, replay, tables and best checkpoint.",
         "",
         f"{command('sinfo', '--version')}, {seconds:.0f} s, {versions_line()}.",
         "",
