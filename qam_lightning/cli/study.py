@@ -91,16 +91,16 @@ def status(options: argparse.Namespace) -> int:
     study = read_study(options.study)
     with uncollected():
         from qam_lightning.studies.search import runs_of
-        from qam_lightning.studies.state import KINDS, state_of
+        from qam_lightning.studies.state import KINDS, told_state_of
     study = study._replace(runs=runs_of(study))
-    states = [(run, state_of(run.run_dir)) for run in study.runs]
+    states = [(run, told_state_of(run.run_dir)) for run in study.runs]
     table = Table(box=None, pad_edge=False, title=f"{study.name}: {study.folder}/",
                   title_justify="left")  # fmt: skip
     groups = list(dict.fromkeys(run.group for run in study.runs))
-    table.add_column("group" if groups != [""] else "")
+    table.add_column("group" if any(groups) else "")
     for kind in (*KINDS, "runs"):
         table.add_column(kind, justify="right")
-    for group in groups:
+    for group in groups or [""]:
         kinds = [state.kind for run, state in states if run.group == group]
         counts = [str(sum(kind == k for k in kinds) or "–") for kind in KINDS]
         table.add_row(group or "all", *counts, str(len(kinds)))
@@ -120,7 +120,8 @@ def strangers(study: Study) -> list[Path]:
     """Return the folders of runs below the study's that the study does not name."""
     known = {run.run_dir for run in study.runs}
     found = {file.parent for file in study.folder.glob("**/config.yaml")}
-    return sorted(found - known)
+    # What is within a run's folder is the run's: Weights & Biases keeps a config.yaml there.
+    return sorted(folder for folder in found if known.isdisjoint([folder, *folder.parents]))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -153,8 +154,8 @@ def run(options: argparse.Namespace) -> int:
     todo = source.waiting
     if not todo:
         return _best(source)
-    jobs = options.jobs or default_jobs(tried)
-    print(f"{todo} to run, {min(jobs, todo)} at a time; Ctrl-C stops and saves all")
+    jobs = min(options.jobs or default_jobs(tried), todo)
+    print(f"{todo} to run, {jobs} at a time; Ctrl-C stops and saves all")
     outcome = run_here(source, jobs)
     for name, line in outcome.failed:
         print(f"failed: {name}: {line}", file=sys.stderr)
@@ -235,13 +236,13 @@ def report(options: argparse.Namespace) -> int:
 
 def _with_results(study: Study) -> tuple[list[Path], list[str]]:
     """Return the folders of a study's runs that have results, and a line for every other run."""
-    from qam_lightning.studies.state import state_of
+    from qam_lightning.studies.state import told_state_of
 
     found, missing = [], []
     for run in study.runs:
         if (run.run_dir / "metrics" / "eval.csv").exists():
             found.append(run.run_dir)
         else:
-            state = state_of(run.run_dir)
+            state = told_state_of(run.run_dir)
             missing.append(f"{run.name}: {state.kind}{f': {state.line}' if state.line else ''}")
     return found, missing

@@ -1,6 +1,7 @@
 """A report on a set of runs: a page, figures, and the numbers behind them as CSV files."""
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,16 @@ def write_report(
             than a report's or cannot be written.
     """
     check_output(output)
+    _check_apart(output, runs)
     results, damaged = read_results(runs)
+    lacking = [*missing, *damaged]
     if not results:
-        reason = f": {damaged[0]}" if damaged else ""
-        raise UserError(f"report: no run has results yet, of {len(runs)}{reason}")
+        first = f"; {lacking[0]}" if lacking else ""
+        raise UserError(f"report: no run has results yet, of {len(runs) + len(missing)}{first}")
     found = compare(results, axes)
     compared = beside(found) if published else None
     with matplotlib.rc_context(figures.PLAIN):
-        sections, drawn = content(found, [*missing, *damaged], compared)
+        sections, drawn = content(found, lacking, compared)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     written = [
@@ -101,6 +104,14 @@ def check_output(output: Path) -> None:
     if others:
         held = f"{shown(others[0])}, which is not of a report"
         raise UserError(f"{output}: holds {held}; nothing is overwritten: {advice}")
+
+
+def _check_apart(output: Path, runs: Sequence[Path]) -> None:
+    """Refuse a folder within a run's: nothing in those is changed."""
+    place = Path(os.path.realpath(output))
+    for run in runs:
+        if Path(os.path.realpath(run)) in (place, *place.parents):
+            raise UserError(f"{output}: is within the run {run}; name another folder")
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -278,6 +278,8 @@ def _cost(folder: Path, evaluations: Sequence[Row]) -> tuple[float | None, float
         return None, None
     steps = np.diff([0, *(int(row["gradient_step"]) for row in rows)])
     speeds = np.maximum([float(row["steps_per_second"]) for row in rows], 1e-9)
+    if not np.all(np.isfinite(speeds)):
+        return None, None
     seconds = sum(float(row.get("seconds") or 0) for row in evaluations)
     return float(np.median(speeds)), float((np.sum(steps / speeds) + seconds) / 3600)
 
