@@ -1,4 +1,4 @@
-"""``study``: many runs from one file: run what is missing, see where they are, report."""
+"""``study``: many runs from one file: run what is missing, see how far it is, report."""
 
 import argparse
 import shlex
@@ -18,6 +18,7 @@ from qam_lightning.util.imports import uncollected
 
 if TYPE_CHECKING:
     from qam_lightning.studies.plan import Planned
+    from qam_lightning.studies.slurm import SlurmOptions
 
 
 SLURM: dict[str, Any] = {
@@ -35,16 +36,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     which = "STUDY", "file, or the name of a shipped study"
 
     add = commands.add_parser("list", help="the studies that ship").add_argument
-    add = commands.add_parser("status", help="where the runs of a study are").add_argument
+    add = commands.add_parser("status", help="how far the runs of a study are").add_argument
     add("study", metavar=which[0], help=which[1])
-    add("--all", action="store_true", help="a line for every run, not only those that failed")
+    add(
+        "--all",
+        action="store_true",
+        help="a line for every run, not only the running and the failed",
+    )
     add = commands.add_parser(
         "run", help="check every configuration, then run what is not finished"
     ).add_argument
     add("study", metavar=which[0], help=which[1])
     add("--jobs", type=at_least(1), metavar="N", help="runs at a time; default: what fits")
-    add("--dry_run", action="store_true", help="check, and say what would run")
-    add("--any_version", action="store_true", help="go on with runs of other software versions")
+    add("--dry_run", action="store_true", help="check, and print what would run")
+    add(
+        "--any_version",
+        action="store_true",
+        help="continue runs that other versions of the software made",
+    )
     add(
         "--slurm",
         type=path,
@@ -54,7 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="submit to a cluster instead, with the options of a YAML file",
     )
     for name, kind in SLURM.items():
-        add(f"--slurm.{name}", type=kind, metavar="X", help="overrides the file's option")
+        add(f"--slurm.{name}", type=kind, metavar="X", help=f"overrides {name} of the file")
     add = commands.add_parser(
         "report", help="tables, intervals and figures of a study, or of any run folders"
     ).add_argument
@@ -63,10 +72,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--output",
         type=path,
         metavar="FOLDER",
-        help="default: report in the study's folder, or report here; an earlier report is replaced",
+        help="default: the study's folder/report, or ./report; an earlier report is replaced",
     )
     add("--published", action="store_true", help="beside the authors' published curves")
-    add("--wandb", action="store_true", help="upload it as an artifact of Weights & Biases")
+    add("--wandb", action="store_true", help="upload the report as an artifact of Weights & Biases")
     return parser.parse_args(list(arguments))
 
 
@@ -144,13 +153,14 @@ def run(options: argparse.Namespace) -> int:
         tried = _planned(study._replace(runs=corners(study)), options)
         planned = _planned(study._replace(runs=runs_of(study)), options)
         source = Trials(study, planned, options.any_version)
+    asked = None if options.slurm is None else _slurm_options(options, given)
     print(f"{study.name}, {counted(planned)}")
     if options.dry_run:
         for item in missing(planned):
             print(called("fit"), shlex.join(item.run.arguments))
         return 0
-    if options.slurm is not None:
-        return _submit(study, missing(planned), options)
+    if asked is not None:
+        return _submit(study, missing(planned), asked, options.study)
     todo = source.waiting
     if not todo:
         return _best(source)
@@ -185,13 +195,19 @@ def _slurm_flags(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def _submit(study: Study, todo: "list[Planned]", options: argparse.Namespace) -> int:
-    """Submit what is missing to a cluster; return the exit code."""
-    from qam_lightning.studies.slurm import read_options, submit
+def _slurm_options(options: argparse.Namespace, given: dict[str, Any]) -> "SlurmOptions":
+    """Read what jobs ask for, from the file and the flags."""
+    from qam_lightning.studies.slurm import read_options
 
-    file = None if options.slurm == Path() else options.slurm
-    for job in submit(study, todo, read_options(file, _slurm_flags(options))):
-        print(f"submitted job {job}; `{called('study')} status {options.study}` says how far it is")
+    return read_options(None if options.slurm == Path() else options.slurm, given)
+
+
+def _submit(study: Study, todo: "list[Planned]", options: "SlurmOptions", name: str) -> int:
+    """Submit what is missing to a cluster; return the exit code."""
+    from qam_lightning.studies.slurm import submit
+
+    for job in submit(study, todo, options):
+        print(f"submitted job {job}; `{called('study')} status {name}` says how far it is")
     return 0
 
 

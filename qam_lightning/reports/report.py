@@ -41,7 +41,7 @@ def write_report(
         runs: run folders, finished or not.
         output: the report's folder, which is made.
         title: the page's heading.
-        missing: one line for each run that should be there and has no folder, or failed.
+        missing: one line for each run that should be there and has no results.
         axes: the keys of the settings that vary; None finds them, see `comparison.compare`.
         published: show the published curves beside the runs.
 
@@ -53,11 +53,10 @@ def write_report(
             than a report's or cannot be written.
     """
     check_output(output)
-    _check_apart(output, runs)
     results, damaged = read_results(runs)
     lacking = [*missing, *damaged]
     if not results:
-        first = f"; {lacking[0]}" if lacking else ""
+        first = f": {lacking[0]}" if lacking else ""
         raise UserError(f"report: no run has results yet, of {len(runs) + len(missing)}{first}")
     found = compare(results, axes)
     compared = beside(found) if published else None
@@ -86,9 +85,12 @@ def check_output(output: Path) -> None:
     """Check that a folder is new, empty, or holds an earlier report; change nothing.
 
     Raises:
-        UserError: it holds other files, or is none.
+        UserError: it holds other files, is none, or is within a run's folder.
     """
     advice = "name another folder"
+    for folder in Path(os.path.realpath(output)).parents:
+        if (folder / "config.yaml").is_file() and (folder / "metrics").is_dir():
+            raise UserError(f"{output}: is within a run's folder, {folder}; {advice}")
     if not output.is_dir():
         if output.exists() or output.is_symlink():
             raise UserError(f"{output}: is a file, expected a folder for the report; {advice}")
@@ -104,14 +106,6 @@ def check_output(output: Path) -> None:
     if others:
         held = f"{shown(others[0])}, which is not of a report"
         raise UserError(f"{output}: holds {held}; nothing is overwritten: {advice}")
-
-
-def _check_apart(output: Path, runs: Sequence[Path]) -> None:
-    """Refuse a folder within a run's: nothing in those is changed."""
-    place = Path(os.path.realpath(output))
-    for run in runs:
-        if Path(os.path.realpath(run)) in (place, *place.parents):
-            raise UserError(f"{output}: is within the run {run}; name another folder")
 
 
 # -- files -----------------------------------------------------------------------------------------

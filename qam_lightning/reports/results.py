@@ -197,7 +197,9 @@ def read_results(runs: Sequence[Path]) -> tuple[list[Result], list[str]]:
     for folder in dict.fromkeys(runs):
         if not folder.is_dir() or not contents(folder):
             found = "no run" if folder.is_dir() else "no folder"
-            raise UserError(f"{folder}: is {found}, expected a run's folder; leave it out")
+            holds_runs = next(folder.glob("*/config.yaml"), None) is not None
+            advice = "name those in it" if holds_runs else "leave it out"
+            raise UserError(f"{folder}: is {found}, expected a run's folder; {advice}")
         try:
             results.append(read_result(folder))
         except UserError as error:

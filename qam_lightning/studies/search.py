@@ -2,8 +2,8 @@
 
 Nothing but the run folders remembers a search. Each has its values in its configuration, its result
 in its last evaluation, and whether it was pruned in ``exit.json``. So a search that is continued
-tells Optuna what the folders say, and asks on. Optuna's choices depend on the order in which runs
-end: two searches with equal files differ.
+tells Optuna what the folders say, and asks for more. Optuna's choices depend on the order in which
+runs end: two searches with equal files differ.
 """
 
 import re
@@ -116,7 +116,7 @@ class Trials:
         return item
 
     def hopeless(self, item: Planned) -> bool:
-        """Whether a trial is below the median of the others at its last evaluation."""
+        """Whether a trial's best evaluation is below the finished trials' median at its step."""
         if not self._search.prune:
             return False
         asked, curve = self._trials[item.run.name], _curve(item.run)
