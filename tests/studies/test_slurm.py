@@ -405,7 +405,7 @@ class Job:
         """What the job said of each run."""
         found: dict[str, list[str]] = {}
         for line in self.log.read_text().splitlines():
-            if match := re.match(r"(\S*seed\d): (.*?)(, process \d+|:? error: .*)?$", line):
+            if match := re.match(r"(\S*seed\d): (.*?)(, process \d+|[:,]? error: .*)?$", line):
                 found.setdefault(match[1], []).append(match[2])
         return found
 
