@@ -200,7 +200,9 @@ def read_results(runs: Sequence[Path]) -> tuple[list[Result], list[str]]:
     for folder in dict.fromkeys(runs):
         if not folder.is_dir() or not contents(folder):
             found = "no run" if folder.is_dir() else "no folder"
-            raise UserError(f"{folder}: is {found}, expected a run's folder; leave it out")
+            holds_runs = next(folder.glob("*/config.yaml"), None) is not None
+            advice = "name those in it" if holds_runs else "leave it out"
+            raise UserError(f"{folder}: is {found}, expected a run's folder; {advice}")
         try:
             results.append(read_result(folder))
         except UserError as error:
@@ -282,6 +284,8 @@ def _cost(folder: Path, evaluations: Sequence[Row]) -> tuple[float | None, float
         return None, None
     steps = np.diff([0, *(int(row["gradient_step"]) for row in rows)])
     speeds = np.maximum([float(row["steps_per_second"]) for row in rows], 1e-9)
+    if not np.all(np.isfinite(speeds)):
+        return None, None
     seconds = sum(float(row.get("seconds") or 0) for row in evaluations)
     return float(np.median(speeds)), float((np.sum(steps / speeds) + seconds) / 3600)
 
