@@ -31,9 +31,7 @@ def test_the_smoke_study_runs_and_is_reported(
     report = Path("runs/smoke/report")
     with (report / "runs.csv").open() as file:
         rows = {row["folder"]: row for row in csv.DictReader(file)}
-    assert set(rows) == {
-        f"runs/smoke/{method}-seed{n}" for method in ("qam", "fql") for n in (0, 1)
-    }
+    assert set(rows) == {"runs/smoke/qam-seed0", "runs/smoke/fql-seed0"}
     for folder, row in rows.items():
         with (Path(folder) / "metrics/eval.csv").open() as file:
             *_, last = csv.DictReader(file)
