@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from workload import CUBE_TRIPLE, SIZES, build, processor
+from workload import CUBE_TRIPLE, SIZES, build
 
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.envs.make import make_env
@@ -30,7 +30,7 @@ from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.methods.base import Method
 from qam_lightning.util.arguments import Parser, answered, at_least, path
 from qam_lightning.util.configs import METHODS
-from qam_lightning.util.provenance import versions_line
+from qam_lightning.util.provenance import hardware, versions_line
 
 KNOWN = sorted(file.stem for file in METHODS.glob("*.yaml"))
 BATCHES = (1, 8, 50)
@@ -113,7 +113,7 @@ def steps(env: str, count: int, repeats: int) -> list[float]:
 
 def measure(options: argparse.Namespace) -> Iterator[list[Row]]:
     """Yield the rows of one method, or of one environment, after another."""
-    machine = f"{processor()}, {available_cores()} cores, torch on {options.threads}"
+    machine = f"{hardware()}, {available_cores()} cores, torch on {options.threads}"
     software = versions_line()
 
     def rows(what: str, name: str, size: str, count: int, values: list[float]) -> list[Row]:

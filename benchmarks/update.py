@@ -33,14 +33,14 @@ import speed_table
 import torch
 from speed_table import Row
 from update_cell import COMPILE, Task
-from workload import SIZES, processor
+from workload import SIZES
 
 import qam_lightning
 from qam_lightning.util.arguments import Parser, answered, at_least, closest, path
 from qam_lightning.util.configs import CONFIGS, METHODS
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import writing
-from qam_lightning.util.provenance import git_commit, versions
+from qam_lightning.util.provenance import git_commit, hardware, versions
 
 FOLDER = Path(__file__).resolve().parent
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -252,7 +252,7 @@ def blank_rows(options: argparse.Namespace) -> list[Row]:
         code=digest(),
         versions=names,
         device=options.device,
-        processor=torch.cuda.get_device_name() if options.device == "cuda" else processor(),
+        processor=hardware(options.device),
         seconds=options.seconds,
     )
     cells = itertools.product(options.threads, options.sizes, options.methods, options.modes)

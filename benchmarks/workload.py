@@ -1,9 +1,6 @@
-"""What benchmarks measure: methods in two sizes, in the dimensions of cube-triple, and where."""
+"""What benchmarks measure: methods in two sizes, in the dimensions of cube-triple."""
 
-import contextlib
 import importlib
-import platform
-from pathlib import Path
 
 import torch
 import yaml
@@ -28,11 +25,3 @@ def build(name: str, size: str, spaces: Spaces = CUBE_TRIPLE, compile: str = "of
     torch.manual_seed(0)
     method = getattr(importlib.import_module(module), kind)
     return method(spaces, **settings, compile=compile)
-
-
-def processor() -> str:
-    """Return the name of the CPU."""
-    with contextlib.suppress(OSError, IndexError):
-        text = Path("/proc/cpuinfo").read_text()
-        return text.split("model name", 1)[1].split("\n")[0].strip(" \t:")
-    return platform.processor() or platform.machine()

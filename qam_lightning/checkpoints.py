@@ -55,6 +55,7 @@ class CheckpointInfo(Schema):
         environment: ``env``, ``dataset``, ``task`` and ``sparse`` of the data, if they have them.
         config: the run's resolved configuration, YAML; empty without `Checkpoints` in the trainer.
         versions: the software that wrote it, see `util.provenance.versions`.
+        hardware: the device that trained, see `util.provenance.hardware`; empty if unknown.
     """
 
     fingerprint: Count
@@ -67,6 +68,7 @@ class CheckpointInfo(Schema):
     environment: Environment
     config: Config
     versions: Versions
+    hardware: Text = ""
 
     @classmethod
     def of(cls, checkpoint: dict[str, Any], path: Path) -> Self:
@@ -80,6 +82,7 @@ class CheckpointInfo(Schema):
             shapes={name: list(x.shape) for name, x in checkpoint["state_dict"].items()},
             best=best if isinstance(best, float) and math.isfinite(best) else None,
             config=entry.get("config", ""),
+            hardware=entry.get("hardware", ""),
             **{key: entry[key] for key in ("method", "environment", "versions")},
         )
 

@@ -11,8 +11,10 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from qam_lightning.cli import main
+from qam_lightning.cli.study import parse as parse_study
 from qam_lightning.data.generate import COLLECTABLE, generate
 from qam_lightning.evaluation.statistics import over_seeds, wilson_interval
+from qam_lightning.studies.study import read_study
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -43,7 +45,7 @@ def commands(name: str) -> list[list[str]]:
 
 def test_every_command_is_of_a_tested_kind() -> None:
     kinds = {command(words)[0] for words in COMMANDS}
-    assert kinds - set(OTHERS) <= {"fit", "eval", "generate", "data"}
+    assert kinds - set(OTHERS) <= {"fit", "eval", "generate", "data", "study"}
     assert {"fit", "eval", "make"} <= kinds
 
 
@@ -54,6 +56,15 @@ def test_fit_commands_resolve(arguments: list[str], capsys: pytest.CaptureFixtur
         main(["fit", *arguments, *show])
     assert exit_.value.code == 0
     assert "class_path: qam_lightning.methods" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", commands("study"), ids=" ".join)
+def test_study_commands_name_a_study_that_ships(arguments: list[str]) -> None:
+    """tests/studies runs them."""
+    options = parse_study(arguments)
+    for name in [getattr(options, "study", None), *getattr(options, "source", [])]:
+        if name is not None:
+            assert read_study(name).runs
 
 
 @pytest.mark.parametrize("arguments", commands("generate"), ids=" ".join)

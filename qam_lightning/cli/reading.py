@@ -11,6 +11,7 @@ import yaml
 from qam_lightning.cli.settings import GROUPS
 from qam_lightning.cli.values import fits, writable
 from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.files import regular
 
 Config = dict[str, Any]
 
@@ -154,15 +155,7 @@ def read_config(path: Path) -> Config:
     Raises:
         UserError: it is not YAML, does not hold keys and values, or sets a key twice.
     """
-    with path.open("rb") as file:
-        content = file.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise UserError(f"{path}: is larger than 1 MiB, expected a configuration file")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a YAML text file") from error
-    config = read_yaml(text, str(path))
+    config = read_yaml(read_text(path, "a configuration file"), str(path))
     if config is not None and not isinstance(config, dict):
         raise UserError(f"{path}: expected keys with values, found {_found(config)}")
     config = _nested(config or {}, path)
@@ -177,6 +170,29 @@ def read_config(path: Path) -> Config:
     if "model" in config:
         config["model"] = _model(config["model"], path)
     return {key: value for key, value in config.items() if value or key not in _SECTIONS}
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read the text of a YAML file.
+
+    Args:
+        path: the file.
+        what: what it should be, for messages.
+
+    Raises:
+        UserError: it cannot be read, is larger than 1 MiB, or is not text in UTF-8.
+    """
+    try:
+        with regular(path).open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if len(content) > _MAX_BYTES:
+        raise UserError(f"{path}: is larger than 1 MiB, expected {what}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a YAML text file") from error
 
 
 def read_yaml(text: str, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""``study``: many runs from one file: run what is missing, see where they are, report."""
+"""``study``: many runs from one file: run what is missing, see how far it is, report."""
 
 import argparse
 import shlex
@@ -18,6 +18,7 @@ from qam_lightning.util.imports import uncollected
 
 if TYPE_CHECKING:
     from qam_lightning.studies.plan import Planned
+    from qam_lightning.studies.slurm import SlurmOptions
 
 
 SLURM: dict[str, Any] = {
@@ -35,16 +36,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     which = "STUDY", "file, or the name of a shipped study"
 
     add = commands.add_parser("list", help="the studies that ship").add_argument
-    add = commands.add_parser("status", help="where the runs of a study are").add_argument
+    add = commands.add_parser("status", help="how far the runs of a study are").add_argument
     add("study", metavar=which[0], help=which[1])
-    add("--all", action="store_true", help="a line for every run, not only those that failed")
+    add(
+        "--all",
+        action="store_true",
+        help="a line for every run, not only the running and the failed",
+    )
     add = commands.add_parser(
         "run", help="check every configuration, then run what is not finished"
     ).add_argument
     add("study", metavar=which[0], help=which[1])
     add("--jobs", type=at_least(1), metavar="N", help="runs at a time; default: what fits")
-    add("--dry_run", action="store_true", help="check, and say what would run")
-    add("--any_version", action="store_true", help="go on with runs of other software versions")
+    add("--dry_run", action="store_true", help="check, and print what would run")
+    add(
+        "--any_version",
+        action="store_true",
+        help="continue runs that other versions of the software made",
+    )
     add(
         "--slurm",
         type=path,
@@ -54,7 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="submit to a cluster instead, with the options of a YAML file",
     )
     for name, kind in SLURM.items():
-        add(f"--slurm.{name}", type=kind, metavar="X", help="overrides the file's option")
+        add(f"--slurm.{name}", type=kind, metavar="X", help=f"overrides {name} of the file")
     add = commands.add_parser(
         "report", help="tables, intervals and figures of a study, or of any run folders"
     ).add_argument
@@ -63,10 +72,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--output",
         type=path,
         metavar="FOLDER",
-        help="default: report in the study's folder, or report here; an earlier report is replaced",
+        help="default: the study's folder/report, or ./report; an earlier report is replaced",
     )
     add("--published", action="store_true", help="beside the authors' published curves")
-    add("--wandb", action="store_true", help="upload it as an artifact of Weights & Biases")
+    add("--wandb", action="store_true", help="upload the report as an artifact of Weights & Biases")
     return parser.parse_args(list(arguments))
 
 
@@ -91,16 +100,16 @@ def status(options: argparse.Namespace) -> int:
     study = read_study(options.study)
     with uncollected():
         from qam_lightning.studies.search import runs_of
-        from qam_lightning.studies.state import KINDS, state_of
+        from qam_lightning.studies.state import KINDS, told_state_of
     study = study._replace(runs=runs_of(study))
-    states = [(run, state_of(run.run_dir)) for run in study.runs]
+    states = [(run, told_state_of(run.run_dir)) for run in study.runs]
     table = Table(box=None, pad_edge=False, title=f"{study.name}: {study.folder}/",
                   title_justify="left")  # fmt: skip
     groups = list(dict.fromkeys(run.group for run in study.runs))
-    table.add_column("group" if groups != [""] else "")
+    table.add_column("group" if any(groups) else "")
     for kind in (*KINDS, "runs"):
         table.add_column(kind, justify="right")
-    for group in groups:
+    for group in groups or [""]:
         kinds = [state.kind for run, state in states if run.group == group]
         counts = [str(sum(kind == k for k in kinds) or "–") for kind in KINDS]
         table.add_row(group or "all", *counts, str(len(kinds)))
@@ -120,7 +129,8 @@ def strangers(study: Study) -> list[Path]:
     """Return the folders of runs below the study's that the study does not name."""
     known = {run.run_dir for run in study.runs}
     found = {file.parent for file in study.folder.glob("**/config.yaml")}
-    return sorted(found - known)
+    # What is within a run's folder is the run's: Weights & Biases keeps a config.yaml there.
+    return sorted(folder for folder in found if known.isdisjoint([folder, *folder.parents]))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -143,18 +153,19 @@ def run(options: argparse.Namespace) -> int:
         tried = _planned(study._replace(runs=corners(study)), options)
         planned = _planned(study._replace(runs=runs_of(study)), options)
         source = Trials(study, planned, options.any_version)
+    asked = None if options.slurm is None else _slurm_options(options, given)
     print(f"{study.name}, {counted(planned)}")
     if options.dry_run:
         for item in missing(planned):
             print(called("fit"), shlex.join(item.run.arguments))
         return 0
-    if options.slurm is not None:
-        return _submit(study, missing(planned), options)
+    if asked is not None:
+        return _submit(study, missing(planned), asked, options.study)
     todo = source.waiting
     if not todo:
         return _best(source)
-    jobs = options.jobs or default_jobs(tried)
-    print(f"{todo} to run, {min(jobs, todo)} at a time; Ctrl-C stops and saves all")
+    jobs = min(options.jobs or default_jobs(tried), todo)
+    print(f"{todo} to run, {jobs} at a time; Ctrl-C stops and saves all")
     outcome = run_here(source, jobs)
     for name, line in outcome.failed:
         print(f"failed: {name}: {line}", file=sys.stderr)
@@ -184,13 +195,19 @@ def _slurm_flags(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def _submit(study: Study, todo: "list[Planned]", options: argparse.Namespace) -> int:
-    """Submit what is missing to a cluster; return the exit code."""
-    from qam_lightning.studies.slurm import read_options, submit
+def _slurm_options(options: argparse.Namespace, given: dict[str, Any]) -> "SlurmOptions":
+    """Read what jobs ask for, from the file and the flags."""
+    from qam_lightning.studies.slurm import read_options
 
-    file = None if options.slurm == Path() else options.slurm
-    for job in submit(study, todo, read_options(file, _slurm_flags(options))):
-        print(f"submitted job {job}; `{called('study')} status {options.study}` says how far it is")
+    return read_options(None if options.slurm == Path() else options.slurm, given)
+
+
+def _submit(study: Study, todo: "list[Planned]", options: "SlurmOptions", name: str) -> int:
+    """Submit what is missing to a cluster; return the exit code."""
+    from qam_lightning.studies.slurm import submit
+
+    for job in submit(study, todo, options):
+        print(f"submitted job {job}; `{called('study')} status {name}` says how far it is")
     return 0
 
 
@@ -235,13 +252,13 @@ def report(options: argparse.Namespace) -> int:
 
 def _with_results(study: Study) -> tuple[list[Path], list[str]]:
     """Return the folders of a study's runs that have results, and a line for every other run."""
-    from qam_lightning.studies.state import state_of
+    from qam_lightning.studies.state import told_state_of
 
     found, missing = [], []
     for run in study.runs:
         if (run.run_dir / "metrics" / "eval.csv").exists():
             found.append(run.run_dir)
         else:
-            state = state_of(run.run_dir)
+            state = told_state_of(run.run_dir)
             missing.append(f"{run.name}: {state.kind}{f': {state.line}' if state.line else ''}")
     return found, missing

@@ -50,7 +50,7 @@ from qam_lightning.nets.velocity_field import VelocityField
 from qam_lightning.util.checkpoint import ENTRY, FORMAT, check_content
 from qam_lightning.util.errors import ArgumentError, UserError, shown
 from qam_lightning.util.memory import check_memory
-from qam_lightning.util.provenance import versions
+from qam_lightning.util.provenance import hardware, versions
 from qam_lightning.util.rng import Stream, torch_generator
 
 Losses = dict[str, Tensor]
@@ -497,6 +497,7 @@ class Method(Configurable):
             "model": dict(self.hparams),
             "environment": {name: getattr(data, name) for name in names},
             "versions": versions(),
+            "hardware": hardware(self.device),
             "moments": [len(found["state"]) for found in checkpoint.get("optimizer_states", [])],
             **checkpoint.get(ENTRY, {}),
         }

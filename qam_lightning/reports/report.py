@@ -1,6 +1,7 @@
 """A report on a set of runs: a page, figures, and the numbers behind them as CSV files."""
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def write_report(
         runs: run folders, finished or not.
         output: the report's folder, which is made.
         title: the page's heading.
-        missing: one line for each run that should be there and has no folder, or failed.
+        missing: one line for each run that should be there and has no results.
         axes: the keys of the settings that vary; None finds them, see `comparison.compare`.
         published: show the published curves beside the runs.
 
@@ -53,13 +54,14 @@ def write_report(
     """
     check_output(output)
     results, damaged = read_results(runs)
+    lacking = [*missing, *damaged]
     if not results:
-        reason = f": {damaged[0]}" if damaged else ""
-        raise UserError(f"report: no run has results yet, of {len(runs)}{reason}")
+        first = f": {lacking[0]}" if lacking else ""
+        raise UserError(f"report: no run has results yet, of {len(runs) + len(missing)}{first}")
     found = compare(results, axes)
     compared = beside(found) if published else None
     with matplotlib.rc_context(figures.PLAIN):
-        sections, drawn = content(found, [*missing, *damaged], compared)
+        sections, drawn = content(found, lacking, compared)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     written = [
@@ -83,9 +85,12 @@ def check_output(output: Path) -> None:
     """Check that a folder is new, empty, or holds an earlier report; change nothing.
 
     Raises:
-        UserError: it holds other files, or is none.
+        UserError: it holds other files, is none, or is within a run's folder.
     """
     advice = "name another folder"
+    for folder in Path(os.path.realpath(output)).parents:
+        if (folder / "config.yaml").is_file() and (folder / "metrics").is_dir():
+            raise UserError(f"{output}: is within a run's folder, {folder}; {advice}")
     if not output.is_dir():
         if output.exists() or output.is_symlink():
             raise UserError(f"{output}: is a file, expected a folder for the report; {advice}")

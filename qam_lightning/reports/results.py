@@ -54,6 +54,7 @@ class _Facts(Schema, extra="allow"):
     """What a report needs of the JSON beside a checkpoint."""
 
     versions: dict[Text, Text] = {}
+    hardware: Text = ""
     config: Text = ""
 
 
@@ -82,6 +83,7 @@ class Result:
             there are none.
         hours: updates over their speed, and the evaluations; without start-up and environment steps
             that no update follows. None if speed is.
+        hardware: the device that trained; empty if it was not recorded.
         versions: the software that wrote the last checkpoint, and its commit; empty if unknown.
         config_hash: of ``config.yaml``, as in the checkpoint.
         changed: whether ``config.yaml`` is not the last checkpoint's: it was edited, or the run was
@@ -100,6 +102,7 @@ class Result:
     speed: float | None
     hours: float | None
     versions: Mapping[str, str]
+    hardware: str
     config_hash: str
     changed: bool
 
@@ -161,8 +164,8 @@ class Result:
 
     @property
     def device(self) -> str:
-        """What the configuration says of the device; the hardware's name is not recorded."""
-        wanted = self.settings.get("trainer.accelerator", "auto")
+        """The devices that train, by name; by their setting if that was not recorded."""
+        wanted = self.hardware or self.settings.get("trainer.accelerator", "auto")
         counts = [self.settings.get(f"trainer.{key}", 1) for key in ("devices", "num_nodes")]
         return " × ".join(str(x) for x in (*(c for c in reversed(counts) if c != 1), wanted))
 
@@ -197,7 +200,9 @@ def read_results(runs: Sequence[Path]) -> tuple[list[Result], list[str]]:
     for folder in dict.fromkeys(runs):
         if not folder.is_dir() or not contents(folder):
             found = "no run" if folder.is_dir() else "no folder"
-            raise UserError(f"{folder}: is {found}, expected a run's folder; leave it out")
+            holds_runs = next(folder.glob("*/config.yaml"), None) is not None
+            advice = "name those in it" if holds_runs else "leave it out"
+            raise UserError(f"{folder}: is {found}, expected a run's folder; {advice}")
         try:
             results.append(read_result(folder))
         except UserError as error:
@@ -231,6 +236,7 @@ def read_result(folder: Path) -> Result:
         speed=speed,
         hours=hours,
         versions=facts.versions,
+        hardware=facts.hardware,
         config_hash=hashlib.sha256(text).hexdigest()[:16],
         changed=bool(facts.config) and facts.config.encode() != text,
     )
@@ -278,6 +284,8 @@ def _cost(folder: Path, evaluations: Sequence[Row]) -> tuple[float | None, float
         return None, None
     steps = np.diff([0, *(int(row["gradient_step"]) for row in rows)])
     speeds = np.maximum([float(row["steps_per_second"]) for row in rows], 1e-9)
+    if not np.all(np.isfinite(speeds)):
+        return None, None
     seconds = sum(float(row.get("seconds") or 0) for row in evaluations)
     return float(np.median(speeds)), float((np.sum(steps / speeds) + seconds) / 3600)
 

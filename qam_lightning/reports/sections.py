@@ -323,8 +323,7 @@ def _cost(found: Comparison) -> Section:
     text = (
         "Medians over runs, in brackets the smallest and the largest. Hours are updates over their "
         "speed, and evaluations; without start-up, and environment steps before the first "
-        "online update. The device is the setting trainer.accelerator; runs may have shared "
-        "a machine."
+        "online update. Runs may have shared a machine."
     )
     return Section("Cost", [text, Table(header, rows)])
 

@@ -1,6 +1,7 @@
 """Studies: many runs from one file, here or on a cluster.
 
-``study`` reads the file, ``validation`` builds every configuration before anything starts,
-``state`` reads what became of a run from its folder, ``launch`` makes a run a process, ``local``
-runs several of them at a time, and ``slurm`` submits them to a cluster.
+``study`` reads the file. ``plan`` builds every configuration before anything starts. ``state``
+reads from a run's folder what became of the run. ``launch`` makes a run a process. ``local`` runs
+several of them at a time, and ``search`` chooses the next one. ``slurm`` submits them to a cluster,
+where ``slurm_job`` keeps them going.
 """

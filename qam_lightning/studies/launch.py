@@ -93,7 +93,7 @@ def finish(run: Run, code: int, pruned: bool = False) -> str:
         UserError: the record cannot be written.
     """
     line = last_line(run.run_dir / LOG)
-    save_json(run.run_dir / EXIT, End(code, line, pruned)._asdict(), alone=True)
+    save_json(run.run_dir / EXIT, End(code=code, line=line, pruned=pruned).model_dump(), alone=True)
     return line
 
 

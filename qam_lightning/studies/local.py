@@ -17,7 +17,7 @@ from rich.table import Table
 from qam_lightning.envs.rollout import available_cores
 from qam_lightning.studies.launch import finish, shared_flags, shared_variables, start
 from qam_lightning.studies.plan import Planned
-from qam_lightning.studies.state import State, state_of
+from qam_lightning.studies.state import State, told_state_of
 from qam_lightning.util.errors import UserError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -137,13 +137,20 @@ class _Scheduler:
 
     def run(self) -> Outcome:
         with _signals(self._on_signal), self._display:
-            self._start()
-            while self._running:
-                time.sleep(_POLL)
-                self._collect()
+            try:
                 self._start()
-                self._prune()
-                self._display.show([p.item for p in self._running], self._source.waiting)
+                while self._running:
+                    time.sleep(_POLL)
+                    self._collect()
+                    self._start()
+                    self._prune()
+                    self._display.show([p.item for p in self._running], self._source.waiting)
+            except BaseException:  # no run may be left without anyone who watches it
+                if not self._signals:
+                    self._on_signal(signal.SIGTERM, None)
+                for process in self._running:
+                    process.handle.wait()
+                raise
         finished = sum(state.kind == "finished" for _, state in self._ended)
         return Outcome(finished, self._failed, self._signals[0] if self._signals else None)
 
@@ -154,28 +161,36 @@ class _Scheduler:
             free.remove(slot)
             self._display.begun(item)
             cores = available_cores()
-            handle = start(
-                item.run,
-                shared_variables(slot, self._jobs, cores),
-                shared_flags(item.run, self._jobs, cores),
-            )
-            self._running.append(_Process(item, slot, handle))
-            if self._signals:  # one that came before the line above
-                handle.send_signal(signal.SIGTERM)
+            variables = shared_variables(slot, self._jobs, cores)
+            try:
+                handle = start(item.run, variables, shared_flags(item.run, self._jobs, cores))
+            except UserError as error:  # its log cannot be written
+                free.add(slot)
+                self._end(item, State("failed", length=item.state.length), str(error))
+            else:
+                self._running.append(_Process(item, slot, handle))
+                if self._signals:  # one that came before the line above
+                    handle.send_signal(signal.SIGTERM)
 
     def _collect(self) -> None:
         for process in [p for p in self._running if p.handle.poll() is not None]:
             self._running.remove(process)
-            code, name = process.handle.returncode, process.item.run.name
-            line = finish(process.item.run, code, name in self._pruned)
-            state = _state(process.item)
-            self._source.ended(process.item, state)
-            self._ended.append((process.item, state))
-            if state.kind == "failed" and _IN_USE not in line:
-                self._failed.append((name, line))
-            told = f": {line}" if state.kind != "finished" else ""
-            self._display.ended(process.item, state, f"[{len(self._ended)}/{self._all}] {name} "
-                                f"{state.kind}{told}")  # fmt: skip
+            run, code = process.item.run, process.handle.returncode
+            try:
+                line = finish(run, code, run.name in self._pruned)
+            except UserError as error:  # the disk is full, or the folder gone
+                line = str(error)
+            self._end(process.item, told_state_of(run.run_dir, process.item.state.length), line)
+
+    def _end(self, item: Planned, state: State, line: str) -> None:
+        """Note how a run ended, and what it said last."""
+        self._source.ended(item, state)
+        self._ended.append((item, state))
+        if state.kind == "failed" and _IN_USE not in line:
+            self._failed.append((item.run.name, line))
+        told = f": {line}" if state.kind != "finished" else ""
+        count = f"[{len(self._ended)}/{self._all}]"
+        self._display.ended(item, state, f"{count} {item.run.name} {state.kind}{told}")
 
     def _prune(self) -> None:
         for process in self._running:
@@ -193,14 +208,6 @@ class _Scheduler:
                 process.handle.send_signal(
                     signal.SIGTERM if len(self._signals) == 1 else signal.SIGKILL
                 )
-
-
-def _state(item: Planned) -> State:
-    """Return what became of a run; one whose folder cannot be read has failed."""
-    try:
-        return state_of(item.run.run_dir, item.state.length)
-    except UserError as error:
-        return item.state._replace(kind="failed", line=str(error))
 
 
 @contextmanager
@@ -252,7 +259,7 @@ class _Display:
             return
         self._looked = now
         for item in running:
-            self._states[item.run.name] = _state(item)
+            self._states[item.run.name] = told_state_of(item.run.run_dir, item.state.length)
         if self._console.is_terminal:
             self._live.update(self._table(running, waiting), refresh=True)
         elif now - self._printed >= self._every:

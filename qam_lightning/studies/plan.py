@@ -1,8 +1,10 @@
 """What a study has to do: every configuration is built, and compared with the folders' runs."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -63,7 +65,7 @@ def plan(
     planned: list[Planned] = []
     problems: list[str] = []
     for number, run in enumerate(study.runs, 1):
-        key = json.dumps({k: v for k, v in run.settings.items() if k not in ("seed", "task")})
+        key = json.dumps({k: v for k, v in run.settings.items() if not _is_checked_later(k, v)})
         try:
             if key not in builds:
                 builds[key] = _built(run)
@@ -82,6 +84,11 @@ def plan(
             f"{study.path}: {broken} of {len(study.runs)} runs cannot be started; nothing was"
         )
     return planned
+
+
+def _is_checked_later(key: str, value: Any) -> bool:
+    """Whether a setting is a seed or a task of the usual kind, which `_planned` takes care of."""
+    return type(value) is int and (key == "seed" and 0 <= value < 2**32 or key == "task")
 
 
 class _Built(NamedTuple):
@@ -109,6 +116,7 @@ def _built(run: Run) -> _Built:
 def _planned(run: Run, built: "_Built | UserError", any_version: bool) -> Planned:
     if isinstance(built, UserError):
         raise built
+    _check_place(run.run_dir)
     settings = {**built.settings, "run_dir": str(run.run_dir)}
     settings["seed"] = run.settings.get("seed", settings["seed"])
     if "task" in run.settings:
@@ -119,6 +127,19 @@ def _planned(run: Run, built: "_Built | UserError", any_version: bool) -> Planne
         _check_fits(run, state, settings, any_version)
     trainer = settings["trainer"]
     return Planned(run, state, trainer["num_nodes"], trainer["devices"], settings["threads"])
+
+
+def _check_place(run_dir: Path) -> None:
+    """Check that a run's folder exists or can be made.
+
+    Raises:
+        UserError: a file is in its way, or a folder that this user may not write to.
+    """
+    nearest = next(path for path in (run_dir, *run_dir.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise UserError(f"{nearest}: is no folder, expected one for runs; move it away")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{nearest}: cannot be written: Permission denied")
 
 
 def _check_fits(run: Run, state: State, settings: dict[str, Any], any_version: bool) -> None:
@@ -164,4 +185,5 @@ def counted(planned: Sequence[Planned]) -> str:
     """Say how many runs are in which state, e.g. ``12 runs: 8 finished, 4 new``."""
     kinds = [item.state.kind for item in planned]
     parts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
-    return f"{len(kinds)} {'run' if len(kinds) == 1 else 'runs'}: {', '.join(parts)}"
+    count = f"{len(kinds)} {'run' if len(kinds) == 1 else 'runs'}"
+    return f"{count}: {', '.join(parts)}" if parts else count

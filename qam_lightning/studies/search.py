@@ -2,20 +2,20 @@
 
 Nothing but the run folders remembers a search. Each has its values in its configuration, its result
 in its last evaluation, and whether it was pruned in ``exit.json``. So a search that is continued
-tells Optuna what the folders say, and asks on. Optuna's choices depend on the order in which runs
-end: two searches with equal files differ.
+tells Optuna what the folders say, and asks for more. Optuna's choices depend on the order in which
+runs end: two searches with equal files differ.
 """
 
 import re
 from typing import Any
 
 import numpy as np
-import yaml
 
+from qam_lightning.cli.reading import read_text, read_yaml
 from qam_lightning.evaluation.plots import Curve, read_curve
 from qam_lightning.studies.plan import Planned, plan
-from qam_lightning.studies.state import State, state_of
-from qam_lightning.studies.study import Range, Run, Study, trial
+from qam_lightning.studies.state import State, told_state_of
+from qam_lightning.studies.study import Range, Run, Study, canonical, trial
 from qam_lightning.util.errors import UserError, shown
 
 _FOLDER = re.compile(r"trial-(\d{4,})")
@@ -23,14 +23,21 @@ _STARTUP = 5  # finished trials before one may be pruned
 
 
 def runs_of(study: Study) -> list[Run]:
-    """Return the runs that a search has begun, in their order; those of other studies if none."""
+    """Return the runs that a search has begun, in their order; those of other studies if none.
+
+    Raises:
+        UserError: the configuration of a trial is damaged.
+    """
     if study.search is None:
         return study.runs
     found = []
     for folder in sorted(study.folder.glob("trial-*"), key=lambda path: (len(path.name), path)):
         config = folder / "config.yaml"
         if _FOLDER.fullmatch(folder.name) and config.is_file():
-            values = _values(yaml.safe_load(config.read_text("utf-8")), study)
+            values = _values(read_yaml(read_text(config, "a configuration"), str(config)), study)
+            if lacking := [key for key, value in values.items() if value is None]:
+                advice = "restore the file, or move its folder away"
+                raise UserError(f"{config}: {lacking[0]} is missing; {advice}")
             found.append(trial(study, folder.name, values))
     return found
 
@@ -109,7 +116,7 @@ class Trials:
         return item
 
     def hopeless(self, item: Planned) -> bool:
-        """Whether a trial is below the median of the others at its last evaluation."""
+        """Whether a trial's best evaluation is below the finished trials' median at its step."""
         if not self._search.prune:
             return False
         asked, curve = self._trials[item.run.name], _curve(item.run)
@@ -135,7 +142,7 @@ class Trials:
         """Return the finished trial with the highest success at its end; None if there is none."""
         ends = {}
         for run in runs_of(self._study):
-            if state_of(run.run_dir).kind == "finished" and (points := _points(_curve(run))):
+            if told_state_of(run.run_dir).kind == "finished" and (points := _points(_curve(run))):
                 ends[run.name] = run, points[-1][1]
         return max(ends.values(), key=lambda end: end[1], default=None)
 
@@ -161,7 +168,7 @@ class Trials:
         for key, values in self._search.space.items():
             found = run.axes[key]
             if isinstance(values, Range):
-                known = values.low <= found <= values.high
+                known = isinstance(found, int | float) and values.low <= found <= values.high
             else:
                 known = found in values
             if not known:
@@ -188,17 +195,17 @@ def _optuna() -> Any:
     return optuna
 
 
-def _values(config: dict[str, Any], study: Study) -> dict[str, Any]:
-    """Return what a run's resolved configuration has for the keys of a search."""
+def _values(config: object, study: Study) -> dict[str, Any]:
+    """Return what a run's resolved configuration has for the keys of a search, None for nothing."""
     assert study.search is not None
     found = {}
     for key in study.search.space:
-        *sections, name = ("data.task" if key == "task" else key).split(".")
-        place: Any = config
-        for section in sections:
-            place = place.get(section, {})
-            place = place.get("init_args", {}) if section == "model" else place
-        found[key] = place.get(name)
+        place, full = config, canonical(key)
+        if full.startswith("model.") and full != "model.class_path":
+            full = full.replace("model.", "model.init_args.", 1)
+        for name in full.split("."):
+            place = place.get(name) if isinstance(place, dict) else None
+        found[key] = place
     return found
 
 

@@ -24,13 +24,13 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from qam_lightning.cli.reading import read_yaml
+from qam_lightning.cli.reading import read_text, read_yaml
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.slurm_job import TASKS, Entry, Task, read_tasks, work
 from qam_lightning.studies.study import Study
 from qam_lightning.util.arguments import closest
 from qam_lightning.util.errors import UserError, shown
-from qam_lightning.util.files import locked, regular, save_json, writing
+from qam_lightning.util.files import locked, save_json, writing
 from qam_lightning.util.schema import Checked, Schema, Text, validated
 
 FOLDER = ".slurm"
@@ -119,15 +119,10 @@ def read_options(path: Path | None, given: Mapping[str, Any] | None = None) -> S
 
 
 def _content(path: Path) -> dict[str, Any]:
-    try:
-        text = regular(path).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    text = read_text(path, "options of jobs")
     # YAML 1.1 would read 12:00:00 as a number to base 60.
     if clock := re.search(r"^time\s*:\s*(\d+(:\d+)+)", text, re.MULTILINE):
-        raise UserError(
-            f"{path}: time is {clock[1]}, expected minutes"
-        )  # YAML: a number to base 60
+        raise UserError(f"{path}: time is {clock[1]}, expected minutes")
     content = read_yaml(text, str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected {', '.join(SlurmOptions.model_fields)}")

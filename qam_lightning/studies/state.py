@@ -1,17 +1,16 @@
 """What became of a run, read from its folder."""
 
 import contextlib
-import json
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
 from qam_lightning.checkpoints import CheckpointInfo, describe, last_checkpoints
 from qam_lightning.run_folder import contents, holder
-from qam_lightning.util.errors import UserError
-from qam_lightning.util.files import regular
+from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.metrics_csv import read_metrics
+from qam_lightning.util.schema import Schema, Text, read_json
 
 EXIT = "exit.json"
 """The file in a run's folder that says how its last process ended, see `launch.finish`."""
@@ -68,9 +67,12 @@ class State(NamedTuple):
 def length(settings: str) -> Length:
     """Return how long a run with a resolved configuration (YAML) is; 0 steps if it is empty."""
     config = yaml.safe_load(settings) or {}
-    return Length(
-        config.get("trainer", {}).get("max_steps", 0), config.get("online", {}).get("steps", 0)
-    )
+    return Length(_steps(config.get("trainer"), "max_steps"), _steps(config.get("online"), "steps"))
+
+
+def _steps(section: Any, key: str) -> int:
+    found = section.get(key) if isinstance(section, dict) else None
+    return found if type(found) is int else 0
 
 
 def state_of(run_dir: Path, wanted: Length | None = None) -> State:
@@ -108,7 +110,15 @@ def state_of(run_dir: Path, wanted: Length | None = None) -> State:
     return steps._replace(kind="failed", line=end.line) if end.code in (1, 2) else steps
 
 
-class End(NamedTuple):
+def told_state_of(run_dir: Path, wanted: Length | None = None) -> State:
+    """Return the same, where a run that cannot be read is a failed one: for what is shown."""
+    try:
+        return state_of(run_dir, wanted)
+    except UserError as error:
+        return State("failed", length=wanted or Length(), line=str(error))
+
+
+class End(Schema):
     """How a run's last process ended.
 
     Attributes:
@@ -118,14 +128,15 @@ class End(NamedTuple):
     """
 
     code: int | None = None
-    line: str = ""
+    line: Text = ""
     pruned: bool = False
 
 
 def ended(run_dir: Path) -> End:
     """Return what `launch.finish` recorded."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return End(**json.loads(regular(run_dir / EXIT).read_text("utf-8")))
+    with contextlib.suppress(UserError):  # none, or damaged
+        end: End = read_json(End, run_dir / EXIT, "how a run ended", "")
+        return end.model_copy(update={"line": shown(end.line, 300)})
     return End()
 
 

@@ -26,6 +26,7 @@ the results of those before it, see `search`:
         model.flow_steps: [5, 10]
 """
 
+import argparse
 import hashlib
 import itertools
 import json
@@ -35,11 +36,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qam_lightning.cli.reading import read_yaml
+from qam_lightning.cli.reading import read_text, read_yaml
 from qam_lightning.util.arguments import closest
+from qam_lightning.util.arguments import path as at_home
 from qam_lightning.util.configs import CONFIGS
 from qam_lightning.util.errors import UserError, shown
-from qam_lightning.util.files import regular
 
 STUDIES = CONFIGS / "studies"
 """The shipped studies."""
@@ -48,7 +49,9 @@ MOST_RUNS = 100_000
 
 _PARTS = ("settings", "grid", "list", "exclude")
 _KEYS = ("name", "folder", *_PARTS, "groups", "search")
-_NAME = re.compile(r"[\w-]{1,100}")
+_NAME = re.compile(r"[\w-]{1,60}")  # up to 240 bytes; most file systems take 255
+_NAMES = "up to 60 letters, digits, _ and -"
+_LONGEST = 150  # bytes of the name of a run's folder
 _REFUSED = {
     "run_dir": "the study names the folders of its runs; `folder` is the one that holds them",
     "ckpt_path": "runs go on from their last checkpoint by themselves",
@@ -152,19 +155,23 @@ def read_study(name: str) -> Study:
     content = _read(path)
     title = content.get("name", path.stem)
     if not isinstance(title, str) or not _NAME.fullmatch(title):
-        raise UserError(f"{path}: name is {shown(title)}, expected letters, digits, _ and -")
+        raise UserError(f"{path}: name is {shown(title)}, expected {_NAMES}")
     folder = content.get("folder", f"runs/{title}")
     if not isinstance(folder, str) or not folder.strip():
         raise UserError(f"{path}: folder is {shown(folder)}, expected the name of a folder")
+    try:
+        study = Study(title, path, at_home(folder), [])
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{path}: folder: {error}") from None
     if "search" in content:
-        return Study(title, path, Path(folder), [], _search(content, path))
+        return study._replace(search=_search(content, path))
     parts = {"": _part(content, path, "")}
     if "groups" in content:
         common = parts.pop("")
         groups = _groups(content["groups"], path)
         parts = {name: _joined(common, part, path, name) for name, part in groups}
-    study = Study(title, path, Path(folder), [])
-    runs = [run for name, part in parts.items() for run in _runs(part, name, study)]
+    found = (run for name, part in parts.items() for run in _runs(part, name, study))
+    runs = list(itertools.islice(found, MOST_RUNS + 1))
     _check_folders(runs, path)
     _check_exclusions(parts, path)
     return study._replace(runs=runs)
@@ -185,11 +192,7 @@ def find_study(name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = regular(path).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    content = read_yaml(text, str(path))
+    content = read_yaml(read_text(path, "a study"), str(path))
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: expected a study, with {', '.join(_KEYS)}")
     _check_keys(content, _KEYS, str(path))
@@ -208,7 +211,7 @@ def _check_keys(content: Mapping[str, Any], known: tuple[str, ...], where: str) 
 def _groups(content: object, path: Path) -> Iterator[tuple[str, _Part]]:
     for name, part in _mapping(content, path, "groups").items():
         if not _NAME.fullmatch(name):
-            raise UserError(f"{path}: a group is named '{shown(name)}', expected letters, digits")
+            raise UserError(f"{path}: a group is named '{shown(name)}', expected {_NAMES}")
         part = _mapping(part, path, f"groups.{name}")
         _check_keys(part, _PARTS, f"{path}: groups.{name}")
         yield name, _part(part, path, f"groups.{name}.")
@@ -238,7 +241,12 @@ def _part(content: Mapping[str, Any], path: Path, prefix: str) -> _Part:
 def _settings(content: object, path: Path, where: str) -> dict[str, Any]:
     """Return settings by their dotted keys."""
     found = dict(_flat(_mapping(content, path, where)))
-    for key in found:
+    spelled: dict[str, str] = {}
+    for key, value in found.items():
+        if (other := spelled.setdefault(canonical(key), key)) != key:
+            raise UserError(f"{path}: {where}.{other} and {where}.{key} are one; remove one")
+        if value == {}:
+            raise UserError(f"{path}: {where}.{key} is empty; give it a value, or remove it")
         if key in _REFUSED:
             raise UserError(f"{path}: {where}.{key} cannot be set; {_REFUSED[key]}")
         if not re.fullmatch(r"[A-Za-z_][\w.]*", key):
@@ -300,12 +308,13 @@ def _check_disjoint(part: _Part, path: Path, where: str = "") -> None:
         ("list", {key for entry in part.entries for key in entry}),
     ):
         for key in keys:
-            full = _canonical(key)
+            full = canonical(key)
             if (other := homes.setdefault(full, home)) != home:
                 raise UserError(f"{path}: {key} is in {other} and in {home}{where}; remove one")
 
 
-def _canonical(key: str) -> str:
+def canonical(key: str) -> str:
+    """Return the one spelling of a key that may be written in two ways."""
     return "data.task" if key == "task" else key.replace("model.init_args.", "model.")
 
 
@@ -328,11 +337,11 @@ def _search(content: Mapping[str, Any], path: Path) -> Search:
         raise UserError(f"{path}: search.space is empty, expected settings to choose")
     values = {key: _choice(value, path, f"search.space.{key}") for key, value in space.items()}
     settings = _settings(content.get("settings", {}), path, "settings")
-    _settings(dict.fromkeys(values), path, "search.space")
+    _settings(dict.fromkeys(values), path, "search.space")  # checks the keys
     for key in values:
         if key == "config":
             raise UserError(f"{path}: search.space.config cannot be set; name the settings")
-        if _canonical(key) in map(_canonical, settings):
+        if canonical(key) in map(canonical, settings):
             raise UserError(f"{path}: {key} is in settings and in search.space; remove one")
     return Search(trials, prune, values, settings)
 
@@ -340,6 +349,8 @@ def _search(content: Mapping[str, Any], path: Path) -> Search:
 def _choice(value: Any, path: Path, where: str) -> Range | list[Any]:
     """Read the values from which a search chooses."""
     if isinstance(value, list) and value and all(isinstance(x, str | int | float) for x in value):
+        if len({_written(x) for x in value}) < len(value):
+            raise UserError(f"{path}: {where} is {shown(value)}; write every value once")
         return value
     problem = f"{path}: {where} is {shown(value)}, expected a list, or low and high"
     if not isinstance(value, dict):
@@ -424,13 +435,24 @@ def _slug(axes: Mapping[str, Any]) -> str:
     rest = sorted((key for key in axes if key not in first), key=lambda key: key == "seed")
     parts = []
     for key in (*first, *rest):
-        value = axes[key] if isinstance(axes[key], str) else json.dumps(axes[key])
+        value = _written(axes[key])
         name = "" if key in ("config", "domain", "method") else key.rpartition(".")[2]
         parts.append(re.sub(r"[^\w.+-]+", "_", f"{name}{value.removesuffix('.yaml')}"))
     slug = "-".join(parts) or "run"
-    if len(slug) > 150:  # most file systems take 255 bytes
-        slug = f"{slug[:140]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
+    content = slug.encode()
+    if len(content) > _LONGEST:
+        begin = content[: _LONGEST - 10].decode(errors="ignore")
+        slug = f"{begin}-{hashlib.sha256(content).hexdigest()[:8]}"
     return slug
+
+
+def _written(value: Any) -> str:
+    """Write a value as ``fit`` reads it: equal numbers alike, infinity as in YAML."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _arguments(settings: Mapping[str, Any], path: Path) -> list[str]:
@@ -441,8 +463,7 @@ def _arguments(settings: Mapping[str, Any], path: Path) -> list[str]:
         for one in values:
             if key == "config" and isinstance(one, str) and (path.parent / one).is_file():
                 one = str(path.parent / one)
-            text = one if isinstance(one, str) else json.dumps(one)
-            arguments.append(f"--{key}={text}")
+            arguments.append(f"--{key}={_written(one)}")
     return arguments
 
 
@@ -451,7 +472,7 @@ def _check_folders(runs: list[Run], path: Path) -> None:
     if not runs:
         raise UserError(f"{path}: describes no run; give it a grid or a list")
     if len(runs) > MOST_RUNS:
-        raise UserError(f"{path}: {len(runs):,} runs, expected at most {MOST_RUNS:,}")
+        raise UserError(f"{path}: more than {MOST_RUNS:,} runs; make two studies of it")
     seen: dict[Path, Run] = {}
     for run in runs:
         if (other := seen.setdefault(run.run_dir, run)) is not run:

@@ -172,6 +172,7 @@ class Entry(Schema, extra="allow"):
     model: dict[Text, Any]  # the class checks its own settings
     environment: Environment
     versions: Versions
+    hardware: Text = ""
     moments: list[Count] | None = None  # of how many parameters each optimizer has a state
     config: Config = ""
     config_hash: Text = ""

@@ -1,5 +1,6 @@
-"""Which software made a file: results differ between releases, so every output carries this."""
+"""Which software made a file, and on what: results differ, so every output carries this."""
 
+import contextlib
 import functools
 import os
 import platform
@@ -7,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import qam_lightning
 
@@ -34,6 +36,19 @@ def _installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "missing"
+
+
+@functools.cache
+def hardware(device: Any = "cpu") -> str:
+    """Return the name of a ``torch.device``, or of the processor for any that is no GPU."""
+    if getattr(device, "type", device) == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError, IndexError):
+        text = Path("/proc/cpuinfo").read_text()
+        return text.split("model name", 1)[1].split("\n")[0].strip(" \t:")
+    return platform.processor() or platform.machine()
 
 
 def versions_line() -> str:

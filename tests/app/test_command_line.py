@@ -26,7 +26,10 @@ LAUGHS = "a0: &a0 [b, b]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" fo
     ("arguments", "says"),
     thinned(
         [
-            (("train",), "unknown command 'train'; expected fit, eval, generate, data, laboratory"),
+            (
+                ("train",),
+                "unknown command 'train'; expected fit, eval, generate, data, study, laboratory",
+            ),
             (("fit",), "no domain chosen: add --domain NAME with NAME from .*cube_triple"),
             (("fit", "--config", "cube_tripel.yaml"), "did you mean cube_triple.yaml"),
             (("fit", "--domain", "sceen"), "no domain named 'sceen'; did you mean scene"),

@@ -23,7 +23,7 @@ def test_acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traced: list[An
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 3 * 2 + 2 * 2 and all(float(row["value"]) > 0 for row in rows)
     lines = out.with_suffix(".md").read_text().splitlines()
-    assert versions_line() in lines[2] and acting.processor() in lines[2]
+    assert versions_line() in lines[2] and acting.hardware() in lines[2]
     assert sum(line.startswith(("| qam |", "| rlpd |")) for line in lines) == 4
     assert sum(line.startswith("| `Pendulum-v1` |") for line in lines) == 2
     assert len(traced) == 2 * 2 * 3 + 2

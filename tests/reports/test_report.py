@@ -386,3 +386,21 @@ def test_a_real_run_offline_and_online(
     assert "run/config.yaml is not the last checkpoint's" in report(tmp_path, [run])
     assert "None of the finished runs has a published counterpart" in text
     assert json.loads((run / "checkpoints/last.json").read_text())["phase"] == "online"
+
+
+def test_a_folder_within_a_run_or_of_a_whole_study_is_refused(tmp_path, runs):
+    for place in (runs[0] / "report", runs[1] / "videos" / "report"):  # of any run
+        with pytest.raises(UserError, match="is within a run's folder"):
+            write_report(runs[:1], place, "Title")
+        assert not place.exists()
+    with pytest.raises(UserError, match="runs: is no run, .*; name those in it$"):
+        write_report([tmp_path / "runs"], tmp_path / "report", "Title")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_speed_that_is_none_has_no_cost(tmp_path, runs):
+    for speed in ("inf", "nan", "1e999"):
+        text = f"gradient_step,steps_per_second\n1,{speed}\n"
+        (runs[0] / "metrics" / "train.csv").write_text(text)
+        assert (read_result(runs[0]).speed, read_result(runs[0]).hours) == (None, None)
+    report(tmp_path, runs)

@@ -22,6 +22,7 @@ def test_the_smoke_study_runs_and_is_reported(
     Path("datasets/quickstart").symlink_to(dataset)
     study = yaml.safe_load((STUDIES / "smoke.yaml").read_text())
     study["settings"]["trainer.max_steps"] = 6
+    study["grid"]["seed"] = [0]
     study["settings"]["evaluation"] |= {"every_n_steps": 3, "episodes": 1, "num_envs": 1}
     Path("smoke.yaml").write_text(yaml.safe_dump(study))
     assert main(["study", "run", "smoke.yaml", "--jobs", "2"]) == 0
@@ -30,14 +31,12 @@ def test_the_smoke_study_runs_and_is_reported(
     report = Path("runs/smoke/report")
     with (report / "runs.csv").open() as file:
         rows = {row["folder"]: row for row in csv.DictReader(file)}
-    assert set(rows) == {
-        f"runs/smoke/{method}-seed{n}" for method in ("qam", "fql") for n in (0, 1)
-    }
+    assert set(rows) == {"runs/smoke/qam-seed0", "runs/smoke/fql-seed0"}
     for folder, row in rows.items():
         with (Path(folder) / "metrics/eval.csv").open() as file:
             *_, last = csv.DictReader(file)
         assert (row["final"], row["final_step"]) == (last["success"], last["gradient_step"])
         assert row["finished"] == "True"
     page = (report / "index.html").read_text()
-    assert all(f"runs/smoke/{method}-seed{n}" in page for method in ("qam", "fql") for n in (0, 1))
+    assert all(folder in page for folder in rows)
     assert (report / "curves.png").stat().st_size > 10_000
