@@ -3,7 +3,9 @@
 import argparse
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +102,7 @@ def status(options: argparse.Namespace) -> int:
     study = read_study(options.study)
     with uncollected():
         from qam_lightning.studies.search import runs_of
+        from qam_lightning.studies.slurm import queued
         from qam_lightning.studies.state import KINDS, told_state_of
     study = study._replace(runs=runs_of(study))
     states = [(run, told_state_of(run.run_dir)) for run in study.runs]
@@ -120,6 +123,9 @@ def status(options: argparse.Namespace) -> int:
             share = f" {state.done / state.total:.0%}" if state.total else ""
             line = f": {state.line}" if state.line else ""
             console.print(f"{run.name} {state.kind}{share}{line}", markup=False, highlight=False)
+    with suppress(UserError):  # no SLURM answers here
+        for job, count in Counter(job.partition("_")[0] for job in queued(study).values()).items():
+            print(f"job {job} holds {count} of the runs")
     for folder in strangers(study):
         console.print(f"{folder} is no run of the study", markup=False, highlight=False)
     return 0

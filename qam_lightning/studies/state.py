@@ -18,6 +18,9 @@ EXIT = "exit.json"
 KINDS = ("finished", "running", "stopped", "failed", "pruned", "new")
 
 
+_FAILURES = (1, 2)  # exit codes of `fit`: an unforeseen exception, a user's mistake
+
+
 class Length(NamedTuple):
     """How long a run is.
 
@@ -95,7 +98,9 @@ def state_of(run_dir: Path, wanted: Length | None = None) -> State:
                 f"{run_dir} already holds a run ({held[0].relative_to(run_dir)}, but no "
                 "checkpoint); move it away"
             )
-        return State("failed" if end.code else "new", length=wanted or Length(), line=end.line)
+        state = State("stopped" if end.code else "new", length=wanted or Length())
+        failed = end.code in _FAILURES
+        return state._replace(kind="failed", line=end.line) if failed else state
     info = describe(found[0])
     goal = wanted or length(info.config)
     steps = State("stopped", info.gradient_step, info.env_step, goal, info=info)
@@ -107,7 +112,7 @@ def state_of(run_dir: Path, wanted: Length | None = None) -> State:
     end = ended(run_dir)
     if end.pruned:
         return steps._replace(kind="pruned")
-    return steps._replace(kind="failed", line=end.line) if end.code in (1, 2) else steps
+    return steps._replace(kind="failed", line=end.line) if end.code in _FAILURES else steps
 
 
 def told_state_of(run_dir: Path, wanted: Length | None = None) -> State:

@@ -74,6 +74,13 @@ def test_a_task_that_is_not_there_is_refused(
 def test_states_of_a_run(write: Write, tiny: dict[str, Any], tmp_path: Path) -> None:
     path = write(settings=tiny)
     assert kinds(path) == ["new"]
+    unstarted = tmp_path / "runs/run/exit.json"
+    unstarted.parent.mkdir(parents=True)
+    for code, kind in ((2, "failed"), (1, "failed"), (143, "stopped"), (-15, "stopped")):
+        unstarted.write_text(json.dumps({"code": code, "line": "error: x"}))
+        assert kinds(path) == [kind]
+    unstarted.unlink()
+    unstarted.parent.rmdir()
     folder = trained(path)
     assert kinds(path) == ["finished"]
     state = state_of(folder)
