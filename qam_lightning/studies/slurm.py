@@ -385,7 +385,10 @@ def _submit_array(study: Study, shape: Shape, tasks: list[Task], options: SlurmO
             first, *_ = executor.map_array(work, [str(path)] * len(tasks), range(len(tasks)))
     except submitit.core.utils.FailedJobError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(f"SLURM refuses the job: {_one_line(str(error))}") from None
+        why = _one_line(str(error))
+        # This is all that SLURM says where there are no GPUs, or only GPUs with a type.
+        advice = "; gpus: 0 asks for none" if "generic resource" in why and shape.gpus else ""
+        raise UserError(f"SLURM refuses the job: {why}{advice}") from None
     return first.job_id.partition("_")[0]
 
 

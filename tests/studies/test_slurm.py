@@ -316,6 +316,13 @@ def test_a_refused_job_leaves_nothing(
     with pytest.raises(UserError, match="SLURM refuses the job"):
         submit(found, planned(found.runs), SlurmOptions())
     assert sorted(found.folder.rglob("*")) == before
+    sbatch = Path(shutil.which("sbatch") or "")
+    said = "Invalid generic resource (gres) specification"
+    sbatch.write_text(f'#!/bin/bash\necho "sbatch: error: {said}" >&2\nexit 1\n')
+    for gpus, advice in ((1, "; gpus: 0 asks for none"), (0, "")):
+        with pytest.raises(UserError) as refused:
+            submit(found, planned(found.runs[:1]), SlurmOptions(gpus=gpus))
+        assert str(refused.value) == f"SLURM refuses the job: {said}{advice}"
 
 
 def test_no_slurm_and_no_submitit(
