@@ -10,12 +10,13 @@ from qam_lightning.util.errors import require
 
 
 class EmaTargets(Callback):
-    """Moves every target network a little towards its online network after an actor step.
+    """Moves every target network a little towards its online network in an actor step.
 
-    The pairs are those of ``Method.ema_pairs()``. The move is the last part of a method's update,
-    so that it is compiled with it; nothing runs after the update. Ready-made EMA callbacks average
-    the whole module for validation; here the targets take part in the losses and belong to the
-    method's state.
+    The pairs are those of ``Method.ema_pairs()``. The paper writes φ̄_{i+1} = (1 - λ) φ̄_i + λ φ_i
+    (below Eq. 23): a step moves the targets by the weights that it starts from, not by those that
+    Adam makes of them. The move is part of a method's update, so that it is compiled with it.
+    Ready-made EMA callbacks average the whole module for validation; here the targets take part in
+    the losses and belong to the method's state.
 
     Args:
         rate: λ in (0, 1]; 1 copies the online networks.

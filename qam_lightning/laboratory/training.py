@@ -208,9 +208,9 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
         loss.backward()
         if method.grad_clip > 0:
             nn.utils.clip_grad_norm_(trained, method.grad_clip)
+        targets.move(followers, leaders)
         optimizer.step()
         schedule.step()
-        targets.move(followers, leaders)
 
 
 def behavior_batch(problem: Problem, size: int, generator: torch.Generator) -> Batch:

@@ -1,4 +1,4 @@
-"""A training step as one function: losses, gradient, clip, Adam and targets.
+"""A training step as one function: losses, gradient, clip, targets and Adam.
 
 All that a step changes lies in a few vectors (`State`); parameters and Adam's moments are views of
 them. So ranks average one vector, clipping and Adam are a few operations on vectors, and the whole
@@ -207,12 +207,12 @@ def update(
         gradients = [mean_over_ranks(g, method.ranks) for g in gradients]
         norm = clip_gradients(gradients, method.grad_clip, method.grad_clip_mode)
         stepped = state.parts[: len(gradients)]
-        _adam_step(layout.optimizer.param_groups[0], stepped, gradients, state.learning_rate)
-        if actor_step and targets is not None:
+        if actor_step and targets is not None:  # before Adam: by the weights of the losses
             targets.move(
                 [part.targets for part in stepped],
                 [part.weights[: len(part.targets)] for part in stepped],
             )
+        _adam_step(layout.optimizer.param_groups[0], stepped, gradients, state.learning_rate)
     single = {name: value.detach() for name, value in losses.items()}
     return {"loss": loss.detach(), **single, **metrics, "grad_norm": norm}
 

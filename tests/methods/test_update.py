@@ -62,7 +62,7 @@ def by_update(method: Method, batch: Batch) -> Outcome:
 
 
 def by_hand(method: Method, batch: Batch) -> Outcome:
-    """Take the same steps with torch's own parts: backward, clipping, Adam, one lerp per target."""
+    """Take the same steps with torch's own parts: backward, clipping, one lerp per target, Adam."""
     trained = [p for p in method.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=method.learning_rate)
     metrics: Metrics = {}
@@ -81,10 +81,10 @@ def by_hand(method: Method, batch: Batch) -> Outcome:
             group["lr"] = decayed_learning_rate(
                 method.learning_rate, method.gradient_step, method.lr_decay_steps
             )
-        optimizer.step()
         for online, target in method.ema_pairs() if actor_step else ():
             for p, q in zip(online.parameters(), target.parameters(), strict=True):
                 q.data.lerp_(p.data, method.target_rate)
+        optimizer.step()
         method.gradient_step += 1
         named = {name: x.detach() for name, x in losses.items()}
         metrics |= {"loss": loss.detach(), **named, **more, "grad_norm": norm}
@@ -92,7 +92,7 @@ def by_hand(method: Method, batch: Batch) -> Outcome:
 
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
-def test_an_update_equals_backward_clipping_adam_and_lerp(
+def test_an_update_equals_backward_clipping_lerp_and_adam(
     kind: type[Method], build: Build, batch: Batch
 ) -> None:
     by_update(make(kind, build), batch).close_to(by_hand(make(kind, build), batch))
@@ -164,11 +164,13 @@ def test_parameters_and_moments_are_views_of_vectors(build: Build, batch: Batch)
     run(batch, method.step_noise(len(batch.rewards)), 0.1, False)
     moved = {n for n, p in zip(names, trained, strict=True) if optimizer.state[p]["step"] == 1}
     assert moved == {name for name in names if name.startswith("critic.")}
-    before = {name: p.clone() for name, p in method.actor_ema.named_parameters()}
+    pairs = ((method.critic, method.critic_ema), (method.actor, method.actor_ema))
+    before = [[p.clone() for p in online.parameters()] for online, _ in pairs]
     run(batch, method.step_noise(len(batch.rewards)), 0.1, True)
-    for name, p in method.actor.named_parameters():  # at rate 1 a target is its network
-        assert torch.equal(p, method.actor_ema.get_parameter(name))
-        assert not torch.equal(p, before[name])
+    for (online, target), old in zip(pairs, before, strict=True):
+        for p, q, start in zip(online.parameters(), target.parameters(), old, strict=True):
+            assert torch.equal(q, start)  # at rate 1 a target is its network before the step
+            assert not torch.equal(p, start)
 
 
 class Frozen(QAM):

@@ -220,14 +220,15 @@ def fill(template: Any, draws: Sequence[Tensor], names: Sequence[str]) -> Any:
         batch_first = x.shape[0] != wide or x.shape[-1] == wide
         x = x.flatten(1)
         found[name] = (x if batch_first else x.T).reshape(shapes[name])
-    return _rebuilt(template, found)
+    return named(template, found)
 
 
-def _rebuilt(template: Any, values: Mapping[str, Tensor], path: str = "") -> Any:
+def named(template: Any, values: Mapping[str, Tensor], path: str = "") -> Any:
+    """Return a noise of the template's type with the values of these dotted names."""
     if template is None or isinstance(template, Tensor):
         return values.get(path)
     names = (f"{path}.{name}" if path else name for name in template._fields)
-    parts = (_rebuilt(part, values, name) for part, name in zip(template, names, strict=True))
+    parts = (named(part, values, name) for part, name in zip(template, names, strict=True))
     return type(template)(*parts)
 
 
