@@ -51,6 +51,15 @@ SMALL = {k: v for k, v in SETTINGS.items() if k != "config"} | {
     "checkpoints.every_n_steps": 100,
     "evaluation.every_n_steps": 500,
 }
+ABOUT = [
+    "# Under SLURM",
+    "",
+    "`python benchmarks/slurm.py` submitted the jobs of [What a run survives](endurance.md).",
+    "`equal`: the run ended bit-identical to one without SLURM and without interruption, in",
+    "weights, targets, optimizer, metrics, random generators, replay, tables and best",
+    "checkpoint.",
+]
+"""The head of the table's page."""
 SUBMITTED: list[str] = []
 
 
@@ -422,24 +431,21 @@ def check(folder: Path, whole: dict[str, Path], data: Path, name: str) -> tuple[
     return row
 
 
-def write(folder: Path, rows: list[tuple[str, str, str]], seconds: float) -> None:
-    """Write the table."""
+def write(
+    path: Path, about: list[str], heads: str, rows: list[tuple[str, str, str]], seconds: float
+) -> None:
+    """Write a table under a title and what it is about."""
     lines = [
-        "# Under SLURM",
-        "",
-        "`python benchmarks/slurm.py` submitted the jobs of [What a run survives](endurance.md).",
-        "`equal`: the run ended bit-identical to one without SLURM and without interruption, in",
-        "weights, targets, optimizer, metrics, random generators, replay, tables and best",
-        "checkpoint.",
+        *about,
         "",
         f"{command('sinfo', '--version')}, {seconds:.0f} s, {versions_line()}.",
         "",
-        "| what happened to the job | what became of it | its end |",
+        heads,
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "slurm_table.md").write_text("\n".join(lines) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
 
 
 def main() -> int:
@@ -467,7 +473,8 @@ def main() -> int:
         with ThreadPoolExecutor(2) as pool:
             rows = list(pool.map(do, [name for name in wanted if name in CHECKS]))
         rows += [do(name) for name in wanted if name in ALONE]
-        write(options.output, rows, time.monotonic() - start)
+        heads = "| what happened to the job | what became of it | its end |"
+        write(options.output / "slurm_table.md", ABOUT, heads, rows, time.monotonic() - start)
     return 0 if all(row[-1] == "equal" for row in rows) else 1
 
 

@@ -31,12 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import yaml
 from crash import collect, compare
-from slurm import PARTITIONS, ROOT, SMALL, Failed, command, facts, sinfo, started, until
+from slurm import PARTITIONS, ROOT, SMALL, Failed, command, facts, sinfo, started, until, write
 
 from qam_lightning.checkpoints import describe, last_checkpoints
 from qam_lightning.studies.slurm import FOLDER
 from qam_lightning.util.errors import UserError
-from qam_lightning.util.provenance import versions_line
 
 SETTINGS = SMALL | {
     "config": "cube_triple.yaml",
@@ -47,6 +46,15 @@ SETTINGS = SMALL | {
 SUBMIT = (sys.executable, "-m", "qam_lightning", "study", "run", "study.yaml")
 SUBMIT += ("--slurm", "slurm.yaml")
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
+ABOUT = [
+    "# Studies under SLURM",
+    "",
+    "`python benchmarks/slurm_study.py` submitted small studies by `study run --slurm`, as",
+    "[On a cluster](cluster.md) describes. `equal`: every run finished exactly once, and is",
+    "bit-identical to one without SLURM and without interruption, in weights, targets,",
+    "optimizer, metrics, random generators, replay, tables and best checkpoint.",
+]
+"""The head of the table's page."""
 SUBMITTED: list[str] = []
 
 
@@ -513,26 +521,6 @@ def check(folder: Path, whole: Path, data: Path, name: str) -> tuple[str, str, s
     return row
 
 
-def write(folder: Path, rows: list[tuple[str, str, str]], seconds: float) -> None:
-    """Write the table."""
-    lines = [
-        "# Studies under SLURM",
-        "",
-        "`python benchmarks/slurm_study.py` submitted small studies by `study run --slurm`, as",
-        "[On a cluster](cluster.md) describes. `equal`: every run finished exactly once, and is",
-        "bit-identical to one without SLURM and without interruption, in weights, targets,",
-        "optimizer, metrics, random generators, replay, tables and best checkpoint.",
-        "",
-        f"{command('sinfo', '--version')}, {seconds:.0f} s, {versions_line()}.",
-        "",
-        "| what happened | what became of it | the runs |",
-        "|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "slurm_study_table.md").write_text("\n".join(lines) + "\n")
-
-
 def main() -> int:
     """Submit, harm, count, compare and report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -559,7 +547,9 @@ def main() -> int:
         with ThreadPoolExecutor(2) as pool:
             rows = list(pool.map(do, [name for name in wanted if name in CHECKS]))
         rows += [do(name) for name in wanted if name in ALONE]
-        write(options.output, rows, time.monotonic() - start)
+        heads = "| what happened | what became of it | the runs |"
+        path = options.output / "slurm_study_table.md"
+        write(path, ABOUT, heads, rows, time.monotonic() - start)
     return 0 if all(row[-1] != "**failed**" for row in rows) else 1
 
 

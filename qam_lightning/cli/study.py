@@ -169,7 +169,7 @@ def run(options: argparse.Namespace) -> int:
         return _submit(study, missing(planned), asked, options.study)
     todo = source.waiting
     if not todo:
-        return _best(source)
+        return _best(source, study)
     jobs = min(options.jobs or default_jobs(tried), todo)
     print(f"{todo} to run, {jobs} at a time; Ctrl-C stops and saves all")
     outcome = run_here(source, jobs)
@@ -182,7 +182,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             f"{len(outcome.failed)} of {todo} runs failed; the same command tries them again"
         )
-    return _best(source)
+    return _best(source, study)
 
 
 def _planned(study: Study, options: argparse.Namespace) -> "list[Planned]":
@@ -217,10 +217,9 @@ def _submit(study: Study, todo: "list[Planned]", options: "SlurmOptions", name: 
     return 0
 
 
-def _best(source: Any) -> int:
-    """Print the best trial of a search; return the exit code."""
-    found = source.best() if hasattr(source, "best") else None
-    if found is not None:
+def _best(source: Any, study: Study) -> int:
+    """Print the best trial if the study is a search; return the exit code."""
+    if study.search is not None and (found := source.best()) is not None:
         run, success = found
         print(f"best: {run.name}, success {success:.0%}: {shlex.join(run.arguments)}")
     return 0

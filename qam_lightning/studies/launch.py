@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from qam_lightning.checkpoints import last_checkpoints
+from qam_lightning.run_folder import holder
 from qam_lightning.studies.state import EXIT, End
 from qam_lightning.studies.study import Run
 from qam_lightning.util.errors import shown
@@ -95,6 +96,11 @@ def finish(run: Run, code: int, pruned: bool = False) -> str:
     line = last_line(run.run_dir / LOG)
     save_json(run.run_dir / EXIT, End(code=code, line=line, pruned=pruned).model_dump(), alone=True)
     return line
+
+
+def is_elsewhere(run: Run, line: str) -> bool:
+    """Whether another process writes to a run's folder, or did so when ``fit`` said this line."""
+    return f"{run.run_dir} is in use" in line or holder(run.run_dir) is not None
 
 
 def last_line(path: Path) -> str:

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from qam_lightning.envs.rollout import available_cores
-from qam_lightning.studies.launch import finish, shared_flags, shared_variables, start
+from qam_lightning.studies.launch import finish, is_elsewhere, shared_flags, shared_variables, start
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.state import State, told_state_of
 from qam_lightning.util.errors import UserError
@@ -23,7 +23,6 @@ from qam_lightning.util.errors import UserError
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 0.2  # seconds between two looks at the processes
 _REFRESH = 2.0  # seconds between two looks at their metrics
-_IN_USE = "is in use:"  # another process, here or elsewhere, has the run: not a failure
 
 
 class Source(Protocol):
@@ -74,12 +73,10 @@ class Outcome(NamedTuple):
     """How the runs ended.
 
     Attributes:
-        finished: how many are complete.
         failed: the names of those that ended with an error, each with the last line it said.
         signal: the signal that stopped all, None if none did.
     """
 
-    finished: int
     failed: list[tuple[str, str]]
     signal: int | None
 
@@ -130,9 +127,10 @@ class _Scheduler:
         self._all = source.waiting
         self._pruned: set[str] = set()
         self._running: list[_Process] = []
-        self._ended: list[tuple[Planned, State]] = []
+        self._ended = 0
         self._failed: list[tuple[str, str]] = []
         self._signals: list[int] = []
+        self._looked = time.monotonic()
         self._display = _Display()
 
     def run(self) -> Outcome:
@@ -151,8 +149,7 @@ class _Scheduler:
                 for process in self._running:
                     process.handle.wait()
                 raise
-        finished = sum(state.kind == "finished" for _, state in self._ended)
-        return Outcome(finished, self._failed, self._signals[0] if self._signals else None)
+        return Outcome(self._failed, self._signals[0] if self._signals else None)
 
     def _start(self) -> None:
         free = set(range(self._jobs)) - {process.slot for process in self._running}
@@ -185,14 +182,17 @@ class _Scheduler:
     def _end(self, item: Planned, state: State, line: str) -> None:
         """Note how a run ended, and what it said last."""
         self._source.ended(item, state)
-        self._ended.append((item, state))
-        if state.kind == "failed" and _IN_USE not in line:
+        self._ended += 1
+        if state.kind == "failed" and not is_elsewhere(item.run, line):
             self._failed.append((item.run.name, line))
         told = f": {line}" if state.kind != "finished" else ""
-        count = f"[{len(self._ended)}/{self._all}]"
+        count = f"[{self._ended}/{self._all}]"
         self._display.ended(item, state, f"{count} {item.run.name} {state.kind}{told}")
 
     def _prune(self) -> None:
+        if time.monotonic() - self._looked < _REFRESH:
+            return
+        self._looked = time.monotonic()
         for process in self._running:
             name = process.item.run.name
             if name not in self._pruned and self._source.hopeless(process.item):
@@ -233,7 +233,6 @@ class _Display:
         self._before: dict[str, State] = {}
         self._states: dict[str, State] = {}
         self._begun = self._looked = self._printed = time.monotonic()
-        self._rates: Mapping[str, float] = {}
 
     def __enter__(self) -> "_Display":
         if self._console.is_terminal:

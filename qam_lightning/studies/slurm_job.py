@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qam_lightning.envs.rollout import available_cores
-from qam_lightning.run_folder import holder
 from qam_lightning.studies import launch
 from qam_lightning.studies.state import Length, State, state_of
 from qam_lightning.studies.study import Run
@@ -194,7 +193,7 @@ class _Job:
         run, code = at.entry.run, self._code(at)
         if code == 0:
             _say(f"{run.name}: finished")
-        elif code == 2 and _is_elsewhere(run):
+        elif code == 2 and launch.is_elsewhere(run, launch.last_line(run.run_dir / launch.LOG)):
             _say(f"{run.name}: another process has it")
         elif 0 < code < 128:
             self._fail(run, code)
@@ -247,12 +246,6 @@ def _steps_of(entry: Entry) -> int:
 def _size(run: Run) -> int:
     log = run.run_dir / launch.LOG
     return log.stat().st_size if log.exists() else 0
-
-
-def _is_elsewhere(run: Run) -> bool:
-    """Whether another process writes to a run's folder, or did so when this one wanted to."""
-    said = launch.last_line(run.run_dir / launch.LOG)
-    return f"{run.run_dir} is in use" in said or holder(run.run_dir) is not None
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,7 @@ import yaml
 from qam_lightning.checkpoints import CheckpointInfo, describe, last_checkpoints
 from qam_lightning.run_folder import contents, holder
 from qam_lightning.util.errors import UserError, shown
-from qam_lightning.util.metrics_csv import read_metrics
+from qam_lightning.util.metrics_csv import last_row
 from qam_lightning.util.schema import Schema, Text, read_json
 
 EXIT = "exit.json"
@@ -98,9 +98,7 @@ def state_of(run_dir: Path, wanted: Length | None = None) -> State:
                 f"{run_dir} already holds a run ({held[0].relative_to(run_dir)}, but no "
                 "checkpoint); move it away"
             )
-        state = State("stopped" if end.code else "new", length=wanted or Length())
-        failed = end.code in _FAILURES
-        return state._replace(kind="failed", line=end.line) if failed else state
+        return _after(end, State("stopped" if end.code else "new", length=wanted or Length()))
     info = describe(found[0])
     goal = wanted or length(info.config)
     steps = State("stopped", info.gradient_step, info.env_step, goal, info=info)
@@ -110,9 +108,7 @@ def state_of(run_dir: Path, wanted: Length | None = None) -> State:
     if sum(goal) and offline and info.env_step >= goal.env_steps:
         return steps._replace(kind="finished")
     end = ended(run_dir)
-    if end.pruned:
-        return steps._replace(kind="pruned")
-    return steps._replace(kind="failed", line=end.line) if end.code in _FAILURES else steps
+    return steps._replace(kind="pruned") if end.pruned else _after(end, steps)
 
 
 def told_state_of(run_dir: Path, wanted: Length | None = None) -> State:
@@ -145,10 +141,16 @@ def ended(run_dir: Path) -> End:
     return End()
 
 
+def _after(end: End, state: State) -> State:
+    """Return a state as a failed one if the run's last process failed."""
+    failed = end.code in _FAILURES
+    return state._replace(kind="failed", line=end.line) if failed else state
+
+
 def _newest(run_dir: Path, state: State) -> State:
     """Return a state with the steps of the last row of metrics, which may be further."""
-    with contextlib.suppress(UserError, LookupError, OSError):
-        row = read_metrics(run_dir / "metrics" / "train.csv")[1][-1]
+    with contextlib.suppress(LookupError, OSError, ValueError):  # none yet, or damaged
+        row = last_row(run_dir / "metrics" / "train.csv")
         return state._replace(
             gradient_step=int(row["gradient_step"]), env_step=int(row["env_step"])
         )

@@ -13,6 +13,7 @@ Row = dict[str, str]
 
 _COUNTERS = ("gradient_step", "env_step")
 _INTEGER = re.compile("[0-9]{1,18}")
+_TAIL = 65_536  # bytes in which the last row is looked for
 _ADVICE = "restore the file, or move it away"
 
 
@@ -57,6 +58,26 @@ def read_metrics(
     if problem:
         raise UserError(f"{path}, line {max(1, reader.line_num)}: {problem}; {_ADVICE}")
     return columns, rows
+
+
+def last_row(path: Path) -> Row:
+    """Return the last complete row, without reading the others; its cells are not checked.
+
+    Raises:
+        OSError: the file cannot be read.
+        LookupError: it has no row.
+        ValueError: it is no such file.
+    """
+    with regular(path).open("rb") as file:
+        head = file.readline().decode("utf-8")
+        begin, end = file.tell(), file.seek(0, io.SEEK_END)
+        file.seek(max(begin, end - _TAIL))
+        *lines, _ = file.read().split(b"\n")  # what follows the last line's end was cut short
+    try:
+        columns, values = csv.reader([head, lines[-1].decode("utf-8")])
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+    return dict(zip(columns, values, strict=True))
 
 
 def _header(columns: list[str], needed: Collection[str]) -> str | None:
