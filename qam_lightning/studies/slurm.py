@@ -26,7 +26,7 @@ from pydantic import Field
 
 from qam_lightning.cli.reading import read_text, read_yaml
 from qam_lightning.studies.plan import Planned
-from qam_lightning.studies.slurm_job import TASKS, Entry, Task, read_tasks, work
+from qam_lightning.studies.slurm_job import TASKS, TIME_IS_UP, Entry, Task, read_tasks, work
 from qam_lightning.studies.study import Study
 from qam_lightning.util.arguments import closest
 from qam_lightning.util.errors import UserError, shown
@@ -37,6 +37,8 @@ FOLDER = ".slurm"
 """The folder, in the study's, of job scripts, their logs, and `TASKS`."""
 
 REQUEUES = 100
+
+_WARNING = TIME_IS_UP.name.removeprefix("SIG")
 
 _SCRIPT = f"""\
 status=$?
@@ -60,6 +62,12 @@ _NAMED = {
     **{name: name for name in ("account", "partition", "time")},
 }
 """Parameters of sbatch that have an option of their own."""
+
+
+def _word(text: str) -> str:
+    if not re.fullmatch(r"\S+", text):
+        raise ValueError("a name")
+    return text
 
 
 def _memory(text: str) -> str:
@@ -89,8 +97,8 @@ class SlurmOptions(Schema):
         extra: further parameters of sbatch, e.g. ``{qos: long, constraint: a100}``.
     """
 
-    partition: Text | None = None
-    account: Text | None = None
+    partition: Annotated[Text, Checked(_word)] | None = None
+    account: Annotated[Text, Checked(_word)] | None = None
     time: Positive = 720
     warning: Positive = 300
     gpus: Annotated[int, Field(ge=0, le=1000, strict=True)] | None = None
@@ -411,7 +419,11 @@ def _parameters(shape: Shape, options: SlurmOptions) -> dict[str, Any]:
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own, which SLURM may not know
         # submitit would ask for SIGUSR2, which ends a run at once.
-        "additional_parameters": {"signal": f"USR1@{options.warning}", "requeue": True, **extra},
+        "additional_parameters": {
+            "signal": f"{_WARNING}@{options.warning}",
+            "requeue": True,
+            **extra,
+        },
     }
 
 

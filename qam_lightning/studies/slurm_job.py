@@ -2,7 +2,8 @@
 
 The job starts its runs, at most `Task.slots` at a time. It passes the first signal that asks it to
 stop on to its runs, waits until they are saved, and exits with `AGAIN`. The job's script then
-requeues it, see `slurm`. Requeued, it does the same with the runs that are not finished yet.
+requeues it, see `slurm`. Requeued, it does the same with the runs that are not finished yet. A job
+whose time ended before any run got further fails instead: it would do the same again.
 """
 
 import itertools
@@ -27,8 +28,10 @@ TASKS = "tasks.json"
 AGAIN = 128 + signal.SIGTERM
 """Exit code of a task that was stopped and has runs to go on with."""
 
-# SLURM sends the signal that the job asked for before its time is up, SIGTERM on preemption.
-_STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
+TIME_IS_UP = signal.SIGUSR1
+"""What the job asks SLURM to send before its time is up. On preemption SLURM sends SIGTERM."""
+
+_STOPPING = (signal.SIGTERM, TIME_IS_UP, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 _PAUSE = 0.5  # seconds between looks at the runs
 
 
@@ -92,8 +95,8 @@ def work(path: str, number: int) -> None:
         number: of the task.
 
     Raises:
-        SystemExit: always, with 0: nothing is left to do; 1: a run failed, and none is left to do;
-            `AGAIN`.
+        SystemExit: always, with 0: nothing is left to do; 1: a run failed, and none is left to do,
+            or no run got further before the time was up; `AGAIN`.
     """
     raise SystemExit(_Job(read_tasks(Path(path))[number]).work())
 
@@ -123,7 +126,7 @@ class _Job:
         self._restarted = bool(int(os.environ.get("SLURM_RESTART_COUNT", 0)))
         self._tried_again: set[str] = set()
         self._signal: int | None = None
-        self._told = self._again = self._failed = False
+        self._told = self._again = self._failed = self._further = False
 
     def work(self) -> int:
         """Keep the runs going; return the exit code."""
@@ -138,6 +141,9 @@ class _Job:
                 self._ended(self._slots.pop(slot))
             if self._slots:
                 time.sleep(_PAUSE)
+        if self._again and self._signal == TIME_IS_UP and not self._further:
+            _say("no run got further before the job's time was up; ask for more time")
+            return 1
         return AGAIN if self._again else int(self._failed)
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -191,6 +197,8 @@ class _Job:
     def _ended(self, at: _Process) -> None:
         """Note how a run's process ended, and what follows from it."""
         run, code = at.entry.run, self._code(at)
+        further = _steps_of(at.entry) > at.steps
+        self._further |= further
         if code == 0:
             _say(f"{run.name}: finished")
         elif code == 2 and launch.is_elsewhere(run, launch.last_line(run.run_dir / launch.LOG)):
@@ -200,7 +208,7 @@ class _Job:
         elif self._is_stopped(code):
             _say(f"{run.name}: stopped, exit code {code}")
             self._again = True
-        elif _steps_of(at.entry) > at.steps or run.name not in self._tried_again:
+        elif further or run.name not in self._tried_again:
             _say(f"{run.name}: ended with exit code {code}, is tried again")
             self._tried_again.add(run.name)
             self._waiting.append(at.entry)

@@ -75,6 +75,8 @@ def test_the_guide_shows_every_option(tmp_path: Path) -> None:
         ("runs_per_gpu: 0", "runs_per_gpu is 0, expected at least 1"),
         ("limit: true", "limit is True, expected an integer"),
         ("gpus: -1", "gpus is -1, expected at least 0"),
+        ("partition: ''", "partition is '', expected a name"),
+        ("account: a b", "account is 'a b', expected a name"),
         ("memory: 32 GB", "memory is '32 GB', expected a size such as 32G"),
         ("memory: 32", "memory is 32, expected a text"),
         ("time: 12:00:00", "time is 12:00:00, expected minutes"),
@@ -465,6 +467,20 @@ def test_a_job_saves_its_runs_and_goes_on_with_them(
     failed = "failed with exit code 2"
     assert first.said == dict(zip(names, (["started", failed], stopped), strict=True))
     assert second.said == dict(zip(names, (["failed"], stopped), strict=True))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 1), (signal.SIGTERM, AGAIN)])
+def test_a_job_too_short_for_its_runs_is_not_requeued(
+    number: int, code: int, slurm: Path, study: Callable[..., Study], start: Callable[[int], Job]
+) -> None:
+    """It would end the same again. A preempted job may have more time when it comes back."""
+    found = study(grid={"seed": [0]})
+    submit(found, planned(found.runs), SlurmOptions())
+    job = start(0)
+    job.until(lambda: (found.runs[0].run_dir / "output.log").exists())
+    job.kill(number)
+    assert job.process.wait(60) == code
+    assert ("ask for more time" in job.log.read_text()) == (code == 1)
 
 
 @pytest.mark.slow
