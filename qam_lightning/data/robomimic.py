@@ -22,30 +22,31 @@ def import_robomimic(path: str, store: str | None = None) -> str:
     OGBench's data. Demonstrations that ``mask/valid`` names become the validation part.
 
     Args:
-        path: An HDF5 file; anything else is returned unchanged.
+        path: An HDF5 file, by its name; anything else is returned unchanged.
         store: Folder of stores, whose presence makes the files unnecessary; beside it if not given.
 
     Raises:
         UserError: h5py is not installed, or this is no such file.
     """
-    given = Path(path)
-    if given.suffix.lower() not in SUFFIXES:
+    if Path(path).suffix.lower() not in SUFFIXES:
         return path
     given = place("ChunkDataModule", "path", path)
+    if given.is_dir():  # a folder of npz files, whatever its name
+        return path
     stores = place("ChunkDataModule", "store", store) if store else given.parent
     made = given.with_name(f"{given.name}.npz")
     done = [found for found in (made, stores / f"{given.name}.store") if found.exists()]
     if given.is_file():
-        if not done or _changed(given, *done):
+        if not done or _changed(given, done[0]):
             _convert(given, made)
     elif not done:
-        found = "which is no file" if given.exists() else "which does not exist"
-        raise ArgumentError("ChunkDataModule", "path", f"is {shown(given)}, {found}")
+        problem = f"is {shown(given)}, which {'is no file' if given.exists() else 'does not exist'}"
+        raise ArgumentError("ChunkDataModule", "path", problem)
     return str(made)
 
 
-def _changed(given: Path, made: Path, *_: Path) -> bool:
-    """Whether a file has changed since npz or, where that was deleted, the store was made."""
+def _changed(given: Path, made: Path) -> bool:
+    """Whether a file has changed since the npz or, where that was deleted, the store was made."""
     then, now = (path.stat().st_mtime_ns for path in (made, given))
     return now > then if made.is_dir() else now != then  # the npz got the file's time
 

@@ -348,6 +348,16 @@ def test_the_next_mirror_is_asked_where_one_does_not_answer(
     )
 
 
+def test_a_folder_of_this_machine_is_a_mirror_too(contents, tmp_path):
+    for name, content in contents.items():
+        path = tmp_path / "mirror" / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    urls = f"file://{tmp_path}/nowhere, file://{tmp_path}/mirror/sets"
+    paths = fetch(urls, tmp_path / "data")
+    assert [path.read_bytes() for path in paths] == list(contents.values())
+
+
 def test_the_mirror_that_answered_is_asked_first_for_the_next_file(
     server, mirror, contents, tmp_path, monkeypatch
 ):

@@ -32,8 +32,8 @@ class Lift(gymnasium.Env):
         return np.zeros(19, np.float32), -1.0, False, False, {"success": False}
 
 
-if "Lift-v0" not in gymnasium.registry:
-    gymnasium.register("Lift-v0", Lift, max_episode_steps=5)
+if "RobomimicLift-v0" not in gymnasium.registry:
+    gymnasium.register("RobomimicLift-v0", Lift, max_episode_steps=5)
 
 
 def demonstration(rng, steps, success=True, widths=None):
@@ -71,7 +71,7 @@ def save(path, demos, valid=()):
 
 
 def load(path, **settings):
-    data = ChunkDataModule("Lift-v0", path=str(path), horizon=1, **settings)
+    data = ChunkDataModule("RobomimicLift-v0", path=str(path), horizon=1, **settings)
     data.prepare_data()
     data.setup("fit")
     return data
@@ -125,7 +125,7 @@ def test_demonstrations_held_out_are_the_validation_part(tmp_path, demos, capsys
     (held_out,) = own(f"{path}.npz", validation=True).files
     with np.load(held_out) as file:
         assert file["terminals"].sum() == 2 and len(file["actions"]) == 6 + 14 + 2
-    assert main(["data", "info", "--env=Lift-v0", f"--path={path}"]) == 0
+    assert main(["data", "info", "--env=RobomimicLift-v0", f"--path={path}"]) == 0
     assert "9 trajectories of 4 to 13 transitions" in capsys.readouterr().out
 
 
