@@ -23,6 +23,7 @@ from qam_lightning.export.card import with_latency
 from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS
 from qam_lightning.export.write import verify
 from qam_lightning.runtime import ExportedPolicy
+from tests.docs.pages import DOCS, blocks
 
 STATES = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
 Copied = Callable[[], Path]
@@ -159,6 +160,17 @@ def test_the_runtime_needs_numpy_and_onnxruntime_alone(exported: Path) -> None:
     policy = load_policy(exported, seed=5)
     expected = [policy(np.full(2, 0.1 * n)) for n in range(4)]
     np.testing.assert_allclose(json.loads(done.stdout), expected, rtol=0, atol=1e-4)
+
+
+def test_the_guides_code_runs(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cube").symlink_to(exported)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    for block in blocks(DOCS / "export.md", "python"):
+        exec(block, scope)
+    assert scope["action"].shape == (2,)
 
 
 def test_the_program_of_torch_acts_alike(exported: Path) -> None:
