@@ -18,8 +18,9 @@ import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import torch
@@ -29,7 +30,7 @@ from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
 from qam_lightning.util.checkpoint import ENTRY, Config, Environment, Versions, check_content
 from qam_lightning.util.errors import ArgumentError, UserError, shown
-from qam_lightning.util.files import regular
+from qam_lightning.util.files import checksum, regular
 from qam_lightning.util.memory import memory_limit
 from qam_lightning.util.schema import Count, Number, Schema, Text, read_json
 
@@ -92,6 +93,14 @@ def checkpoint_path(run_dir: str | Path, name: str) -> Path:
     return Path(run_dir) / "checkpoints" / f"{name}.ckpt"
 
 
+def run_of(source: Path) -> Path:
+    """Return the folder of the run that a checkpoint belongs to; a folder itself."""
+    if source.is_dir():
+        return source
+    inside = source.resolve().parent
+    return inside.parent if inside.name == "checkpoints" else inside
+
+
 def last_checkpoints(run_dir: str | Path) -> list[Path]:
     """Return a run's ``last.ckpt``, ``last-1.ckpt`` and so on that exist, the newest first."""
     paths = checkpoint_path(run_dir, "last").parent.glob("last*.ckpt")
@@ -120,6 +129,8 @@ def fingerprint(path: Path) -> int:
     Raises:
         UserError: the file is missing, or not an archive.
     """
+    if path.is_dir():  # an exported folder
+        return checksum(path / "config.json")
     with _reading(path), zipfile.ZipFile(regular(path)) as archive:
         parts = [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
     return zlib.crc32(repr(parts).encode())
@@ -228,7 +239,8 @@ def load_method(
     """Rebuild a trained method from a checkpoint.
 
     Args:
-        path: a checkpoint file, or a run folder, whose ``last.ckpt`` is then taken.
+        path: a checkpoint file; a run folder, whose ``last.ckpt`` is then taken; or an exported
+            folder.
         method: the method's class. It is needed where that is neither of this package nor of a
             module that is imported already: on a file's word, nothing else is imported.
         behavior: the cloned behaviour is to act.
@@ -244,32 +256,62 @@ def load_method(
             built, or when the weights do not fit it.
         ArgumentError: the class or a setting of acting is refused.
     """
+    from qam_lightning.export.folder import is_exported, load_exported
+
     path = Path(path)
+    if is_exported(path):
+        return load_exported(path, method, behavior, **acting)
     if path.is_dir():
         path = checkpoint_path(path, "last")
     checkpoint = read_checkpoint(path)
     entry = checkpoint[ENTRY]
-    kind = _method_class(entry["method"], path) if method is None else method
+    built = build_method(entry["method"], entry["model"], path, method, behavior, acting)
+    check_weights(checkpoint["state_dict"], built, path)
+    built.load_state_dict(checkpoint["state_dict"], strict=True)
+    return built.eval(), {**entry, **checkpoint["counters"]}
+
+
+def build_method(
+    name: str,
+    settings: Mapping[str, Any],
+    path: Path,
+    method: type[Method] | None = None,
+    behavior: bool = False,
+    acting: Mapping[str, Any] = MappingProxyType({}),
+) -> Method:
+    """Build the untrained method that a file names.
+
+    Args:
+        name: full name of its class.
+        settings: arguments of its constructor.
+        path: the file, for messages.
+        method: see `load_method`.
+        behavior: see `load_method`.
+        acting: see `load_method`.
+
+    Raises:
+        UserError: see `load_method`.
+        ArgumentError: see `load_method`.
+    """
+    kind = _method_class(name, path) if method is None else method
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         if method is not None:
             raise ArgumentError("load_policy", "method", f"is {method}, expected a class of Method")
-        raise UserError(f"{path}: {entry['method']} is not a method")
+        raise UserError(f"{path}: {name} is not a method")
     known = {field.name for field in dataclasses.fields(kind)}
     own = {name: value for name, value in acting.items() if name in known}
     try:
-        built = kind(**{**entry["model"], **own})
-        for name, value in acting.items():
-            built.check_acting(name, value, behavior)
+        built = kind(**{**settings, **own})
+        for key, value in acting.items():
+            built.check_acting(key, value, behavior)
     except ArgumentError as error:
         if error.name in acting:
             raise
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # whatever a class makes of arguments that are not its own
         reason = shown(" ".join(str(error).split()) or type(error).__name__)
-        raise UserError(f"{path}: cannot build {entry['method']}: {reason}") from error
-    check_weights(checkpoint["state_dict"], built, path)
-    built.load_state_dict(checkpoint["state_dict"], strict=True)
-    return built.eval(), {**entry, **checkpoint["counters"]}
+        raise UserError(f"{path}: cannot build {shown(name)}: {reason}") from error
+    return built
 
 
 def check_env(env: str, where: object) -> None:

@@ -1,6 +1,6 @@
 """A trained policy for environments of your own: observation in, action out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Policy:
             it; the actions may differ in the last bits.
         temperature: standard deviation of the noise that the flow starts from, at least 0; None
             is 1, as trained.
+        run: the folder of its run, for `export`.
 
     Raises:
         ArgumentError: the seed is negative, nothing can be compiled here, or the method has no
@@ -48,7 +49,10 @@ class Policy:
         seed: int = 0,
         compile: bool = False,
         temperature: float | None = None,
+        run: Path | None = None,
     ) -> None:
+        self.run = run
+        """The folder of the run that it was loaded from; None if it was not."""
         self.method = method
         """The method; its networks are ordinary modules."""
         self.metadata = dict(metadata)
@@ -134,6 +138,28 @@ class Policy:
             check_env(named["env"], "Policy")
         return make_env(**named)
 
+    def export(
+        self, output: str | Path, formats: Sequence[str] = ("onnx",), episodes: int = 10
+    ) -> None:
+        """Write the policy as a folder that needs no PyTorch, see `qam_lightning.runtime`.
+
+        Args:
+            output: the folder, which must not exist.
+            formats: graphs to write besides the weights: ``"onnx"``, ``"pt2"``.
+            episodes: episodes in which the folder's success is compared with the policy's.
+
+        Raises:
+            UserError: the policy cannot be exported, a package is missing, or the export acts in
+                another way.
+            ArgumentError: the folder exists, or the policy has a temperature of its own.
+        """
+        from qam_lightning.export.write import export
+
+        problem = "is set, and an export acts at temperature 1; load the policy without it"
+        if self._temperature not in (None, 1.0):
+            raise ArgumentError("export", "temperature", problem)
+        export(self.method, self.metadata, Path(output).expanduser(), self.run, formats, episodes)
+
 
 def load_policy(
     run_or_checkpoint: str | Path,
@@ -152,7 +178,8 @@ def load_policy(
     its class.
 
     Args:
-        run_or_checkpoint: a run folder, whose ``last.ckpt`` is taken, or a checkpoint file.
+        run_or_checkpoint: a run folder, whose ``last.ckpt`` is taken; a checkpoint file; or an
+            exported folder.
         best_of_n: act with the best of N candidates by the critic, at least 1; as trained by
             default.
         device: where the networks compute, for example ``"cuda"``.
@@ -168,7 +195,7 @@ def load_policy(
         ArgumentError: an argument is out of range, the method's policy does not have it, there is
             no such device here, or nothing can be compiled here.
     """
-    from qam_lightning.checkpoints import load_method
+    from qam_lightning.checkpoints import load_method, run_of
 
     path = Path(run_or_checkpoint).expanduser()
     wanted = {"best_of_n": best_of_n, "flow_steps": flow_steps, "vartheta": vartheta}
@@ -181,4 +208,4 @@ def load_policy(
         reason = str(error).split("\n")[0]
         problem = f"is {device}, expected a device such as cpu or cuda: {reason}"
         raise ArgumentError("load_policy", "device", problem) from error
-    return Policy(loaded, metadata, seed, compile, temperature)
+    return Policy(loaded, metadata, seed, compile, temperature, run_of(path))

@@ -13,11 +13,12 @@ LAYERS = (
     {"cli", "studies", "__main__"},
     {"laboratory", "reports"},
     {"callbacks", "loggers"},
-    {"online", "policy", "checkpoints", "run_folder"},
+    {"online", "policy", "export", "checkpoints", "run_folder"},
     {"methods", "evaluation"},
     {"envs", "data"},
     {"nets"},
     {"core"},
+    {"runtime"},
     {"util"},
 )
 """From top to bottom: a package uses its own layer and those below."""
@@ -33,6 +34,7 @@ ONLY = {
     "nets": {"torch"},
     "online": {"numpy", "torch"},
     "methods": {"torch", "lightning"},
+    "runtime": {"numpy", "onnxruntime"},
 }
 """What these packages may import from outside, besides the standard library."""
 

@@ -11,6 +11,7 @@ from qam_lightning.util.errors import ArgumentError, UserError, shown
 COMMANDS = {
     "fit": "train a method on a domain",
     "eval": "roll out a trained policy and report its success rate",
+    "export": "write a trained policy as a folder that needs no PyTorch, or verify one",
     "generate": "collect a dataset with OGBench's scripted oracles",
     "data": "info: what a dataset holds, and a picture of it; verify: check its store",
     "study": "many runs from one file: run, status, report, list",

@@ -464,7 +464,7 @@ class Method(Configurable):
             s: (n, O).
             noise: what `acting_noise` draws; the N candidates of a state lie next to each other.
         """
-        n, count = len(s), self.best_of_n
+        n, count = s.shape[0], self.best_of_n  # `len` would fix the batch in a graph
         s = self.obs_norm(s).repeat_interleave(count, 0)
         candidates = self.policy(s, noise)
         best = candidates

@@ -104,13 +104,13 @@ class TimeConditionedCritic(CriticEnsemble):
         """Return the values (K, B) of s (B, O), a (B, D), and u, (B, 1) or (); 1 if left out."""
         s, a, *time = inputs
         u = time[0] if time else s.new_ones(())
-        return super().forward(s, a, u.expand(len(s), 1))
+        return super().forward(s, a, u.expand(s.shape[0], 1))
 
     def at(self, s: Tensor) -> Callable[..., Tensor]:
         """Return the values (K, B) at s (B, O) as a function of a and u, with u as in `forward`."""
         values = super().at(s)
         clean = s.new_ones(())
-        return lambda a, u=clean: values(a, u.expand(len(a), 1))
+        return lambda a, u=clean: values(a, u.expand(a.shape[0], 1))
 
 
 class ValueNetwork(nn.Module):

@@ -1,0 +1,188 @@
+"""Writing a trained policy as a folder: weights, graph, description and model card."""
+
+import contextlib
+import copy
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+
+from qam_lightning.checkpoints import check_env
+from qam_lightning.envs.make import make_env
+from qam_lightning.export.card import draw_curve, model_card, score_of
+from qam_lightning.export.check import Checked, check
+from qam_lightning.export.folder import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    ONNX,
+    PROGRAM,
+    WEIGHTS,
+    Config,
+    Noise,
+    Spaces,
+    check_files,
+    extra,
+    load_exported,
+    plain,
+    read_config,
+    sha256,
+)
+from qam_lightning.export.graph import Acting, Graph, trace
+from qam_lightning.methods.base import Method
+from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.files import sync, writing
+from qam_lightning.util.provenance import versions
+
+FORMATS = ("onnx", "pt2")
+INPUTS, OUTPUT = ("observation", "noise"), "chunk"
+EPISODES = 10
+
+
+def export(
+    method: Method,
+    metadata: Mapping[str, Any],
+    output: Path,
+    run: Path | None = None,
+    formats: Sequence[str] = ("onnx",),
+    episodes: int = EPISODES,
+) -> Checked | None:
+    """Write a policy as a folder that appears when it is whole and checked.
+
+    Args:
+        method: the policy, in evaluation mode.
+        metadata: what `qam_lightning.checkpoints.load_method` says of it.
+        output: the folder, which must not exist.
+        run: the run's folder; scores and the learning curve are read from it, where it has them.
+        formats: graphs to write, of `FORMATS`.
+        episodes: episodes that are compared with the policy's, see `check`.
+
+    Returns:
+        What the check found; None without ``onnx`` among the formats.
+
+    Raises:
+        UserError: the policy cannot be exported, a package is missing, or the export acts in
+            another way.
+        ArgumentError: ``output`` exists or a format is unknown.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise ArgumentError("export", "formats", f"is {shown(name)}, expected of {known}")
+    if output.exists() or output.is_symlink():
+        problem = f"is {shown(output)}, which exists; name another folder"
+        raise ArgumentError("export", "output", problem)
+    for package in ("safetensors", *(["onnx", "onnxruntime"] if "onnx" in formats else [])):
+        extra(package)
+    method = copy.deepcopy(method).cpu().float().eval()
+    environment = dict(metadata["environment"])
+    if environment:
+        check_env(environment["env"], "export")
+    with _appearing(output) as folder:
+        try:
+            acting = Acting(method)
+            graph = trace(acting)
+            _write_graphs(folder, acting, graph, formats)
+        except UserError as error:
+            raise UserError(f"{type(method).__name__} cannot be exported: {error}") from error
+        _write_weights(folder, method, graph.weights)
+        score = score_of(run, metadata, method) if run else None
+        curve = draw_curve(folder, run, type(method).__name__, environment) if run else None
+        config = Config(
+            format=FORMAT,
+            method=f"{type(method).__module__}.{type(method).__qualname__}",
+            settings=plain(dict(method.hparams)),
+            spaces=Spaces(**method.spaces._asdict()),
+            noise=Noise(candidates=method.best_of_n, draws=acting.draws),
+            environment=environment,
+            control_period=control_period(environment),
+            training={
+                **{key: metadata[key] for key in ("gradient_step", "env_step", "phase")},
+                "hardware": metadata.get("hardware", ""),
+            },
+            score=score,
+            versions=dict(metadata["versions"]),
+            exported_with=versions(),
+            files={path.name: sha256(path) for path in sorted(folder.iterdir())},
+        )
+        (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
+        checked = check(folder, method, environment, episodes) if "onnx" in formats else None
+        (folder / CARD).write_text(model_card(config, checked, curve is not None))
+    return checked
+
+
+def verify(folder: Path, episodes: int = EPISODES, method: type[Method] | None = None) -> Checked:
+    """Check a folder's files against its description, and its graph against its weights.
+
+    Raises:
+        UserError: something differs, or the folder has no ONNX graph.
+    """
+    config = read_config(folder)
+    check_files(folder, config)
+    if ONNX not in config.files:
+        raise UserError(f"{folder}: holds no {ONNX}, which is what is verified; export it anew")
+    built, metadata = load_exported(folder, method)
+    if config.environment and episodes:
+        check_env(str(config.environment["env"]), folder)
+    return check(folder, built, metadata["environment"], episodes)
+
+
+def control_period(environment: Mapping[str, Any]) -> float | None:
+    """Return the seconds between two actions; None if the environment does not say."""
+    if not environment:
+        return None
+    env: gymnasium.Env = make_env(environment["env"], environment["task"])
+    try:
+        inner = env.unwrapped
+        for name in ("control_timestep", "dt"):  # OGBench's manipulation, gymnasium's mujoco
+            found = getattr(inner, name, None)
+            found = found() if callable(found) else found
+            if isinstance(found, int | float) and found > 0:
+                return float(found)
+        return None
+    finally:
+        env.close()
+
+
+def _write_graphs(folder: Path, acting: Acting, graph: Graph, formats: Sequence[str]) -> None:
+    if "onnx" in formats:
+        from qam_lightning.export.onnx_graph import onnx_model
+
+        model = onnx_model(graph.module, INPUTS, OUTPUT)
+        (folder / ONNX).write_bytes(model.SerializeToString())
+    if "pt2" in formats:
+        batch = torch.export.Dim("B")
+        inputs = tuple(torch.zeros(2, *shape) for shape in acting.shapes)
+        module = copy.deepcopy(graph.module).requires_grad_(False)  # it shares the weights
+        program = torch.export.export(
+            module, inputs, dynamic_shapes=({0: batch}, {0: batch}), strict=False
+        )
+        torch.export.save(program, folder / PROGRAM)
+
+
+def _write_weights(folder: Path, method: Method, names: Sequence[str]) -> None:
+    held = method.state_dict()
+    weights = {name: held[name].contiguous() for name in names}
+    extra("safetensors.torch").save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # it would be for its owner alone
+
+
+@contextlib.contextmanager
+def _appearing(output: Path) -> Iterator[Path]:
+    """Yield a folder beside ``output`` that becomes it if the block succeeds, and goes if not."""
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        temporary.chmod(0o755)
+    try:
+        yield temporary
+        with writing(output):
+            for path in temporary.iterdir():
+                sync(path)
+            temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
