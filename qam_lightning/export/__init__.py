@@ -1,6 +1,6 @@
 """Trained policies as folders of their own: written, checked, described and read.
 
-``graph`` traces acting, ``onnx_graph`` translates the trace, ``folder`` says what is in a folder
-and reads it, ``write`` makes one, ``check`` compares it with the policy, ``card`` describes it, and
-``latency`` measures it.
+``graph`` traces acting for PyTorch's exporters, ``folder`` says what is in a folder and reads it,
+``write`` makes one, ``check`` compares it with the policy, ``card`` describes it, and ``latency``
+measures it.
 """

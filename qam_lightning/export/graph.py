@@ -1,16 +1,28 @@
-"""A policy as one function of an observation and normal numbers, and as a graph of operations."""
+"""A policy as a function of an observation and normal numbers, and as a graph of operations."""
 
+import contextlib
+import copy
+import io
+import logging
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from qam_lightning.evaluation.episode_policy import evaluating
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.noise import NoiseSource
 from qam_lightning.util.errors import UserError, shown
+
+INPUTS, OUTPUT = ("observation", "noise"), "chunk"
+OPSET = 18
+"""Of the operations in ONNX models."""
+
+_BATCHES = ({0: torch.export.Dim("B")},) * len(INPUTS)
 
 
 class Acting(nn.Module):
@@ -105,8 +117,8 @@ def trace(acting: Acting) -> Graph:
     except UserError:
         raise
     except Exception as error:  # whatever the tracer makes of code that is not its own
-        reason = shown(str(error).strip().partition("\n")[0] or type(error).__name__)
-        raise UserError(f"its acting is no graph of tensor operations: {reason}") from error
+        problem = "its acting is no graph of tensor operations"
+        raise UserError(f"{problem}: {_told(error)}") from error
     module.graph.eliminate_dead_code()
     module.recompile()
     tensors = {id(x): name for name, x in method.state_dict(keep_vars=True).items()}
@@ -114,8 +126,58 @@ def trace(acting: Acting) -> Graph:
     return Graph(module, list(dict.fromkeys(tensors[id(x)] for x in read if id(x) in tensors)))
 
 
+def _told(error: BaseException) -> str:
+    """Return the first line of an error's first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return shown(str(error).strip().partition("\n")[0] or type(error).__name__)
+
+
 def _distinct(method: Method) -> int:
     """Return a batch size that no other size equals: the tracer takes equal sizes for one."""
     sizes = {size for x in method.state_dict().values() for size in x.shape}
     sizes |= {method.best_of_n, method.flow_steps, *method.spaces, method.spaces.chunk_dim}
     return next(size for size in range(11, 10**9, 2) if size not in sizes)
+
+
+def program_of(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> ExportedProgram:
+    """Return the graph as ``torch.export`` has it, for any B.
+
+    Args:
+        graph: from `trace`.
+        shapes: of its inputs, without the batch, see `Acting.shapes`.
+    """
+    module = copy.deepcopy(graph.module).requires_grad_(False)  # it shares the weights
+    inputs = tuple(torch.zeros(2, *shape) for shape in shapes)
+    return torch.export.export(module, inputs, dynamic_shapes=_BATCHES, strict=False)
+
+
+def onnx_of(program: ExportedProgram) -> bytes:
+    """Return a program in single precision as an ONNX model: ``observation, noise -> chunk``.
+
+    Raises:
+        UserError: PyTorch's exporter cannot translate one of its operations.
+    """
+    from torch.onnx.errors import OnnxExporterError
+
+    spoken = logging.getLogger("torch.onnx")
+    level = spoken.level
+    spoken.setLevel(logging.ERROR)  # it tells of packages that are not there
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                program,
+                input_names=INPUTS,
+                output_names=[OUTPUT],
+                dynamic_shapes=_BATCHES,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except OnnxExporterError as error:
+        raise UserError(f"PyTorch's ONNX exporter: {_told(error)}") from error
+    finally:
+        spoken.setLevel(level)
+    assert exported is not None
+    return exported.model_proto.SerializeToString()

@@ -32,14 +32,13 @@ from qam_lightning.export.folder import (
     read_config,
     sha256,
 )
-from qam_lightning.export.graph import Acting, Graph, trace
+from qam_lightning.export.graph import Acting, Graph, onnx_of, program_of, trace
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import ArgumentError, UserError, shown
 from qam_lightning.util.files import sync, writing
 from qam_lightning.util.provenance import versions
 
 FORMATS = ("onnx", "pt2")
-INPUTS, OUTPUT = ("observation", "noise"), "chunk"
 EPISODES = 10
 
 
@@ -76,7 +75,7 @@ def export(
     if output.exists() or output.is_symlink():
         problem = f"is {shown(output)}, which exists; name another folder"
         raise ArgumentError("export", "output", problem)
-    for package in ("safetensors", *(["onnx", "onnxruntime"] if "onnx" in formats else [])):
+    for package in ("safetensors", *(["onnxscript", "onnxruntime"] if "onnx" in formats else [])):
         extra(package)
     method = copy.deepcopy(method).cpu().float().eval()
     environment = dict(metadata["environment"])
@@ -149,19 +148,12 @@ def control_period(environment: Mapping[str, Any]) -> float | None:
 
 
 def _write_graphs(folder: Path, acting: Acting, graph: Graph, formats: Sequence[str]) -> None:
-    if "onnx" in formats:
-        from qam_lightning.export.onnx_graph import onnx_model
-
-        model = onnx_model(graph.module, INPUTS, OUTPUT)
-        (folder / ONNX).write_bytes(model.SerializeToString())
+    if formats:
+        program = program_of(graph, acting.shapes)
     if "pt2" in formats:
-        batch = torch.export.Dim("B")
-        inputs = tuple(torch.zeros(2, *shape) for shape in acting.shapes)
-        module = copy.deepcopy(graph.module).requires_grad_(False)  # it shares the weights
-        program = torch.export.export(
-            module, inputs, dynamic_shapes=({0: batch}, {0: batch}), strict=False
-        )
         torch.export.save(program, folder / PROGRAM)
+    if "onnx" in formats:
+        (folder / ONNX).write_bytes(onnx_of(program))
 
 
 def _write_weights(folder: Path, method: Method, names: Sequence[str]) -> None:

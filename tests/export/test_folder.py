@@ -319,12 +319,12 @@ def test_arguments_of_the_runtime(exported: Path, tmp_path: Path) -> None:
 
 
 def test_what_the_folder_lacks_cannot_act(run: Path, tmp_path: Path) -> None:
-    load_policy(run).export(tmp_path / "export", episodes=0)
+    load_policy(run).export(tmp_path / "export", formats=())
     with pytest.raises(UserError, match=r"lacks critic\..+, which best_of_n reads"):
         load_policy(tmp_path / "export", best_of_n=2)
 
 
-@pytest.mark.parametrize("package", ["safetensors", "onnx", "onnxruntime"])
+@pytest.mark.parametrize("package", ["safetensors", "onnxscript", "onnxruntime"])
 def test_without_the_extra_one_line_says_what_to_install(
     package: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
