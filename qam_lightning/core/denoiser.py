@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qam_lightning.core.adjoint import VJP
 from qam_lightning.core.flow import Field, TimeGrid
-from qam_lightning.core.memoryless import Path, control_cost
+from qam_lightning.core.memoryless import Path
 
 
 class Step(NamedTuple):
@@ -31,8 +31,8 @@ class Step(NamedTuple):
         toward: u_{i+1} - u_i q_i r_i = u_{i+1} (1 - q_i²).
         bend: what a change of D during the step adds, per unit of u.
         noise: (1 - u_{i+1}) sqrt(1 - q_i²).
-        sigma: σ_i, twice the noise by the effect of the control, times sqrt(u_{i+1} - u_i). It
-            tends to the σ of Eq. 7. In the last step, which has no noise, it is Eq. 7's.
+        sigma: σ_i, such that 2 ‖f_θ‖² / (T σ_i²) is the divergence KL that a control f_θ adds, as
+            for the paper's σ_i. In the last step, which has no noise, it is Eq. 7's σ.
     """
 
     u: float
@@ -54,11 +54,11 @@ class Step(NamedTuple):
         toward = ahead * (1.0 - q * q)
         noise = left * math.sqrt(1.0 - q * q)
         if left == 0.0:
-            bend, sigma = 0.0, math.sqrt(2.0 * rest / u) if u > 0.0 else math.inf
+            bend, sigma = 0.0, math.sqrt(2.0 * rest / (u * h * grid.steps))
         else:
             passed = 1.0 / left - 1.0 / rest + 2.0 * math.log(ratio) + h  # ∫ u² / (1 - u)² du
             bend = left**2 / ahead * (h * (ahead / left) ** 2 - passed)
-            sigma = 2.0 * math.sqrt(h) * noise / (toward * rest)
+            sigma = 2.0 * noise / (toward * rest * math.sqrt(grid.steps))
         return cls(u, rest, ratio, q * ratio, toward, bend, noise, sigma)
 
 
@@ -124,17 +124,3 @@ class Denoiser(NamedTuple):
             # The control whose minimiser is -(1 - u) w, as -σ² g / 2.
             adjoints.append(2.0 * step.rest / step.sigma**2 * w)
         return torch.stack(adjoints[::-1])
-
-    def control_cost(self, control: Tensor, path: Path) -> Tensor:
-        """Return T Σ_{i<T-1} h_i 2 ‖f_θ(a_i, u_i)‖² / σ_i² per sample, (B,), h_i the steps' widths.
-
-        It is T times the divergence KL of the path from that of the behaviour, as for the paper's
-        scheme; there the widths are 1 / T.
-
-        Args:
-            control: (T - 1, B, D), the residual velocity at a_0..a_{T-2}.
-            path: from `simulate`.
-        """
-        count = self.grid.steps
-        scale = [path.sigma.new_full((), self.grid.width(i) * count) for i in range(count)]
-        return control_cost(control, path.sigma / torch.stack(scale).sqrt())

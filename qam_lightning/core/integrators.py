@@ -7,7 +7,7 @@ from torch import Tensor
 from qam_lightning.core.adjoint import VJP, lean_adjoint
 from qam_lightning.core.denoiser import Denoiser
 from qam_lightning.core.flow import Field, TimeGrid
-from qam_lightning.core.memoryless import Path, control_cost, simulate
+from qam_lightning.core.memoryless import Path, simulate
 
 Integrator = Literal["shifted_euler", "denoiser"]
 
@@ -15,7 +15,7 @@ Integrator = Literal["shifted_euler", "denoiser"]
 class Scheme(Protocol):
     """A discretisation.
 
-    With the σ_i of its path, `adjoint_matching_loss` holds for each.
+    `adjoint_matching_loss` and `control_cost` hold for each, with the σ_i of its path.
     """
 
     def simulate(self, v: Field, last: Field, x_0: Tensor, z: Tensor) -> Path:
@@ -30,13 +30,6 @@ class Scheme(Protocol):
 
         ``behavior_vjp`` is the product with the behaviour's Jacobian at the path's states and its
         ``jacobian_times``.
-        """
-        ...
-
-    def control_cost(self, control: Tensor, path: Path) -> Tensor:
-        """Return T times the path's divergence KL from the behaviour's, per sample, (B,).
-
-        ``control`` is v - f_β at a_0..a_{T-2}, (T - 1, B, D).
         """
         ...
 
@@ -57,10 +50,6 @@ class ShiftedEuler(NamedTuple):
     def lean_adjoint(self, behavior_vjp: VJP, terminal: Tensor) -> Tensor:
         """Return :func:`qam_lightning.core.adjoint.lean_adjoint`."""
         return lean_adjoint(behavior_vjp, terminal, self.grid.steps)
-
-    def control_cost(self, control: Tensor, path: Path) -> Tensor:
-        """Return :func:`qam_lightning.core.memoryless.control_cost`."""
-        return control_cost(control, path.sigma)
 
 
 def scheme(integrator: Integrator, grid: TimeGrid) -> Scheme:

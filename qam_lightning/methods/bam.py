@@ -21,6 +21,7 @@ Differences from the paper's text
 
 from qam_lightning.core.critic import pessimistic
 from qam_lightning.core.flow import Recorded
+from qam_lightning.core.memoryless import control_cost
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Metrics
 from qam_lightning.methods.qam import QAM, QAMNoise
@@ -42,7 +43,7 @@ class BAM(QAM):
         fine_tuned = Recorded(self.fine_tuned.at(s))
         path = self.sample_path(s, noise, fine_tuned)
         value = pessimistic(frozen(self.critic)(s, path.end), self.rho)
-        cost = self.scheme.control_cost(self.control(s, path, fine_tuned.values), path)
+        cost = control_cost(self.control(s, path, fine_tuned.values), path.sigma)
         losses = {
             "actor/flow_loss": self.cloning_loss(batch, noise.cloning),
             "actor/control_cost": cost.mean(),
