@@ -13,7 +13,8 @@ Trained by what
 Differences from the paper's text
     f_β in the SDE and the adjoint is its EMA; ODE sampling uses the online networks.
     σ and 1/u are shifted by the step h and the SDE's last step is a plain Euler step of f_β,
-    which keeps Eq. 24 finite at u = 0 and free of noise at u = 1.
+    which keeps Eq. 24 finite at u = 0 and free of noise at u = 1. That is the integrator
+    shifted_euler, the default; denoiser is another discretisation of the same process.
     The adjoint starts at the gradient of Q(s, clip a): it vanishes outside the action box.
     Gradients are clipped by joint norm, as the published scores were made; the text says
     element-wise, which is ``grad_clip_mode: value``.

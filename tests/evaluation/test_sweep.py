@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import imageio.v3 as iio
 import lightning.pytorch as pl
@@ -18,6 +18,7 @@ from qam_lightning import load_policy
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.cli import evaluate as command
 from qam_lightning.cli import sweep as sweeping
+from qam_lightning.core.flow import Sampler
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.envs.rollout import Episode
@@ -308,6 +309,10 @@ def test_the_guidance_of_cgql(tmp_path: Path) -> None:
     cloned = EpisodePolicy(method, 0, behavior=True)(state[None], [0])[0]
     np.testing.assert_allclose(unguided, cloned, atol=1e-6)
     assert not np.allclose(guided, cloned)
+
+
+def test_the_command_line_knows_all_samplers() -> None:
+    assert get_args(Sampler) == command.SAMPLERS
 
 
 def test_samplers_are_swept_by_name(fresh: Path, rolled_out: list[Any]) -> None:
