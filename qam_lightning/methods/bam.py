@@ -36,6 +36,8 @@ class BAM(QAM):
     flow_steps: int = setting(default=10, at_least=2)
     """T, integration steps of the flow."""
 
+    controls_last_step = False  # without noise, its control would have no cost
+
     def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
         s = batch.observations
         fine_tuned = Recorded(self.fine_tuned.at(s))

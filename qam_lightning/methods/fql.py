@@ -19,9 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qam_lightning.core.flow import flow_matching_loss, sample_action
+from qam_lightning.core.flow import flow_matching_loss
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.flow import FlowMethod
 from qam_lightning.methods.losses import one_step_losses
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
@@ -40,7 +41,7 @@ class FQLNoise(NamedTuple):
     z: Tensor
 
 
-class FQL(Method):
+class FQL(FlowMethod):
     """A cloned flow and the one-step policy that acts."""
 
     alpha: float = setting(at_least=0)
@@ -61,7 +62,7 @@ class FQL(Method):
         s, x_0, u = batch.observations, *noise.cloning
         field = self.behavior.at(s)
         with torch.no_grad():
-            teacher = sample_action(field, noise.z, self.flow_steps)
+            teacher = self.sample(field, noise.z)
         losses = {
             "actor/flow_loss": flow_matching_loss(field, x_0, batch.actions, u, batch.valid),
             **one_step_losses(self.one_step, self.critic, s, noise.z, teacher, self.alpha),
@@ -72,4 +73,4 @@ class FQL(Method):
         return self.one_step(s, noise.z).clamp(-1.0, 1.0)
 
     def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
-        return sample_action(self.behavior.at(s), noise.z, self.flow_steps)
+        return self.sample(self.behavior.at(s), noise.z)

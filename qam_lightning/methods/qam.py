@@ -13,7 +13,8 @@ Trained by what
 Differences from the paper's text
     f_β in the SDE and the adjoint is its EMA; ODE sampling uses the online networks.
     σ and 1/u are shifted by the step h and the SDE's last step is a plain Euler step of f_β,
-    which keeps Eq. 24 finite at u = 0 and free of noise at u = 1.
+    which keeps Eq. 24 finite at u = 0 and free of noise at u = 1. That is the integrator
+    shifted_euler, the default; denoiser is another discretisation of the same process.
     The adjoint starts at the gradient of Q(s, clip a): it vanishes outside the action box.
     Gradients are clipped by joint norm, as the published scores were made; the text says
     element-wise, which is ``grad_clip_mode: value``.
@@ -28,14 +29,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qam_lightning.core.adjoint import action_gradient, adjoint_matching_loss, lean_adjoint
-from qam_lightning.core.flow import Field, Recorded, flow_matching_loss, sample_action
-from qam_lightning.core.memoryless import Path, simulate
+from qam_lightning.core.adjoint import action_gradient, adjoint_matching_loss
+from qam_lightning.core.flow import Field, Recorded, TimeGrid, flow_matching_loss
+from qam_lightning.core.integrators import Integrator, Scheme, scheme
+from qam_lightning.core.memoryless import Path
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.flow import FlowMethod
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.frozen import ema_copy
+from qam_lightning.util.errors import require
 
 
 class QAMNoise(NamedTuple):
@@ -52,7 +56,7 @@ class QAMNoise(NamedTuple):
     path_z: Tensor
 
 
-class QAM(Method):
+class QAM(FlowMethod):
     """Critic, behaviour flow f_β and a fine-tuned flow f_θ trained by adjoint matching.
 
     One update is Algorithm 1: `actor_losses` has its steps 1 to 5; step 6, TD (Eq. 26), is
@@ -65,8 +69,17 @@ class QAM(Method):
     """Whether f_θ is a residual on f_β (the paper's choice) or the full velocity v."""
     grad_clip: float = setting(default=1.0, at_least=0)
     """Bound on the gradient; 0 switches clipping off."""
+    integrator: Integrator = "shifted_euler"
+    """How the SDE and the adjoint are discretised: "shifted_euler" is the paper's; "denoiser" is
+    of second order on the path and close to the tilt at few steps (not in the paper)."""
 
-    acting_settings = FLOW_ACTING
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        shifted, owner = self.integrator == "shifted_euler", type(self)
+        expected = "1 with integrator shifted_euler, whose grid is uniform"
+        require(not shifted or self.grid_power == 1, owner, "grid_power", self.grid_power, expected)
+        expected = "at least 2 with integrator denoiser"
+        require(shifted or self.flow_steps > 1, owner, "flow_steps", self.flow_steps, expected)
 
     def build(self) -> None:
         super().build()
@@ -82,19 +95,20 @@ class QAM(Method):
         )
 
     def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
-        s, steps = batch.observations, self.flow_steps
+        s = batch.observations
         fine_tuned = Recorded(self.fine_tuned.at(s))
         with torch.no_grad():
             # 1. Sample a path of the memoryless SDE (Eq. 24).
             path = self.sample_path(s, noise, fine_tuned)
-            fine_tuned(path.states[-1], path.times[-1])  # enters the loss, but not the last step
+            if not self.controls_last_step:  # f_θ is learned there all the same
+                fine_tuned(path.states[-1], path.times[-1])
             # 2. Differentiate the critic where the path ends (Eq. 22).
             dq_da = action_gradient(
                 lambda a: self.critic_ema(s, a.clamp(-1.0, 1.0)).mean(0), path.end
             )
             # 3. Run the lean adjoint backwards along the behaviour flow (Eq. 25).
-            vjp = self.behavior_ema.linearize(s, path.states, path.times + 1.0 / steps)
-            adjoints = lean_adjoint(vjp, -self.tau * dq_da, steps)
+            vjp = self.behavior_ema.linearize(s, path.states, path.jacobian_times)
+            adjoints = self.scheme.lean_adjoint(vjp, -self.tau * dq_da)
         # 4. Regress the fine-tuned flow on the adjoint (Eq. 21).
         control = self.control(s, path, fine_tuned.values)
         # 5. Clone the behaviour (Eq. 17).
@@ -113,13 +127,13 @@ class QAM(Method):
         return self.flow_action(s, noise.z)
 
     def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
-        return sample_action(self.behavior.at(s), noise.z, self.flow_steps)
+        return self.sample(self.behavior.at(s), noise.z)
 
     @torch.no_grad()
     def flow_action(self, s: Tensor, z: Tensor) -> Tensor:
         """Return clip(ODE(f_β + f_θ; s, z)) with the online networks, (B, D)."""
         velocity = self.velocity(self.behavior.at(s), self.fine_tuned.at(s))
-        return sample_action(velocity, z, self.flow_steps)
+        return self.sample(velocity, z)
 
     def sample_path(self, s: Tensor, noise: QAMNoise, fine_tuned: Field | None = None) -> Path:
         """Simulate the memoryless SDE of v with the EMA behaviour flow (Eq. 24).
@@ -131,7 +145,18 @@ class QAM(Method):
         """
         behavior = self.behavior_ema.at(s)
         velocity = self.velocity(behavior, fine_tuned or self.fine_tuned.at(s))
-        return simulate(velocity, behavior, noise.path_x_0, noise.path_z.transpose(0, 1))
+        last = velocity if self.controls_last_step else behavior
+        return self.scheme.simulate(velocity, last, noise.path_x_0, noise.path_z.transpose(0, 1))
+
+    @property
+    def scheme(self) -> Scheme:
+        """The discretisation of the SDE and the adjoint."""
+        return scheme(self.integrator, TimeGrid(self.flow_steps, self.grid_power))
+
+    @property
+    def controls_last_step(self) -> bool:
+        """Whether the SDE's last step, which has no noise, follows v; otherwise f_β alone."""
+        return self.integrator == "denoiser"
 
     def velocity(self, behavior: Field, fine_tuned: Field) -> Field:
         """Return the field v = f_β + f_θ; f_θ alone where it is no residual."""

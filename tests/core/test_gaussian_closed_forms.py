@@ -8,37 +8,18 @@ import torch
 from torch import Tensor
 
 from qam_lightning.core.adjoint import adjoint_matching_loss, autograd_vjp, lean_adjoint
-from qam_lightning.core.flow import Field, flow_matching_loss, flow_times, integrate, interpolate
+from qam_lightning.core.flow import Field, TimeGrid, flow_matching_loss, integrate, interpolate
 from qam_lightning.core.memoryless import Path, noise_scale, simulate
+from tests.core.gaussian import gaussian_field, moments
 
 MU, VARIANCE, SLOPE, TAU = 0.3, 0.25, 0.8, 1.5
 TILTED_MEAN = MU + TAU * VARIANCE * SLOPE
 
 
-def gaussian_field(mu: float, variance: float) -> Field:
-    """Return the exact velocity whose flow carries N(0, 1) to N(mu, variance)."""
-
-    def v(x: Tensor, u: Tensor) -> Tensor:
-        spread = u * u * variance + (1 - u) ** 2
-        return mu + (u * variance - (1 - u)) / spread * (x - u * mu)
-
-    return v
-
-
-def moments(end: Callable[[Tensor, Tensor], Tensor], steps: int) -> tuple[float, float]:
-    """Return exact mean and variance of ``end(x_0, z)`` where it is linear in the noise.
-
-    The response to no noise is the mean; that to each unit of noise alone adds to the variance.
-    """
-    unit = torch.cat([torch.zeros(1, steps), torch.eye(steps)]).double()
-    response = end(unit[:, :1], unit[:, 1:].T[..., None])[:, 0]
-    return response[0].item(), (response[1:] - response[0]).square().sum().item()
-
-
 def optimal_control(steps: int) -> tuple[Field, Tensor]:
     """Return f = -σ² g / 2 for the linear Q, whose adjoints do not depend on the path."""
     behavior = gaussian_field(MU, VARIANCE)
-    times = flow_times(steps, torch.zeros(1).double())
+    times = TimeGrid(steps).times(torch.zeros(1).double())
     states = torch.zeros(steps, 1, 1).double()
     vjp = autograd_vjp(behavior, states, times + 1 / steps)
     adjoints = lean_adjoint(vjp, torch.full((1, 1), -TAU * SLOPE).double(), steps)
@@ -101,7 +82,7 @@ def test_lean_adjoint_is_a_product_of_matrices() -> None:
     matrix = torch.randn(dim, dim, generator=g, dtype=torch.float64)
     terminal = torch.randn(3, dim, generator=g, dtype=torch.float64)
     states = torch.randn(steps, 3, dim, generator=g, dtype=torch.float64)
-    times = flow_times(steps, states)
+    times = TimeGrid(steps).times(states)
 
     def field(x: Tensor, u: Tensor) -> Tensor:
         return (1 + u) * (x @ matrix.T)

@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import imageio.v3 as iio
 import lightning.pytorch as pl
@@ -18,6 +18,7 @@ from qam_lightning import load_policy
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.cli import evaluate as command
 from qam_lightning.cli import sweep as sweeping
+from qam_lightning.core.flow import Sampler
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.envs.rollout import Episode
@@ -310,6 +311,24 @@ def test_the_guidance_of_cgql(tmp_path: Path) -> None:
     assert not np.allclose(guided, cloned)
 
 
+def test_the_command_line_knows_all_samplers() -> None:
+    assert get_args(Sampler) == command.SAMPLERS
+
+
+def test_samplers_are_swept_by_name(fresh: Path, rolled_out: list[Any]) -> None:
+    grid = ["--sampler", "euler", "etd2", "--flow_steps", "2", "4"]
+    assert command.main([*FAST, *grid, str(fresh)]) == 0
+    names = ("euler", "etd2")
+    expected = [{"flow_steps": t, "sampler": name} for t in (2, 4) for name in names]
+    assert rolled_out == expected
+    table = fresh / "eval" / f"sweep-{NAME}-flow_steps-sampler.csv"
+    assert [row["sampler"] for row in read(table)] == [*names, *names]
+    assert (fresh / "eval" / f"{NAME}-flow_steps4-sampleretd2.json").is_file()
+    assert iio.imread(table.with_suffix(".png")).shape[0] > 400
+    assert command.main([*FAST, *grid[:3], str(fresh)]) == 0  # only names along the axis
+    assert table.with_name(f"sweep-{NAME}-sampler.csv").with_suffix(".png").is_file()
+
+
 def test_settings_that_overflow_are_refused(
     fresh: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,11 +341,14 @@ def test_settings_that_overflow_are_refused(
 def test_load_policy_acts_as_the_sweep(fresh: Path) -> None:
     state = np.ones(2, np.float32)
 
-    def chunk(**acting: float) -> np.ndarray:
-        return load_policy(fresh, seed=3, **acting).sample_chunk(state)  # type: ignore[arg-type]
+    def chunk(**acting: Any) -> np.ndarray:
+        return load_policy(fresh, seed=3, **acting).sample_chunk(state)
 
     np.testing.assert_array_equal(chunk(), chunk(flow_steps=4, temperature=1.0))
     assert not np.allclose(chunk(), chunk(flow_steps=1))
+    assert not np.allclose(chunk(), chunk(sampler="etd2"))
+    with pytest.raises(ArgumentError, match="sampler is heun, expected one of euler, ab2, etd2"):
+        chunk(sampler="heun")
     still = [load_policy(fresh, seed=k, temperature=0.0).sample_chunk(state) for k in (1, 2)]
     np.testing.assert_array_equal(*still)
     for wrong in ({"temperature": -1.0}, {"temperature": np.inf}, {"vartheta": 1.0}):
@@ -347,7 +369,7 @@ def test_a_method_acts_by_the_settings_that_it_names(kind: type[Method], build: 
     spread(method)
     names = set(method.acting_settings)
     before = act(method)
-    assert names <= {"best_of_n", "flow_steps", "temperature", "vartheta"}
+    assert names <= {"best_of_n", "flow_steps", "sampler", "temperature", "vartheta"}
     if "temperature" in names:
         np.testing.assert_array_equal(act(method, temperature=1.0), before)
         assert not np.allclose(act(method, temperature=0.5), before)
@@ -362,6 +384,9 @@ def test_a_method_acts_by_the_settings_that_it_names(kind: type[Method], build: 
             setattr(method, name, trained + 1)
             assert np.allclose(act(method), before) == (name not in names), name
             setattr(method, name, trained)
+    if hasattr(method, "sampler"):
+        method.sampler = "etd2"
+        assert np.allclose(act(method), before) == ("sampler" not in names)
 
 
 def test_qam_fql_without_its_one_step_policy_follows_the_flow(build: Build) -> None:
