@@ -43,7 +43,7 @@ class BAM(QAM):
         value = pessimistic(frozen(self.critic)(s, path.end), self.rho)
         cost = control_cost(self.control(s, path, fine_tuned.values), path.sigma)
         losses = {
-            "actor/flow_loss": self.cloning_loss(batch, noise.cloning),
+            **self.behavior_losses(self.behavior.at(s), batch, noise.cloning),
             "actor/control_cost": cost.mean(),
             "actor/value_loss": -self.tau * value.mean(),
         }

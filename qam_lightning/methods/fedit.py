@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qam_lightning.core.flow import flow_matching_loss, sample_action
+from qam_lightning.core.flow import sample_action
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
 from qam_lightning.methods.losses import edit_losses
@@ -33,11 +33,11 @@ class FEditNoise(NamedTuple):
     """What FEdit's actor losses draw.
 
     Attributes:
-        cloning: x_0 and u of flow matching.
+        cloning: x_0 and u of flow matching; None where the behaviour flow is frozen.
         edited: the draws of the edited actions.
     """
 
-    cloning: CloningNoise
+    cloning: CloningNoise | None
     edited: EditNoise
 
 
@@ -60,17 +60,17 @@ class FEdit(Method):
         return EditNoise(z=draw.normal(self.dim), edit=draw.normal(self.dim))
 
     def actor_noise(self, draw: NoiseSource) -> FEditNoise:
-        cloning = self.cloning_noise(draw)
+        cloning = self.behavior_noise(draw)
         return FEditNoise(cloning, self.policy_noise(draw))
 
     def actor_losses(self, batch: Batch, noise: FEditNoise) -> tuple[Losses, Metrics]:
-        s, x_0, u = batch.observations, *noise.cloning
+        s = batch.observations
         field, coefficient = self.behavior.at(s), self.entropy_coefficient
         with torch.no_grad():
             action = sample_action(field, noise.edited.z, self.flow_steps)
         assert noise.edited.edit is not None
         losses = {
-            "actor/flow_loss": flow_matching_loss(field, x_0, batch.actions, u, batch.valid),
+            **self.behavior_losses(field, batch, noise.cloning),
             **edit_losses(self.edit, coefficient, self.critic, s, action, noise.edited.edit),
         }
         return losses, {"actor/entropy_coefficient": coefficient().detach()}

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from qam_lightning.core.adjoint import action_gradient, adjoint_matching_loss, lean_adjoint
-from qam_lightning.core.flow import Field, Recorded, flow_matching_loss, sample_action
+from qam_lightning.core.flow import Field, Recorded, sample_action
 from qam_lightning.core.memoryless import Path, simulate
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
@@ -42,12 +42,12 @@ class QAMNoise(NamedTuple):
     """What QAM's actor losses draw.
 
     Attributes:
-        cloning: x_0 and u of flow matching.
+        cloning: x_0 and u of flow matching; None where the behaviour flow is frozen.
         path_x_0: (B, D) standard normal, where the SDE starts.
         path_z: (B, T - 1, D) standard normal, the SDE's increments.
     """
 
-    cloning: CloningNoise
+    cloning: CloningNoise | None
     path_x_0: Tensor
     path_z: Tensor
 
@@ -76,7 +76,7 @@ class QAM(Method):
 
     def actor_noise(self, draw: NoiseSource) -> QAMNoise:
         return QAMNoise(
-            cloning=self.cloning_noise(draw),
+            cloning=self.behavior_noise(draw),
             path_x_0=draw.normal(self.dim),
             path_z=draw.normal(self.flow_steps - 1, self.dim),
         )
@@ -99,7 +99,7 @@ class QAM(Method):
         control = self.control(s, path, fine_tuned.values)
         # 5. Clone the behaviour (Eq. 17).
         losses = {
-            "actor/flow_loss": self.cloning_loss(batch, noise.cloning),
+            **self.behavior_losses(self.behavior.at(s), batch, noise.cloning),
             "actor/adjoint_loss": adjoint_matching_loss(control, adjoints, path.sigma),
         }
         metrics = {
@@ -151,8 +151,3 @@ class QAM(Method):
             return fine_tuned
         n = len(fine_tuned)
         return fine_tuned - self.behavior_ema.at(s)(path.states[:n], path.times[:n, None, None])
-
-    def cloning_loss(self, batch: Batch, noise: CloningNoise) -> Tensor:
-        """Return the flow matching loss of f_β on dataset chunks (Eq. 17)."""
-        field = self.behavior.at(batch.observations)
-        return flow_matching_loss(field, noise.x_0, batch.actions, noise.u, batch.valid)
