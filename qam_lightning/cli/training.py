@@ -179,11 +179,11 @@ class FitCLI(LightningCLI):
         """Load the clone that the run is to start from, if there is one.
 
         Raises:
-            UserError: it does not fit the method or the data.
+            UserError: it does not fit the method or the data; or there must be one.
         """
         if self.config.pretrained is not None:
             load_clone(self.model, self.config.pretrained)
-            self.model.check_clone(self.datamodule)
+        self.model.check_clone(self.datamodule)
 
     def fit(self) -> int:
         """Train; return the exit code.

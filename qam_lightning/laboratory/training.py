@@ -176,10 +176,11 @@ def build(recipe: Recipe, values: Values, problem: Problem, flow_steps: int, see
     torch.manual_seed(seed)
     spaces = Spaces(obs_dim=1, action_dim=problem.dim)
     method = recipe.kind(spaces, **{**SHARED, **recipe.fixed, **values, **own})
-    noisy = method.critic if isinstance(method.critic, TimeConditionedCritic) else None
-    exact = ExactCritic(problem.q, method.critic.members, noisy)
-    method.add_module("critic", exact)
-    method.add_module("critic_ema", ema_copy(exact))
+    if method.has_critic:
+        noisy = method.critic if isinstance(method.critic, TimeConditionedCritic) else None
+        exact = ExactCritic(problem.q, method.critic.members, noisy)
+        method.add_module("critic", exact)
+        method.add_module("critic_ema", ema_copy(exact))
     if method.clones_behavior:
         method.add_module("behavior", ExactFlow(problem.behavior))
         if "behavior_ema" in dict(method.named_children()):
@@ -190,6 +191,8 @@ def build(recipe: Recipe, values: Values, problem: Problem, flow_steps: int, see
 def fit(method: Method, problem: Problem, steps: int) -> None:
     """Minimise the actor's losses on fresh samples of the behaviour, with a decaying step size."""
     trained = [p for p in method.parameters() if p.requires_grad]
+    if not trained:
+        return  # its clone is all there is
     optimizer = torch.optim.Adam(trained, lr=method.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     targets = EmaTargets(method.target_rate)

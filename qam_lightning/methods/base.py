@@ -407,9 +407,6 @@ class Method(Configurable):
     def on_fit_start(self) -> None:
         """Check trainer and data, note the ranks, and take the dataset's statistics if wanted."""
         self._check_trainer()
-        if self.freeze_behavior and self.pretrained is None:
-            problem = "is True, but there is no clone to keep; name its run as pretrained"
-            raise ArgumentError(type(self), "freeze_behavior", problem)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, TrainingData):
             self._check_data(data)
@@ -426,11 +423,14 @@ class Method(Configurable):
             self.obs_norm.fit(*data.observation_statistics())
 
     def check_clone(self, data: object) -> None:
-        """Check that the pretrained clone is of these data, as far as both are known.
+        """Check that a run may begin: with a clone of these data, as far as both are known.
 
         Raises:
-            ArgumentError: it is of others.
+            ArgumentError: the clone is of others; or there is none to freeze.
         """
+        if self.freeze_behavior and self.pretrained is None:
+            problem = "is True, but there is no clone to keep; name its run as pretrained"
+            raise ArgumentError(type(self), "freeze_behavior", problem)
         if self.pretrained is None or self.gradient_step > 0:
             return
         theirs = self.pretrained.data
