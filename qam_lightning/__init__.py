@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from qam_lightning.methods.rebrac import ReBRAC
     from qam_lightning.methods.rlpd import RLPD
     from qam_lightning.methods.settings import setting
+    from qam_lightning.methods.trqam import TRQAM
     from qam_lightning.policy import Policy, load_policy
     from qam_lightning.pretrained import load_clone
     from qam_lightning.util.errors import UserError
@@ -82,6 +83,7 @@ _MODULES = {
     "methods.rebrac": ("ReBRAC",),
     "methods.rlpd": ("RLPD",),
     "methods.settings": ("setting",),
+    "methods.trqam": ("TRQAM",),
     "callbacks.checkpoints": ("Checkpoints",),
     "callbacks.evaluation": ("Evaluate",),
     "callbacks.metrics": ("MetricsLogger",),
@@ -126,6 +128,7 @@ __all__ = [
     "ReBRAC",
     "RLPD",
     "Spaces",
+    "TRQAM",
     "UserError",
     "action_gradient",
     "adjoint_matching_loss",

@@ -46,7 +46,8 @@ def load_clone(method: Method, run: str | Path) -> None:
     checkpoint = read_checkpoint(path)
     _check(checkpoint, method, path)
     flow = _part(checkpoint, "behavior")
-    parts = {"behavior": flow, "behavior_ema": _part(checkpoint, "behavior_ema") or flow}
+    parts = dict.fromkeys(method.cloned_flows, flow)
+    parts["behavior_ema"] = _part(checkpoint, "behavior_ema") or flow
     modules = dict(method.named_children())
     parts = {name: tensors for name, tensors in parts.items() if name in modules}
     parts["obs_norm"] = _part(checkpoint, "obs_norm")

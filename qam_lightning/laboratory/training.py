@@ -138,6 +138,7 @@ SCANS: dict[str, dict[str, tuple[float, ...]]] = {
     "qam_edit": {"edit_scale": (0.1, 0.3)},
     "qam_fql": {"alpha": (10.0, 100.0)},
     "qsm": {"eta": (0.3, 1.0, 3.0, 10.0)},
+    "trqam": {"budget": (0.3, 1.0, 3.0)},
     "rebrac": {"alpha": (1.0, 3.0, 10.0), "noise_scale": (0.1, 0.2, 0.3)},
 }
 """Values tried where a hyperparameter is no temperature. Those that have no effect on a policy
@@ -203,7 +204,7 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
     for _ in range(steps):
         batch = behavior_batch(problem, BATCH, generator)
         noise = method.actor_noise(NoiseSource(BATCH, generator))
-        losses, _ = method.actor_losses(batch, noise)
+        losses, metrics = method.actor_losses(batch, noise)
         loss = torch.stack(list(losses.values())).sum()
         if not loss.requires_grad:
             return  # it acts by Q and the behaviour's flow alone
@@ -212,6 +213,7 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
         if method.grad_clip > 0:
             nn.utils.clip_grad_norm_(trained, method.grad_clip)
         targets.move(followers, leaders)
+        method.adapt(metrics)
         optimizer.step()
         schedule.step()
 

@@ -16,7 +16,7 @@ methods differ from its text:
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
@@ -142,6 +142,10 @@ class Method(Configurable):
     """Whether the method learns values. One without trains its actor alone: the settings of critics
     have no effect, and there is no best of N."""
 
+    adapted: ClassVar[Mapping[str, str]] = {}
+    """Buffers that a training step sets, by name, each to the metric of this name: an actor step
+    ends with the value that its losses computed. They are part of the method's state."""
+
     acting_settings: ClassVar[tuple[str, ...]] = ("best_of_n",)
     """What may be changed in a trained policy: settings that acting reads and no network depends
     on, and ``temperature`` where ``noise.z`` is what a flow, or its one-step copy, starts from."""
@@ -255,6 +259,11 @@ class Method(Configurable):
     def clones_behavior(self) -> bool:
         """Whether `behavior_policy` is there; its flow is then named ``behavior``."""
         return type(self).behavior_policy is not Method.behavior_policy
+
+    @property
+    def cloned_flows(self) -> tuple[str, ...]:
+        """The flows that start from a pretrained clone, by name."""
+        return ("behavior",)
 
     def make_critic(self) -> CriticEnsemble:
         """Create the critics; ``critic(s, a)`` must give (K, B) values."""
@@ -491,6 +500,17 @@ class Method(Configurable):
         self.metrics |= metrics  # a delayed loss keeps its last value between its steps
         for callback in ours(self.trainer):
             callback.on_gradient_step(self.trainer, self)
+
+    @torch.no_grad()
+    def adapt(self, metrics: Metrics, buffers: Mapping[str, Tensor] | None = None) -> None:
+        """End an actor step: set what it adapts, in place.
+
+        Args:
+            metrics: of the step's losses.
+            buffers: the method's tensors by name, where others stand for its own.
+        """
+        for name, metric in self.adapted.items():
+            (self.get_buffer(name) if buffers is None else buffers[name]).copy_(metrics[metric])
 
     def is_actor_step(self, step: int) -> bool:
         """Whether gradient step number ``step`` (from 1) updates the actor and the targets."""

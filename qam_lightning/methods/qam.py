@@ -94,20 +94,33 @@ class QAM(Method):
             )
             # 3. Run the lean adjoint backwards along the behaviour flow (Eq. 25).
             vjp = self.behavior_ema.linearize(s, path.states, path.times + 1.0 / steps)
-            adjoints = lean_adjoint(vjp, -self.tau * dq_da, steps)
+            adjoints = lean_adjoint(vjp, -self.inverse_temperature * dq_da, steps)
         # 4. Regress the fine-tuned flow on the adjoint (Eq. 21).
         control = self.control(s, path, fine_tuned.values)
+        losses, metrics = self.regression(control, adjoints, path)
         # 5. Clone the behaviour (Eq. 17).
-        losses = {
-            **self.behavior_losses(self.behavior.at(s), batch, noise.cloning),
-            "actor/adjoint_loss": adjoint_matching_loss(control, adjoints, path.sigma),
-        }
-        metrics = {
+        losses |= self.behavior_losses(self.behavior.at(s), batch, noise.cloning)
+        metrics |= {
             "actor/adjoint_rms": adjoints.square().mean().sqrt(),
             "actor/control_rms": control.detach().square().mean().sqrt(),
             "actor/q_grad_rms": dq_da.square().mean().sqrt(),
         }
         return losses, metrics
+
+    @property
+    def inverse_temperature(self) -> float | Tensor:
+        """τ."""
+        return self.tau
+
+    def regression(self, control: Tensor, adjoints: Tensor, path: Path) -> tuple[Losses, Metrics]:
+        """Return the adjoint matching loss, and metrics of it.
+
+        Args:
+            control: (T, B, D), v - f_β at the path's states.
+            adjoints: (T, B, D), the lean adjoints.
+            path: from `sample_path`.
+        """
+        return {"actor/adjoint_loss": adjoint_matching_loss(control, adjoints, path.sigma)}, {}
 
     def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
         return self.flow_action(s, noise.z)
@@ -132,6 +145,11 @@ class QAM(Method):
         behavior = self.behavior_ema.at(s)
         velocity = self.velocity(behavior, fine_tuned or self.fine_tuned.at(s))
         return simulate(velocity, behavior, noise.path_x_0, noise.path_z.transpose(0, 1))
+
+    @property
+    def cloned_flows(self) -> tuple[str, ...]:
+        """Both, where f_θ is the full velocity: it starts at the behaviour's."""
+        return ("behavior",) if self.residual else ("behavior", "fine_tuned")
 
     def velocity(self, behavior: Field, fine_tuned: Field) -> Field:
         """Return the field v = f_β + f_θ; f_θ alone where it is no residual."""

@@ -286,7 +286,7 @@ def test_every_domain_resolves_to_the_papers_values(method: str, resolve: Resolv
             "best_of_n": 32 if method == "ifql" else 1,
         }
         model = vars(config.model.init_args)
-        elsewhere = {"spaces", "compile", "seed"}
+        elsewhere = {"spaces", "compile", "seed", "freeze_behavior"}
         assert {k: v for k, v in model.items() if k not in elsewhere} == expected, domain
         data = config.data
         assert (config.method, config.domain, data.env) == (method, domain, domain)
