@@ -341,7 +341,6 @@ def describe(
 ) -> dict[str, Any]:
     """Collect what is evaluated and how."""
     from qam_lightning.checkpoints import fingerprint
-    from qam_lightning.methods.base import FLOW_ACTING
     from qam_lightning.util.provenance import versions
 
     if not meta["environment"]:
@@ -349,7 +348,8 @@ def describe(
             f"{checkpoint}: names no environment; only what was trained on a ChunkDataModule can "
             "be evaluated here, load_policy acts anywhere"
         )
-    settings = FLOW_ACTING if options.policy == "behavior" else method.acting_settings
+    behavior = options.policy == "behavior"
+    settings = method.behavior_settings if behavior else method.acting_settings
     temperature = acting.get("temperature", 1.0)
     kept = ("method", "config_hash", "gradient_step", "env_step", "phase")
     return {

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qam_lightning.core.flow import Field, integrate
+from qam_lightning.core.flow import Field, Sampler, integrate
 
 LINEX_RANGE = 5.0
 """The exponent Δ beyond which the Linex loss is linear."""
@@ -24,9 +24,16 @@ def guided(v: Field, dq_da: Field, tau: float, vartheta: float) -> Field:
 
 
 def integrate_guided(
-    v: Field, dq_da: Field, x_0: Tensor, steps: int, tau: float, vartheta: float
+    v: Field,
+    dq_da: Field,
+    x_0: Tensor,
+    steps: int,
+    tau: float,
+    vartheta: float,
+    sampler: Sampler = "euler",
+    power: float = 1.0,
 ) -> Tensor:
-    """Return x_1 by Euler steps along the guided field from ``x_0`` (Eq. 62, unclipped).
+    """Return x_1 along the guided field from ``x_0`` (Eq. 62, unclipped).
 
     The first step, at u = 0 where guidance is singular, follows ``v`` alone.
 
@@ -37,9 +44,10 @@ def integrate_guided(
         steps: T >= 1.
         tau: inverse temperature τ >= 0.
         vartheta: strength ϑ >= 0 of the guidance.
+        sampler: see :func:`qam_lightning.core.flow.integrate`.
+        power: see :class:`qam_lightning.core.flow.TimeGrid`.
     """
-    x = integrate(v, x_0, steps, stop=1)
-    return integrate(guided(v, dq_da, tau, vartheta), x, steps, start=1)
+    return integrate(guided(v, dq_da, tau, vartheta), x_0, steps, sampler, power, first=v)
 
 
 def squared_error(predicted: Tensor, target: Tensor) -> Tensor:

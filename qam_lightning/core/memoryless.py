@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qam_lightning.core.flow import Field, flow_times
+from qam_lightning.core.flow import Field, TimeGrid
 
 
 def noise_scale(u: Tensor, h: float) -> Tensor:
@@ -25,12 +25,14 @@ class Path(NamedTuple):
         end: (B, D), the final point a_T.
         times: (T,), u_i = i / T.
         sigma: (T,), σ_i.
+        jacobian_times: (T,), where the lean adjoint takes the behaviour's Jacobian at a_i.
     """
 
     states: Tensor
     end: Tensor
     times: Tensor
     sigma: Tensor
+    jacobian_times: Tensor
 
 
 def simulate(v: Field, behavior: Field, x_0: Tensor, z: Tensor) -> Path:
@@ -47,7 +49,7 @@ def simulate(v: Field, behavior: Field, x_0: Tensor, z: Tensor) -> Path:
     """
     steps = len(z) + 1
     h = 1.0 / steps
-    times = flow_times(steps, x_0)
+    times = TimeGrid(steps).times(x_0)
     sigma = noise_scale(times, h)
     states = [x_0]
     for u, s, z_i in zip(times[:-1], sigma[:-1], z, strict=True):
@@ -55,7 +57,7 @@ def simulate(v: Field, behavior: Field, x_0: Tensor, z: Tensor) -> Path:
         drift = 2.0 * v(a, u) - a / (u + h)
         states.append(a + h * drift + (h**0.5 * s) * z_i)
     end = states[-1] + h * behavior(states[-1], times[-1])
-    return Path(torch.stack(states), end, times, sigma)
+    return Path(torch.stack(states), end, times, sigma, times + h)
 
 
 def control_cost(control: Tensor, sigma: Tensor) -> Tensor:

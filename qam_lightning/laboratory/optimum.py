@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qam_lightning.core.adjoint import action_gradient
 from qam_lightning.core.critic import advantage_weight
-from qam_lightning.core.flow import flow_times, integrate
+from qam_lightning.core.flow import TimeGrid, integrate
 from qam_lightning.core.memoryless import noise_scale
 from qam_lightning.laboratory.distances import wasserstein
 from qam_lightning.laboratory.problems import Mixture, Problem, grid
@@ -51,7 +51,7 @@ def residual(problem: Problem, steps: int) -> list[Tensor]:
     """
     problem = _double(problem)
     a, h, field = _axis(), 1.0 / steps, problem.behavior.velocity
-    times = flow_times(steps, a)
+    times = TimeGrid(steps).times(a)
     z, weight = (torch.from_numpy(x) for x in np.polynomial.hermite_e.hermegauss(NODES))
     weight = weight / weight.sum()
 

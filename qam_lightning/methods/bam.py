@@ -20,8 +20,6 @@ Differences from the paper's text
 """
 
 from qam_lightning.core.critic import pessimistic
-from qam_lightning.core.flow import Recorded
-from qam_lightning.core.memoryless import control_cost
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Metrics
 from qam_lightning.methods.qam import QAM, QAMNoise
@@ -36,12 +34,14 @@ class BAM(QAM):
     flow_steps: int = setting(default=10, at_least=2)
     """T, integration steps of the flow."""
 
+    controls_last_step = False  # without noise, its control would have no cost
+
     def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
         s = batch.observations
-        fine_tuned = Recorded(self.fine_tuned.at(s))
-        path = self.sample_path(s, noise, fine_tuned)
+        behavior, fine_tuned = self.recorded(s)
+        path = self.sample_path(s, noise, (behavior, fine_tuned))
         value = pessimistic(frozen(self.critic)(s, path.end), self.rho)
-        cost = control_cost(self.control(s, path, fine_tuned.values), path.sigma)
+        cost = self.scheme.control_cost(self.control(path, behavior, fine_tuned), path)
         losses = {
             **self.behavior_losses(self.behavior.at(s), batch, noise.cloning),
             "actor/control_cost": cost.mean(),

@@ -150,6 +150,9 @@ class Method(Configurable):
     """What may be changed in a trained policy: settings that acting reads and no network depends
     on, and ``temperature`` where ``noise.z`` is what a flow, or its one-step copy, starts from."""
 
+    behavior_settings: ClassVar[tuple[str, ...]] = FLOW_ACTING
+    """The same for the cloned behaviour."""
+
     def __post_init__(self) -> None:
         given: Any = self.spaces  # a dict where a checkpoint or a configuration file gives it
         self.spaces = Spaces(**given) if isinstance(given, dict) else Spaces(*given)
@@ -524,7 +527,7 @@ class Method(Configurable):
         Raises:
             ArgumentError: it has not.
         """
-        known = FLOW_ACTING if behavior else self.acting_settings
+        known = self.behavior_settings if behavior else self.acting_settings
         if name not in known:
             who = "the cloned behaviour" if behavior else f"the policy of {type(self).__name__}"
             problem = f"is {shown(value)}, but {who} has no such setting; it has {', '.join(known)}"

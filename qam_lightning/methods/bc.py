@@ -13,19 +13,19 @@ what cloning costs. Its flow and the flow's average are what other methods start
 
 from torch import Tensor
 
-from qam_lightning.core.flow import sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.flow import FlowMethod
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.util.errors import require
 
 
-class BC(Method):
+class BC(FlowMethod):
     """A cloned flow, which acts as it is."""
 
     has_critic = False
-    acting_settings = ("flow_steps", "temperature")
+    acting_settings = behavior_settings = ("flow_steps", "temperature", "sampler")
 
     def _check_settings(self) -> None:
         super()._check_settings()
@@ -44,7 +44,7 @@ class BC(Method):
         return self.behavior_losses(self.behavior.at(batch.observations), batch, noise), {}
 
     def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
-        return sample_action(self.behavior.at(s), noise.z, self.flow_steps)
+        return self.sample(self.behavior.at(s), noise.z)
 
     def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
         return self.policy(s, noise)

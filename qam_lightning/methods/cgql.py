@@ -23,17 +23,18 @@ import torch
 from torch import Tensor
 
 from qam_lightning.core.adjoint import action_gradient
-from qam_lightning.core.flow import Field, sample_action
+from qam_lightning.core.flow import Field
 from qam_lightning.core.guidance import integrate_guided
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.flow import FlowMethod
 from qam_lightning.methods.noise import NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.critic import TimeConditionedCritic
 from qam_lightning.nets.frozen import ema_copy
 
 
-class CGQL(Method):
+class CGQL(FlowMethod):
     """A cloned flow, guided by a critic of clean actions."""
 
     tau: float = setting(at_least=0)
@@ -41,7 +42,7 @@ class CGQL(Method):
     vartheta: float = setting(at_least=0)
     """Strength ϑ of the guidance; 0 is cloning."""
 
-    acting_settings = (*FLOW_ACTING, "vartheta")
+    acting_settings = (*FlowMethod.acting_settings, "vartheta")
 
     def build(self) -> None:
         super().build()
@@ -71,8 +72,9 @@ class CGQL(Method):
         def dq_da(a: Tensor, u: Tensor) -> Tensor:
             return action_gradient(lambda x: value(x, u), a)
 
-        field, guidance = self.behavior_ema.at(s), (self.tau, self.vartheta)
-        return integrate_guided(field, dq_da, noise.z, self.flow_steps, *guidance).clamp(-1.0, 1.0)
+        field, guidance = self.behavior_ema.at(s), (self.flow_steps, self.tau, self.vartheta)
+        scheme = self.sampler, self.grid_power
+        return integrate_guided(field, dq_da, noise.z, *guidance, *scheme).clamp(-1.0, 1.0)
 
     def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
-        return sample_action(self.behavior_ema.at(s), noise.z, self.flow_steps)
+        return self.sample(self.behavior_ema.at(s), noise.z)

@@ -26,9 +26,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qam_lightning.core.flow import sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.flow import FlowMethod
 from qam_lightning.methods.losses import soft_actor_losses
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
@@ -51,13 +51,14 @@ class DSRLNoise(NamedTuple):
     latent_z: Tensor
 
 
-class DSRL(Method):
+class DSRL(FlowMethod):
     """A cloned flow steered by a Gaussian policy over its noise."""
 
     noise_scale: float = setting(above=0)
     """σ_z, the L∞ radius of the noise that the flow starts from."""
 
-    acting_settings = ("best_of_n", "flow_steps")  # its flow starts from the noise policy's z
+    # Its flow starts from the noise policy's z.
+    acting_settings = ("best_of_n", "flow_steps", "sampler")
 
     def build(self) -> None:
         super().build()
@@ -101,4 +102,4 @@ class DSRL(Method):
 
     def flow_action(self, s: Tensor, z: Tensor) -> Tensor:
         """Return clip(ODE(EMA v_θ; s, z)), (B, D)."""
-        return sample_action(self.behavior_ema.at(s), z, self.flow_steps)
+        return self.sample(self.behavior_ema.at(s), z)

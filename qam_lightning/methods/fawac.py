@@ -20,21 +20,20 @@ import torch
 from torch import Tensor
 
 from qam_lightning.core.critic import advantage_weight, td_loss
-from qam_lightning.core.flow import flow_matching_loss, sample_action
+from qam_lightning.core.flow import flow_matching_loss
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.flow import FlowMethod
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.critic import ValueNetwork
 
 
-class FAWAC(Method):
+class FAWAC(FlowMethod):
     """Critic, value network and one flow that clones good actions harder."""
 
     tau: float = setting(at_least=0)
     """Inverse temperature τ of the weights; 0 is cloning."""
-
-    acting_settings = FLOW_ACTING
 
     def build(self) -> None:
         super().build()
@@ -70,4 +69,4 @@ class FAWAC(Method):
         return losses, metrics
 
     def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
-        return sample_action(self.flow.at(s), noise.z, self.flow_steps)
+        return self.sample(self.flow.at(s), noise.z)

@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from qam_lightning.core.flow import flow_matching_loss, sample_action
+from qam_lightning.core.flow import flow_matching_loss
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.flow import FlowMethod
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.frozen import frozen
@@ -40,13 +41,11 @@ class FBRACNoise(NamedTuple):
     z: Tensor
 
 
-class FBRAC(Method):
+class FBRAC(FlowMethod):
     """Critic and one flow that clones and ascends the critic at once."""
 
     alpha: float = setting(above=0)
     """Behaviour coefficient α."""
-
-    acting_settings = FLOW_ACTING
 
     def build(self) -> None:
         super().build()
@@ -60,7 +59,7 @@ class FBRAC(Method):
         s, x_0, u = batch.observations, *noise.cloning
         field = self.flow.at(s)
         # Backpropagation through all T steps of the sampler (Eq. 36-37).
-        action = sample_action(field, noise.z, self.flow_steps)
+        action = self.sample(field, noise.z)
         losses = {
             "actor/flow_loss": flow_matching_loss(field, x_0, batch.actions, u, batch.valid),
             "actor/q_loss": -frozen(self.critic)(s, action).mean() / self.alpha,
@@ -68,4 +67,4 @@ class FBRAC(Method):
         return losses, {}
 
     def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
-        return sample_action(self.flow.at(s), noise.z, self.flow_steps)
+        return self.sample(self.flow.at(s), noise.z)

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qam_lightning.core.flow import sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.flow import FlowMethod
 from qam_lightning.methods.losses import edit_losses
 from qam_lightning.methods.noise import CloningNoise, EditNoise, NoiseSource
 from qam_lightning.methods.settings import setting
@@ -41,13 +41,11 @@ class FEditNoise(NamedTuple):
     edited: EditNoise
 
 
-class FEdit(Method):
+class FEdit(FlowMethod):
     """A cloned flow, acting through an edit policy."""
 
     edit_scale: float = setting(above=0)
     """σ_a, the largest edit per action dimension."""
-
-    acting_settings = FLOW_ACTING
 
     def build(self) -> None:
         super().build()
@@ -67,7 +65,7 @@ class FEdit(Method):
         s = batch.observations
         field, coefficient = self.behavior.at(s), self.entropy_coefficient
         with torch.no_grad():
-            action = sample_action(field, noise.edited.z, self.flow_steps)
+            action = self.sample(field, noise.edited.z)
         assert noise.edited.edit is not None
         losses = {
             **self.behavior_losses(field, batch, noise.cloning),
@@ -79,4 +77,4 @@ class FEdit(Method):
         return self.edit(s, self.behavior_policy(s, noise), noise.edit)[0]
 
     def behavior_policy(self, s: Tensor, noise: EditNoise) -> Tensor:
-        return sample_action(self.behavior.at(s), noise.z, self.flow_steps)
+        return self.sample(self.behavior.at(s), noise.z)

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qam_lightning.core.flow import sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Metrics
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.flow import FlowMethod
 from qam_lightning.methods.losses import one_step_losses
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
@@ -40,7 +40,7 @@ class FQLNoise(NamedTuple):
     z: Tensor
 
 
-class FQL(Method):
+class FQL(FlowMethod):
     """A cloned flow and the one-step policy that acts."""
 
     alpha: float = setting(at_least=0)
@@ -61,7 +61,7 @@ class FQL(Method):
         s = batch.observations
         field = self.behavior.at(s)
         with torch.no_grad():
-            teacher = sample_action(field, noise.z, self.flow_steps)
+            teacher = self.sample(field, noise.z)
         losses = {
             **self.behavior_losses(field, batch, noise.cloning),
             **one_step_losses(self.one_step, self.critic, s, noise.z, teacher, self.alpha),
@@ -72,4 +72,4 @@ class FQL(Method):
         return self.one_step(s, noise.z).clamp(-1.0, 1.0)
 
     def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
-        return sample_action(self.behavior.at(s), noise.z, self.flow_steps)
+        return self.sample(self.behavior.at(s), noise.z)

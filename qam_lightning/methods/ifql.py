@@ -23,23 +23,21 @@ import torch
 from torch import Tensor
 
 from qam_lightning.core.critic import expectile_loss, pessimistic
-from qam_lightning.core.flow import sample_action
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.flow import FlowMethod
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.critic import ValueNetwork
 
 
-class IFQL(Method):
+class IFQL(FlowMethod):
     """A cloned flow; critic and value network learn from dataset actions alone."""
 
     kappa: float = setting(above=0, below=1)
     """κ, the expectile: 0.5 evaluates the behaviour, near 1 the best in the data."""
     best_of_n: int = setting(default=32, at_least=1)
     """Candidate chunks when acting; the one of largest value is taken."""
-
-    acting_settings = FLOW_ACTING
 
     def build(self) -> None:
         super().build()
@@ -72,7 +70,7 @@ class IFQL(Method):
         return losses, {"value/mean": value.detach().mean()}
 
     def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
-        return sample_action(self.behavior.at(s), noise.z, self.flow_steps)
+        return self.sample(self.behavior.at(s), noise.z)
 
     def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
         return self.policy(s, noise)

@@ -28,14 +28,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qam_lightning.core.adjoint import action_gradient, adjoint_matching_loss, lean_adjoint
-from qam_lightning.core.flow import Field, Recorded, sample_action
-from qam_lightning.core.memoryless import Path, simulate
+from qam_lightning.core.adjoint import action_gradient, adjoint_matching_loss
+from qam_lightning.core.flow import Field, Recorded, TimeGrid
+from qam_lightning.core.integrators import Integrator, Scheme, scheme
+from qam_lightning.core.memoryless import Path
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import FLOW_ACTING, Losses, Method, Metrics
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.flow import FlowMethod
 from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.frozen import ema_copy
+from qam_lightning.util.errors import require
 
 
 class QAMNoise(NamedTuple):
@@ -52,7 +55,7 @@ class QAMNoise(NamedTuple):
     path_z: Tensor
 
 
-class QAM(Method):
+class QAM(FlowMethod):
     """Critic, behaviour flow f_β and a fine-tuned flow f_θ trained by adjoint matching.
 
     One update is Algorithm 1: `actor_losses` has its steps 1 to 5; step 6, TD (Eq. 26), is
@@ -65,8 +68,17 @@ class QAM(Method):
     """Whether f_θ is a residual on f_β (the paper's choice) or the full velocity v."""
     grad_clip: float = setting(default=1.0, at_least=0)
     """Bound on the gradient; 0 switches clipping off."""
+    integrator: Integrator = "shifted_euler"
+    """How the SDE and the adjoint are discretised: "shifted_euler" is the paper's; "denoiser" is
+    of second order on the path and close to the tilt at few steps (not in the paper)."""
 
-    acting_settings = FLOW_ACTING
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        shifted, owner = self.integrator == "shifted_euler", type(self)
+        expected = "1 with integrator shifted_euler, whose grid is uniform"
+        require(not shifted or self.grid_power == 1, owner, "grid_power", self.grid_power, expected)
+        expected = "at least 2 with integrator denoiser"
+        require(shifted or self.flow_steps > 1, owner, "flow_steps", self.flow_steps, expected)
 
     def build(self) -> None:
         super().build()
@@ -82,21 +94,22 @@ class QAM(Method):
         )
 
     def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
-        s, steps = batch.observations, self.flow_steps
-        fine_tuned = Recorded(self.fine_tuned.at(s))
+        s = batch.observations
+        behavior, fine_tuned = self.recorded(s)
         with torch.no_grad():
             # 1. Sample a path of the memoryless SDE (Eq. 24).
-            path = self.sample_path(s, noise, fine_tuned)
-            fine_tuned(path.states[-1], path.times[-1])  # enters the loss, but not the last step
+            path = self.sample_path(s, noise, (behavior, fine_tuned))
+            if not self.controls_last_step:  # f_θ is learned there all the same
+                fine_tuned(path.states[-1], path.times[-1])
             # 2. Differentiate the critic where the path ends (Eq. 22).
             dq_da = action_gradient(
                 lambda a: self.critic_ema(s, a.clamp(-1.0, 1.0)).mean(0), path.end
             )
             # 3. Run the lean adjoint backwards along the behaviour flow (Eq. 25).
-            vjp = self.behavior_ema.linearize(s, path.states, path.times + 1.0 / steps)
-            adjoints = lean_adjoint(vjp, -self.inverse_temperature * dq_da, steps)
+            vjp = self.behavior_ema.linearize(s, path.states, path.jacobian_times)
+            adjoints = self.scheme.lean_adjoint(vjp, -self.inverse_temperature * dq_da)
         # 4. Regress the fine-tuned flow on the adjoint (Eq. 21).
-        control = self.control(s, path, fine_tuned.values)
+        control = self.control(path, behavior, fine_tuned)
         losses, metrics = self.regression(control, adjoints, path)
         # 5. Clone the behaviour (Eq. 17).
         losses |= self.behavior_losses(self.behavior.at(s), batch, noise.cloning)
@@ -126,25 +139,42 @@ class QAM(Method):
         return self.flow_action(s, noise.z)
 
     def behavior_policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
-        return sample_action(self.behavior.at(s), noise.z, self.flow_steps)
+        return self.sample(self.behavior.at(s), noise.z)
 
     @torch.no_grad()
     def flow_action(self, s: Tensor, z: Tensor) -> Tensor:
         """Return clip(ODE(f_β + f_θ; s, z)) with the online networks, (B, D)."""
         velocity = self.velocity(self.behavior.at(s), self.fine_tuned.at(s))
-        return sample_action(velocity, z, self.flow_steps)
+        return self.sample(velocity, z)
 
-    def sample_path(self, s: Tensor, noise: QAMNoise, fine_tuned: Field | None = None) -> Path:
+    def recorded(self, s: Tensor) -> tuple[Recorded, Recorded]:
+        """Return the EMA of f_β, and f_θ, at states (B, O), as fields that keep their values."""
+        return Recorded(self.behavior_ema.at(s)), Recorded(self.fine_tuned.at(s))
+
+    def sample_path(
+        self, s: Tensor, noise: QAMNoise, fields: tuple[Recorded, Recorded] | None = None
+    ) -> Path:
         """Simulate the memoryless SDE of v with the EMA behaviour flow (Eq. 24).
 
         Args:
             s: (B, O).
             noise: the path's part of it is read.
-            fine_tuned: f_θ at these states, if the caller records its values.
+            fields: from `recorded`, if the caller wants the values of the fields.
         """
-        behavior = self.behavior_ema.at(s)
-        velocity = self.velocity(behavior, fine_tuned or self.fine_tuned.at(s))
-        return simulate(velocity, behavior, noise.path_x_0, noise.path_z.transpose(0, 1))
+        behavior, fine_tuned = fields or self.recorded(s)
+        velocity = self.velocity(behavior, fine_tuned)
+        last = velocity if self.controls_last_step else behavior
+        return self.scheme.simulate(velocity, last, noise.path_x_0, noise.path_z.transpose(0, 1))
+
+    @property
+    def scheme(self) -> Scheme:
+        """The discretisation of the SDE and the adjoint."""
+        return scheme(self.integrator, TimeGrid(self.flow_steps, self.grid_power))
+
+    @property
+    def controls_last_step(self) -> bool:
+        """Whether the SDE's last step, which has no noise, follows v; otherwise f_β alone."""
+        return self.integrator == "denoiser"
 
     @property
     def cloned_flows(self) -> tuple[str, ...]:
@@ -157,15 +187,17 @@ class QAM(Method):
             return fine_tuned
         return lambda x, u: behavior(x, u) + fine_tuned(x, u)
 
-    def control(self, s: Tensor, path: Path, fine_tuned: Tensor) -> Tensor:
+    def control(self, path: Path, behavior: Recorded, fine_tuned: Recorded) -> Tensor:
         """Return v - f_β at the first N states of a path, (N, B, D): f_θ where it is a residual.
 
         Args:
-            s: (B, O).
             path: from `sample_path`.
-            fine_tuned: (N, B, D), f_θ at the path's states.
+            behavior: its field; where f_θ is no residual, it has the last state's value at most.
+            fine_tuned: its field, with the values at N states.
         """
+        v = fine_tuned.values
         if self.residual:
-            return fine_tuned
-        n = len(fine_tuned)
-        return fine_tuned - self.behavior_ema.at(s)(path.states[:n], path.times[:n, None, None])
+            return v
+        n = len(path.states) - len(behavior)
+        f = behavior.field(path.states[:n], path.times[:n, None, None])
+        return v - (torch.cat([f, behavior.values]) if len(behavior) else f)[: len(v)]

@@ -15,8 +15,9 @@ and moves λ for the next one:
     KL̄ ← 0.9 KL̄ + 0.1 min(KL, 2 ε),   λ ← clip(λ + 0.01 c (KL̄ - ε), 0.01 c, 100 c)
 from KL̄ = 0 and λ = c. The authors write λ = c · l and adapt l; that is the same.
 
-It is no method of the QAM paper. The sum has the path's last step too, as the published code has
-it, where the SDE follows f_β and the sampler v.
+It is no method of the QAM paper. The sum has all T steps, as the published code has it: also the
+last, where the SDE follows f_β and only the sampler follows v. With ``integrator: denoiser``, KL is
+that scheme's own, of its T - 1 steps with noise.
 """
 
 from typing import ClassVar
@@ -24,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from qam_lightning.core.memoryless import Path, control_cost
+from qam_lightning.core.memoryless import Path
 from qam_lightning.methods.base import Losses, Metrics
 from qam_lightning.methods.qam import QAM
 from qam_lightning.methods.settings import setting
@@ -56,7 +57,8 @@ class TRQAM(QAM):
     def regression(self, control: Tensor, adjoints: Tensor, path: Path) -> tuple[Losses, Metrics]:
         losses, metrics = super().regression(control, adjoints, path)
         losses = {name: self.multiplier * loss for name, loss in losses.items()}
-        cost = control_cost(control.detach(), path.sigma)
+        free = len(control) - self.controls_last_step  # of these steps' controls
+        cost = self.scheme.control_cost(control[:free].detach(), path)
         kl = self.batch_mean(cost) / (self.flow_steps * self.spaces.horizon)
         return losses, {**metrics, "actor/kl": kl, **self.dual_step(kl)}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qam_lightning.core.adjoint import adjoint_matching_loss, autograd_vjp, lean_adjoint
-from qam_lightning.core.flow import Field, flow_matching_loss, flow_times, integrate, interpolate
+from qam_lightning.core.flow import Field, TimeGrid, flow_matching_loss, integrate, interpolate
 from qam_lightning.core.memoryless import Path, noise_scale, simulate
 
 MU, VARIANCE, SLOPE, TAU = 0.3, 0.25, 0.8, 1.5
@@ -38,7 +38,7 @@ def moments(end: Callable[[Tensor, Tensor], Tensor], steps: int) -> tuple[float,
 def optimal_control(steps: int) -> tuple[Field, Tensor]:
     """Return f = -σ² g / 2 for the linear Q, whose adjoints do not depend on the path."""
     behavior = gaussian_field(MU, VARIANCE)
-    times = flow_times(steps, torch.zeros(1).double())
+    times = TimeGrid(steps).times(torch.zeros(1).double())
     states = torch.zeros(steps, 1, 1).double()
     vjp = autograd_vjp(behavior, states, times + 1 / steps)
     adjoints = lean_adjoint(vjp, torch.full((1, 1), -TAU * SLOPE).double(), steps)
@@ -101,7 +101,7 @@ def test_lean_adjoint_is_a_product_of_matrices() -> None:
     matrix = torch.randn(dim, dim, generator=g, dtype=torch.float64)
     terminal = torch.randn(3, dim, generator=g, dtype=torch.float64)
     states = torch.randn(steps, 3, dim, generator=g, dtype=torch.float64)
-    times = flow_times(steps, states)
+    times = TimeGrid(steps).times(states)
 
     def field(x: Tensor, u: Tensor) -> Tensor:
         return (1 + u) * (x @ matrix.T)

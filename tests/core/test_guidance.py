@@ -73,13 +73,6 @@ def test_guidance_by_the_exact_score_is_the_velocity_of_its_flow() -> None:
         torch.testing.assert_close(guided(zero, slope, TAU, 1.0)(a, u), expected)
 
 
-def test_integration_can_be_cut_in_two() -> None:
-    x_0 = torch.randn(5, 2).double()
-    first = integrate(behavior, x_0, 10, stop=3)
-    rest = integrate(behavior, first, 10, start=3)
-    torch.testing.assert_close(rest, integrate(behavior, x_0, 10))
-
-
 def least(loss: torch.Tensor, grid: torch.Tensor) -> float:
     return grid[loss.argmin()].item()
 

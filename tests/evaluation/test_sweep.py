@@ -347,7 +347,7 @@ def test_a_method_acts_by_the_settings_that_it_names(kind: type[Method], build: 
     spread(method)
     names = set(method.acting_settings)
     before = act(method)
-    assert names <= {"best_of_n", "flow_steps", "temperature", "vartheta"}
+    assert names <= {"best_of_n", "flow_steps", "sampler", "temperature", "vartheta"}
     if "temperature" in names:
         np.testing.assert_array_equal(act(method, temperature=1.0), before)
         assert not np.allclose(act(method, temperature=0.5), before)
@@ -362,6 +362,9 @@ def test_a_method_acts_by_the_settings_that_it_names(kind: type[Method], build: 
             setattr(method, name, trained + 1)
             assert np.allclose(act(method), before) == (name not in names), name
             setattr(method, name, trained)
+    if hasattr(method, "sampler"):
+        method.sampler = "etd2"
+        assert np.allclose(act(method), before) == ("sampler" not in names)
 
 
 def test_qam_fql_without_its_one_step_policy_follows_the_flow(build: Build) -> None:

@@ -42,7 +42,7 @@ def discover() -> list[type[Method]]:
             for _, kind in inspect.getmembers(module, inspect.isclass)
             if issubclass(kind, Method) and kind.__module__ == module.__name__
         ]
-    return [kind for kind in found if kind is not Method]
+    return [kind for kind in found if kind.actor_losses is not Method.actor_losses]
 
 
 def settings(kind: type[Method]) -> dict[str, dataclasses.Field[Any]]:

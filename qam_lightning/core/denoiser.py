@@ -1,0 +1,146 @@
+"""A memoryless process and its lean adjoint in terms of the denoised action (not in the paper).
+
+The field f of a narrow behaviour is stiff near u = 1: f = (D - x) / (1 - u), with the denoiser
+D(x, u) = x + (1 - u) f(x, u) = E[a_1 | x]. D itself stays in the box and changes little. So each
+step treats D as constant or as a straight line in u, and solves everything else exactly.
+
+With r_i = (1 - u_{i+1}) / (1 - u_i) and q_i = r_i u_i / u_{i+1}, given the denoised action the
+straight path goes from a_i to a Gaussian (`Step`). As q_0 = 0, the process forgets where it starts,
+exactly and without the paper's shift of u by a step.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qam_lightning.core.adjoint import VJP
+from qam_lightning.core.flow import Field, TimeGrid
+from qam_lightning.core.memoryless import Path
+
+
+class Step(NamedTuple):
+    """The coefficients of a_{i+1} = keep · a_i + toward · D + bend · dD/du + noise · z.
+
+    Attributes:
+        u: u_i.
+        rest: 1 - u_i.
+        ratio: r_i.
+        keep: q_i r_i.
+        toward: u_{i+1} - u_i q_i r_i = u_{i+1} (1 - q_i²).
+        bend: what a change of D during the step adds, per unit of u.
+        noise: (1 - u_{i+1}) sqrt(1 - q_i²).
+        sigma: σ_i, twice the noise by the effect of the control, times sqrt(u_{i+1} - u_i). It
+            tends to the σ of Eq. 7. In the last step, which has no noise, it is Eq. 7's.
+    """
+
+    u: float
+    rest: float
+    ratio: float
+    keep: float
+    toward: float
+    bend: float
+    noise: float
+    sigma: float
+
+    @classmethod
+    def of(cls, grid: TimeGrid, i: int) -> "Step":
+        """Return those of step i, 0 to T - 1."""
+        u, ahead, h = grid.time(i), grid.time(i + 1), grid.width(i)
+        rest, left = grid.rest(i), grid.rest(i + 1)
+        ratio = left / rest
+        q = ratio * u / ahead
+        toward = ahead * (1.0 - q * q)
+        noise = left * math.sqrt(1.0 - q * q)
+        if left == 0.0:
+            bend, sigma = 0.0, math.sqrt(2.0 * rest / u) if u > 0.0 else math.inf
+        else:
+            passed = 1.0 / left - 1.0 / rest + 2.0 * math.log(ratio) + h  # ∫ u² / (1 - u)² du
+            bend = left**2 / ahead * (h * (ahead / left) ** 2 - passed)
+            sigma = 2.0 * math.sqrt(h) * noise / (toward * rest)
+        return cls(u, rest, ratio, q * ratio, toward, bend, noise, sigma)
+
+
+class Denoiser(NamedTuple):
+    """The scheme on a grid of at least two steps.
+
+    Attributes:
+        grid: the flow times.
+    """
+
+    grid: TimeGrid
+
+    @property
+    def steps(self) -> list[Step]:
+        """The coefficients of all T steps."""
+        return [Step.of(self.grid, i) for i in range(self.grid.steps)]
+
+    def simulate(self, v: Field, last: Field, x_0: Tensor, z: Tensor) -> Path:
+        """Simulate the process of ``v`` and return its path.
+
+        The denoised action goes on as in the step before, in a straight line through D_{i-1} and
+        D_i; the first and the last step hold it. The last step has no noise.
+
+        Args:
+            v: the combined velocity f_β + f_θ.
+            last: the velocity of the last step.
+            x_0: (B, D) standard normal starting points.
+            z: (T - 1, B, D) standard normal increments.
+        """
+        times = self.grid.times(x_0)
+        states, before = [x_0], None
+        for i, (step, u, z_i) in enumerate(zip(self.steps[:-1], times, z, strict=False)):
+            a = states[-1]
+            denoised = a + step.rest * v(a, u)
+            ahead = step.keep * a + step.toward * denoised + step.noise * z_i
+            if before is not None:
+                ahead = ahead + step.bend / self.grid.width(i - 1) * (denoised - before)
+            states.append(ahead)
+            before = denoised
+        end = states[-1] + self.grid.rest(len(z)) * last(states[-1], times[-1])
+        sigma = torch.stack([x_0.new_full((), step.sigma) for step in self.steps])
+        return Path(torch.stack(states), end, times, sigma, times)
+
+    def lean_adjoint(self, behavior_vjp: VJP, terminal: Tensor) -> Tensor:
+        """Return the lean adjoint states g_0..g_{T-1}, (T, B, D).
+
+        In w = g / u: w_i = r² w_{i+1} + (toward · u_{i+1} / u_i) D'ᵀ w_{i+1}, where
+        D'ᵀ w = w + (1 - u_i) (∂f_β/∂a)ᵀ w at (a_i, u_i). This is the derivative of the mean of
+        a_{i+1}, exact where the behaviour is Gaussian, however narrow. At u = 0 nothing is
+        known of the action: D' = 0.
+
+        Args:
+            behavior_vjp: product with the Jacobian of f_β(., u_i) at a_i.
+            terminal: (B, D), g_T = -τ ∇_a Q at the path's end.
+        """
+        w, adjoints = terminal, list[Tensor]()
+        for i, step in reversed(list(enumerate(self.steps))):
+            kept = step.ratio**2 * w
+            if i > 0:
+                passed = step.toward * self.grid.time(i + 1) / step.u
+                kept = kept + passed * (w + step.rest * behavior_vjp(i, w))
+            w = kept
+            # The control whose minimiser is -(1 - u) w, as -σ² g / 2.
+            adjoints.append(2.0 * step.rest / step.sigma**2 * w)
+        return torch.stack(adjoints[::-1])
+
+    def control_cost(self, control: Tensor, path: Path) -> Tensor:
+        """Return T times the divergence KL of the path from the behaviour's, per sample, (B,).
+
+        Each step adds that of two Gaussians of variance noise² whose means differ by what the
+        control moves the denoised action. Within O(h) it is T Σ_i h_i 2 ‖f_θ(a_i, u_i)‖² / σ_i².
+
+        Args:
+            control: (T - 1, B, D), the residual velocity at a_0..a_{T-2}.
+            path: from `simulate`.
+        """
+        total, before = control.new_zeros(control.shape[1]), None
+        for i, (step, f) in enumerate(zip(self.steps[:-1], control, strict=True)):
+            moved = step.rest * f
+            shift = step.toward * moved
+            if before is not None:
+                shift = shift + step.bend / self.grid.width(i - 1) * (moved - before)
+            total = total + shift.square().sum(-1) / (2.0 * step.noise**2)
+            before = moved
+        return self.grid.steps * total

@@ -1,0 +1,68 @@
+"""The discretisations of the memoryless process and its lean adjoint, by name."""
+
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from qam_lightning.core.adjoint import VJP, lean_adjoint
+from qam_lightning.core.denoiser import Denoiser
+from qam_lightning.core.flow import Field, TimeGrid
+from qam_lightning.core.memoryless import Path, control_cost, simulate
+
+Integrator = Literal["shifted_euler", "denoiser"]
+
+
+class Scheme(Protocol):
+    """A discretisation.
+
+    With the σ_i of its path, `adjoint_matching_loss` holds for each.
+    """
+
+    def simulate(self, v: Field, last: Field, x_0: Tensor, z: Tensor) -> Path:
+        """Return the path of ``v`` from x_0 (B, D) by increments z (T - 1, B, D).
+
+        Its last step has no noise and follows the field ``last``.
+        """
+        ...
+
+    def lean_adjoint(self, behavior_vjp: VJP, terminal: Tensor) -> Tensor:
+        """Return g_0..g_{T-1}, (T, B, D), from g_T (B, D).
+
+        ``behavior_vjp`` is the product with the behaviour's Jacobian at the path's states and its
+        ``jacobian_times``.
+        """
+        ...
+
+    def control_cost(self, control: Tensor, path: Path) -> Tensor:
+        """Return T times the path's divergence KL from the behaviour's, per sample, (B,).
+
+        ``control`` is v - f_β at a_0..a_{T-2}, (T - 1, B, D).
+        """
+        ...
+
+
+class ShiftedEuler(NamedTuple):
+    """The paper's scheme, of a uniform step by which u is shifted (Eq. 24-25).
+
+    Attributes:
+        grid: the flow times, uniform.
+    """
+
+    grid: TimeGrid
+
+    def simulate(self, v: Field, last: Field, x_0: Tensor, z: Tensor) -> Path:
+        """Return :func:`qam_lightning.core.memoryless.simulate`."""
+        return simulate(v, last, x_0, z)
+
+    def lean_adjoint(self, behavior_vjp: VJP, terminal: Tensor) -> Tensor:
+        """Return :func:`qam_lightning.core.adjoint.lean_adjoint`."""
+        return lean_adjoint(behavior_vjp, terminal, self.grid.steps)
+
+    def control_cost(self, control: Tensor, path: Path) -> Tensor:
+        """Return :func:`qam_lightning.core.memoryless.control_cost`."""
+        return control_cost(control, path.sigma)
+
+
+def scheme(integrator: Integrator, grid: TimeGrid) -> Scheme:
+    """Return a discretisation on a grid."""
+    return ShiftedEuler(grid) if integrator == "shifted_euler" else Denoiser(grid)
