@@ -112,7 +112,7 @@ class QAM(FlowMethod):
         control = self.control(path, behavior, fine_tuned)
         losses, metrics = self.regression(control, adjoints, path)
         # 5. Clone the behaviour (Eq. 17).
-        losses |= self.behavior_losses(self.behavior.at(s), batch, noise.cloning)
+        losses = self.behavior_losses(self.behavior.at(s), batch, noise.cloning) | losses
         metrics |= {
             "actor/adjoint_rms": adjoints.square().mean().sqrt(),
             "actor/control_rms": control.detach().square().mean().sqrt(),

@@ -163,6 +163,17 @@ def test_a_source_without_an_average_gives_its_flow_for_both(
         assert equal({f"behavior.{n}": x for n, x in module.state_dict().items()}, flow)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_full_velocity_starts_at_the_clone(
+    residual: bool, sources: Sources, build: Callable[..., Method]
+) -> None:
+    sizes = {"obs_dim": 3, "action_dim": 2, "horizon": 3, "width": 8, "depth": 1}
+    method = make(QAM, build, **sizes, standardize=True, residual=residual)
+    load_clone(method, sources("bc"))
+    same = equal(method.fine_tuned.state_dict(), method.behavior.state_dict())
+    assert same == (not residual)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
