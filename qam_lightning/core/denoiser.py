@@ -31,8 +31,8 @@ class Step(NamedTuple):
         toward: u_{i+1} - u_i q_i r_i = u_{i+1} (1 - q_i²).
         bend: what a change of D during the step adds, per unit of u.
         noise: (1 - u_{i+1}) sqrt(1 - q_i²).
-        sigma: σ_i, twice the noise by the effect of the control, times sqrt(u_{i+1} - u_i). It
-            tends to the σ of Eq. 7. In the last step, which has no noise, it is Eq. 7's.
+        sigma: σ_i, such that 2 ‖f_θ‖² / (T σ_i²) is the divergence KL that a control f_θ adds, as
+            for the paper's σ_i. In the last step, which has no noise, it is Eq. 7's σ.
     """
 
     u: float
@@ -54,11 +54,11 @@ class Step(NamedTuple):
         toward = ahead * (1.0 - q * q)
         noise = left * math.sqrt(1.0 - q * q)
         if left == 0.0:
-            bend, sigma = 0.0, math.sqrt(2.0 * rest / u) if u > 0.0 else math.inf
+            bend, sigma = 0.0, math.sqrt(2.0 * rest / (u * h * grid.steps))
         else:
             passed = 1.0 / left - 1.0 / rest + 2.0 * math.log(ratio) + h  # ∫ u² / (1 - u)² du
             bend = left**2 / ahead * (h * (ahead / left) ** 2 - passed)
-            sigma = 2.0 * math.sqrt(h) * noise / (toward * rest)
+            sigma = 2.0 * noise / (toward * rest * math.sqrt(grid.steps))
         return cls(u, rest, ratio, q * ratio, toward, bend, noise, sigma)
 
 
@@ -125,22 +125,22 @@ class Denoiser(NamedTuple):
             adjoints.append(2.0 * step.rest / step.sigma**2 * w)
         return torch.stack(adjoints[::-1])
 
-    def control_cost(self, control: Tensor, path: Path) -> Tensor:
-        """Return T times the divergence KL of the path from the behaviour's, per sample, (B,).
+    def divergence(self, control: Tensor, path: Path) -> Tensor:
+        """Return the divergence KL of a path from the behaviour's, per sample, (B,).
 
-        Each step adds that of two Gaussians of variance noise² whose means differ by what the
-        control moves the denoised action. Within O(h) it is T Σ_i h_i 2 ‖f_θ(a_i, u_i)‖² / σ_i².
+        Each of the T - 1 steps with noise adds that of two Gaussians of variance noise². Their
+        means differ by what the control moves the denoised action, here and in the step before.
 
         Args:
-            control: (T - 1, B, D), the residual velocity at a_0..a_{T-2}.
+            control: (T, B, D), the residual velocity at a_0..a_{T-1}; the last is not read.
             path: from `simulate`.
         """
-        total, before = control.new_zeros(control.shape[1]), None
-        for i, (step, f) in enumerate(zip(self.steps[:-1], control, strict=True)):
+        total, before = torch.zeros_like(control[0, :, 0]), None
+        for i, (step, f) in enumerate(zip(self.steps[:-1], control, strict=False)):
             moved = step.rest * f
             shift = step.toward * moved
             if before is not None:
                 shift = shift + step.bend / self.grid.width(i - 1) * (moved - before)
             total = total + shift.square().sum(-1) / (2.0 * step.noise**2)
             before = moved
-        return self.grid.steps * total
+        return total

@@ -15,7 +15,7 @@ Integrator = Literal["shifted_euler", "denoiser"]
 class Scheme(Protocol):
     """A discretisation.
 
-    With the σ_i of its path, `adjoint_matching_loss` holds for each.
+    `adjoint_matching_loss` and `control_cost` hold for each, with the σ_i of its path.
     """
 
     def simulate(self, v: Field, last: Field, x_0: Tensor, z: Tensor) -> Path:
@@ -33,10 +33,10 @@ class Scheme(Protocol):
         """
         ...
 
-    def control_cost(self, control: Tensor, path: Path) -> Tensor:
-        """Return T times the path's divergence KL from the behaviour's, per sample, (B,).
+    def divergence(self, control: Tensor, path: Path) -> Tensor:
+        """Return the divergence KL of a path from the behaviour's, per sample, (B,).
 
-        ``control`` is v - f_β at a_0..a_{T-2}, (T - 1, B, D).
+        ``control`` is v - f_β at the path's states, (T, B, D).
         """
         ...
 
@@ -58,9 +58,12 @@ class ShiftedEuler(NamedTuple):
         """Return :func:`qam_lightning.core.adjoint.lean_adjoint`."""
         return lean_adjoint(behavior_vjp, terminal, self.grid.steps)
 
-    def control_cost(self, control: Tensor, path: Path) -> Tensor:
-        """Return :func:`qam_lightning.core.memoryless.control_cost`."""
-        return control_cost(control, path.sigma)
+    def divergence(self, control: Tensor, path: Path) -> Tensor:
+        """Return Σ_i (2 h / σ_i²) ‖v - f_β‖², of two Gaussians of variance h σ_i² in each step.
+
+        The last step counts too: only the SDE takes it without control, and not the sampler.
+        """
+        return control_cost(control, path.sigma) / self.grid.steps
 
 
 def scheme(integrator: Integrator, grid: TimeGrid) -> Scheme:

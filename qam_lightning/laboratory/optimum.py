@@ -10,6 +10,7 @@ Weighted regression has the clipped weights times the behaviour for its minimise
 no weight is clipped. How many samples the weights leave is a matter of their spread.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from qam_lightning.core.adjoint import action_gradient
 from qam_lightning.core.critic import advantage_weight
-from qam_lightning.core.flow import TimeGrid, integrate
+from qam_lightning.core.flow import Sampler, TimeGrid, integrate
 from qam_lightning.core.memoryless import noise_scale
 from qam_lightning.laboratory.distances import wasserstein
 from qam_lightning.laboratory.problems import Mixture, Problem, grid
@@ -84,34 +85,58 @@ def residual(problem: Problem, steps: int) -> list[Tensor]:
     return found[::-1]
 
 
-def distances(problem: Problem, steps: int, points: int = 20_000) -> tuple[float, float]:
-    """Return W1 of Euler's ODE samples: the behaviour's to the behaviour, the minimiser's to tilt.
+POINTS_OF_ODE = 20_000
 
-    Both are of discretisation alone: the flows are exact, the noise is the normal's quantiles.
+
+def quantiles(density: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return evenly spread quantiles of a density on the box, (N, 1)."""
+    a = grid(1, POINTS_OF_ODE)
+    law = density(a).double().cumsum(0)
+    place = torch.searchsorted(law / law[-1], shares()).clamp(max=POINTS_OF_ODE - 1)
+    return a[place].double()
+
+
+def shares() -> Tensor:
+    """Return the midpoints of N equal parts of [0, 1]."""
+    return (torch.arange(POINTS_OF_ODE, dtype=torch.float64) + 0.5) / POINTS_OF_ODE
+
+
+def behavior_distance(
+    problem: Problem, steps: int, sampler: Sampler = "euler", power: float = 1.0
+) -> float:
+    """Return W1 of the behaviour's ODE samples to the behaviour: the sampler's error alone.
+
+    The flow is exact, the noise is the normal's quantiles.
 
     Args:
         problem: one-dimensional.
         steps: T.
-        points: quantiles.
+        sampler: see :func:`qam_lightning.core.flow.integrate`.
+        power: see :class:`qam_lightning.core.flow.TimeGrid`.
+    """
+    z, exact = torch.special.ndtri(shares())[:, None], _double(problem).behavior.velocity
+    found = integrate(exact, z, steps, sampler, power).clamp(-1.0, 1.0)
+    return wasserstein(found, quantiles(problem.behavior.density)).item()
+
+
+def distances(problem: Problem, steps: int) -> tuple[float, float]:
+    """Return W1 of Euler's ODE samples: the behaviour's to the behaviour, the minimiser's to tilt.
+
+    Both are of discretisation alone, see `behavior_distance`.
+
+    Args:
+        problem: one-dimensional.
+        steps: T.
     """
     exact, table = _double(problem).behavior.velocity, residual(problem, steps)
-    share = (torch.arange(points, dtype=torch.float64) + 0.5) / points
-    z = torch.special.ndtri(share)[:, None]
-    a = grid(1, points)
-
-    def quantiles(density: Tensor) -> Tensor:
-        law = density.double().cumsum(0)
-        return a[torch.searchsorted(law / law[-1], share).clamp(max=points - 1)].double()
+    z = torch.special.ndtri(shares())[:, None]
 
     def v(x: Tensor, u: Tensor) -> Tensor:
         return exact(x, u) + interpolated(table[round(u.item() * steps)], x)
 
-    pairs = (exact, problem.behavior.density(a)), (v, problem.tilt_density(a))
-    found = [
-        wasserstein(integrate(f, z, steps).clamp(-1.0, 1.0), quantiles(density)).item()
-        for f, density in pairs
-    ]
-    return found[0], found[1]
+    found = integrate(v, z, steps).clamp(-1.0, 1.0)
+    tilted = wasserstein(found, quantiles(problem.tilt_density)).item()
+    return behavior_distance(problem, steps), tilted
 
 
 class Weighting(NamedTuple):

@@ -160,6 +160,12 @@ PROBLEMS: dict[str, Problem] = {
         lambda a: -(a - 0.6).square().sum(-1),
         tau=20.0,
     ),
+    "narrow": Problem(
+        "two narrow Gaussians, Q highest between them",
+        Mixture(_row(0.5, 0.5), _row(-0.35, 0.35)[:, None], _row(0.05, 0.05)),
+        lambda a: -5.0 * (a - 0.02).square().sum(-1),
+        tau=20.0,
+    ),
     "moons": Problem(
         "two moons, Q highest on a ring",
         _two_moons(),

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from qam_lightning.laboratory.distances import energy_distance, sliced_wasserstein
-from qam_lightning.laboratory.optimum import distances, weighting
+from qam_lightning.laboratory.optimum import behavior_distance, distances, weighting
 from qam_lightning.laboratory.problems import PROBLEMS, Problem, grid
-from qam_lightning.laboratory.training import candidates, recipes, tilt_sample
+from qam_lightning.laboratory.training import VARIANTS, candidates, recipes, tilt_sample
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import versions_line
 from qam_lightning.util.rng import Stream, torch_generator
@@ -33,8 +33,9 @@ SAMPLES = "samples.npz"
 REPETITIONS = 40
 SHOWN = ("qam", "fawac", "dac", "cgql", "fbrac", "fql", "ifql", "rebrac")
 """The methods of the picture that has all problems: of every way to extract a policy, one."""
-CONVERGENCE = (10, 20, 50)
-"""The T at which QAM's own minimiser is computed."""
+CONVERGENCE = (5, 10, 20, 50)
+"""The T at which QAM's two schemes are compared."""
+DENOISER = "qam_denoiser"
 _METHOD, _BEHAVIOR, _TILT, _INK = "#0072b2", "#d55e00", "#c4c4c4", "#333333"
 TILT, BEHAVIOR = "exact tilt", "behaviour"
 
@@ -211,19 +212,34 @@ def markdown(rows: Sequence[Row], flow_steps: int) -> str:
 
 
 def _convergence(rows: Sequence[Row]) -> list[str]:
-    """Return QAM's distance by T: of the clone's sampler, of the loss's minimiser, as trained."""
-    trained = {(r.problem, r.flow_steps): f"{r.w1:.3f}" for r in rows if r.method == "qam"}
+    """Return QAM's distance by T in both schemes: of the behaviour's own ODE, and as trained.
+
+    Of the paper's scheme, the loss's exact minimiser stands between the two.
+    """
+    cells = {(r.method, r.problem, r.flow_steps): r.w1 for r in rows}
     lines = [
-        "| problem | flow steps T | W1: behaviour's ODE | QAM's exact minimiser | as trained |",
-        "|---|---:|---:|---:|---:|",
+        "| problem | floor | T | behaviour's ODE | exact minimiser | qam "
+        "| behaviour's ODE, denoiser | qam_denoiser |",
+        "|---|---:|" + "---:|" * 6,
     ]
     for name in dict.fromkeys(row.problem for row in rows):
-        if PROBLEMS[name].dim == 1:
-            for steps in CONVERGENCE:
-                ode, minimiser = _minimiser(name, steps)
-                found = trained.get((name, steps), "–")
-                lines.append(f"| {name} | {steps} | {ode:.3f} | {minimiser:.3f} | {found} |")
+        line = PROBLEMS[name].dim == 1
+        for steps in CONVERGENCE:
+            found: list[float | None] = [
+                *(_minimiser(name, steps) if line else (None, None)),
+                cells.get(("qam", name, steps)),
+                _behavior_ode(name, steps) if line else None,
+                cells.get((DENOISER, name, steps)),
+            ]
+            told = " | ".join("–" if x is None else f"{x:.3f}" for x in found)
+            lines.append(f"| {name} | {cells[TILT, name, 0]:.3f} | {steps} | {told} |")
     return lines
+
+
+@cache
+def _behavior_ode(name: str, steps: int) -> float:
+    settings = VARIANTS[DENOISER][1]
+    return behavior_distance(PROBLEMS[name], steps, settings["sampler"], settings["grid_power"])
 
 
 @cache
@@ -271,6 +287,40 @@ def draw_overview(path: Path, cells: dict[tuple[str, str], tuple[Entry, Row]]) -
             entry, row = cells[name, method]
             panel(cell, PROBLEMS[name], entry.samples[0])
             cell.set_title(f"{method}  {row.w1:.3f}", fontsize=9, color=_INK, loc="left", pad=3)
+        line[0].set_ylabel(name, fontsize=10, color=_INK)
+    figure.savefig(path)
+
+
+def draw_schemes(path: Path, cells: dict[tuple[str, str, int], tuple[Entry, Row]]) -> None:
+    """Draw the densities of QAM in both schemes by T, a row per problem.
+
+    Args:
+        path: the PNG file to write.
+        cells: (problem, method, T) to its samples and its line of the table.
+    """
+    columns = [(method, t) for t in CONVERGENCE for method in ("qam", DENOISER)]
+    columns = [c for c in columns if any(c == (method, t) for _, method, t in cells)]
+    problems = [p for p in PROBLEMS if any((p, *c) in cells for c in columns)]
+    if len({method for method, _ in columns}) < 2:
+        return
+    size = (1.75 * len(columns), 1.55 * len(problems) + 0.7)
+    figure = Figure(figsize=size, dpi=140, layout="constrained", facecolor="white")
+    axes = figure.subplots(len(problems), len(columns), squeeze=False)
+    figure.suptitle(
+        "grey or outlined: exact tilt, dashed: behaviour, blue: QAM; numbers: (sliced) W1",
+        x=0.01, ha="left", color=_INK, fontsize=10,
+    )  # fmt: skip
+    for line, name in zip(axes, problems, strict=True):
+        panel = _panel_1d if PROBLEMS[name].dim == 1 else _panel_2d
+        for cell, (method, steps) in zip(line, columns, strict=True):
+            if (name, method, steps) not in cells:
+                cell.set_axis_off()
+                continue
+            entry, row = cells[name, method, steps]
+            panel(cell, PROBLEMS[name], entry.samples[0])
+            scheme = "paper's" if method == "qam" else "denoiser"
+            title = f"T {steps}, {scheme}  {row.w1:.3f}"
+            cell.set_title(title, fontsize=8, color=_INK, loc="left", pad=3)
         line[0].set_ylabel(name, fontsize=10, color=_INK)
     figure.savefig(path)
 
@@ -343,12 +393,15 @@ def _panel_2d(cell: Axes, problem: Problem, sample: Tensor) -> None:
 
 
 def write_all(folder: Path, entries: Entries, flow_steps: int) -> str:
-    """Write tilt.csv, tilt.md, tilt.png and a picture per problem; return the markdown.
+    """Write tilt.csv, tilt.md, tilt.png, tilt_schemes.png and a picture per problem.
 
     Args:
         folder: where to.
         entries: all results; at least one.
         flow_steps: the T whose results are compared and drawn.
+
+    Returns:
+        The markdown.
     """
     problems = [p for p in PROBLEMS if any(e.problem == p for e in entries.values())]
     n = next(iter(entries.values())).samples.shape[1]
@@ -364,4 +417,5 @@ def write_all(folder: Path, entries: Entries, flow_steps: int) -> str:
             draw_densities(folder / f"tilt_{name}.png", name, *chosen)
     compared = {k[:2]: (entries[k], row) for k, row in lines.items() if k[2] == flow_steps}
     draw_overview(folder / "tilt.png", compared)
+    draw_schemes(folder / "tilt_schemes.png", {key: (entries[key], lines[key]) for key in lines})
     return text

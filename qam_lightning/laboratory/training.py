@@ -108,8 +108,14 @@ class Recipe(NamedTuple):
     tuned: dict[str, tuple[float, ...]]
 
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qam_denoiser": ("qam", {"integrator": "denoiser", "grid_power": 2.0, "sampler": "etd2"}),
+}
+"""Methods with further settings, by a name of their own."""
+
+
 def recipes(folder: Path = METHODS) -> dict[str, Recipe]:
-    """Return the recipe of every method that has a configuration, by its file's name."""
+    """Return the recipe of every method that has a configuration, by its file's name, and variants."""
     found = {}
     for path in sorted(folder.glob("*.yaml")):
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -123,6 +129,9 @@ def recipes(folder: Path = METHODS) -> dict[str, Recipe]:
         }
         fixed = {key: value for key, value in arguments.items() if key not in tuned}
         found[path.stem] = Recipe(getattr(import_module(module), name), fixed, tuned)
+    for name, (base, changes) in VARIANTS.items():
+        if base in found:
+            found[name] = found[base]._replace(fixed={**found[base].fixed, **changes})
     return found
 
 

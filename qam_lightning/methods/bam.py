@@ -20,6 +20,7 @@ Differences from the paper's text
 """
 
 from qam_lightning.core.critic import pessimistic
+from qam_lightning.core.memoryless import control_cost
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Metrics
 from qam_lightning.methods.qam import QAM, QAMNoise
@@ -41,7 +42,7 @@ class BAM(QAM):
         behavior, fine_tuned = self.recorded(s)
         path = self.sample_path(s, noise, (behavior, fine_tuned))
         value = pessimistic(frozen(self.critic)(s, path.end), self.rho)
-        cost = self.scheme.control_cost(self.control(path, behavior, fine_tuned), path)
+        cost = control_cost(self.control(path, behavior, fine_tuned), path.sigma)
         losses = {
             **self.behavior_losses(self.behavior.at(s), batch, noise.cloning),
             "actor/control_cost": cost.mean(),

@@ -57,9 +57,8 @@ class TRQAM(QAM):
     def regression(self, control: Tensor, adjoints: Tensor, path: Path) -> tuple[Losses, Metrics]:
         losses, metrics = super().regression(control, adjoints, path)
         losses = {name: self.multiplier * loss for name, loss in losses.items()}
-        free = len(control) - self.controls_last_step  # of these steps' controls
-        cost = self.scheme.control_cost(control[:free].detach(), path)
-        kl = self.batch_mean(cost) / (self.flow_steps * self.spaces.horizon)
+        divergence = self.scheme.divergence(control.detach(), path)
+        kl = self.batch_mean(divergence) / self.spaces.horizon
         return losses, {**metrics, "actor/kl": kl, **self.dual_step(kl)}
 
     def dual_step(self, kl: Tensor) -> Metrics:

@@ -10,29 +10,10 @@ from torch import Tensor
 from qam_lightning.core.adjoint import adjoint_matching_loss, autograd_vjp, lean_adjoint
 from qam_lightning.core.flow import Field, TimeGrid, flow_matching_loss, integrate, interpolate
 from qam_lightning.core.memoryless import Path, noise_scale, simulate
+from tests.core.gaussian import gaussian_field, moments
 
 MU, VARIANCE, SLOPE, TAU = 0.3, 0.25, 0.8, 1.5
 TILTED_MEAN = MU + TAU * VARIANCE * SLOPE
-
-
-def gaussian_field(mu: float, variance: float) -> Field:
-    """Return the exact velocity whose flow carries N(0, 1) to N(mu, variance)."""
-
-    def v(x: Tensor, u: Tensor) -> Tensor:
-        spread = u * u * variance + (1 - u) ** 2
-        return mu + (u * variance - (1 - u)) / spread * (x - u * mu)
-
-    return v
-
-
-def moments(end: Callable[[Tensor, Tensor], Tensor], steps: int) -> tuple[float, float]:
-    """Return exact mean and variance of ``end(x_0, z)`` where it is linear in the noise.
-
-    The response to no noise is the mean; that to each unit of noise alone adds to the variance.
-    """
-    unit = torch.cat([torch.zeros(1, steps), torch.eye(steps)]).double()
-    response = end(unit[:, :1], unit[:, 1:].T[..., None])[:, 0]
-    return response[0].item(), (response[1:] - response[0]).square().sum().item()
 
 
 def optimal_control(steps: int) -> tuple[Field, Tensor]:

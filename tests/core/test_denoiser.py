@@ -1,0 +1,186 @@
+"""The denoiser scheme and the samplers where everything is known: Gaussians, linear Q."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from qam_lightning.core.adjoint import autograd_vjp
+from qam_lightning.core.denoiser import Denoiser, Step
+from qam_lightning.core.flow import Field, Sampler, TimeGrid, integrate
+from qam_lightning.core.integrators import Integrator, scheme
+from qam_lightning.core.memoryless import control_cost, noise_scale
+from tests.core.gaussian import gaussian_field, moments
+
+MU, SHIFT = 0.3, 0.3  # of the behaviour; of the tilt
+WIDTHS = (1.0, 0.5, 0.2, 0.05)
+WIDE_GRIDS = [TimeGrid(5), TimeGrid(10), TimeGrid(10, 1.5), TimeGrid(7, 3.0)]
+
+
+def optimal_control(kind: Integrator, grid: TimeGrid, width: float) -> Tensor:
+    """Return f(u_i) = -σ_i² g_i / 2, (T,): of a linear Q, it does not depend on the path."""
+    chosen, behavior = scheme(kind, grid), gaussian_field(MU, width**2)
+    path = chosen.simulate(
+        behavior, behavior, torch.zeros(1, 1).double(), torch.zeros(grid.steps - 1, 1, 1).double()
+    )
+    vjp = autograd_vjp(behavior, path.states, path.jacobian_times)
+    adjoints = chosen.lean_adjoint(vjp, torch.full((1, 1), -SHIFT / width**2, dtype=torch.float64))
+    return -0.5 * path.sigma**2 * adjoints[:, 0, 0]
+
+
+def errors(kind: Integrator, grid: TimeGrid, width: float, sampler: Sampler) -> list[float]:
+    """Return the errors of the SDE's end and the ODE's: mean in widths, variance relative."""
+    behavior, control = gaussian_field(MU, width**2), optimal_control(kind, grid, width)
+    times = grid.times(control)
+
+    def v(x: Tensor, u: Tensor) -> Tensor:
+        return behavior(x, u) + control[(times - u).abs().argmin()]
+
+    def sde(x_0: Tensor, z: Tensor) -> Tensor:
+        last = v if kind == "denoiser" else behavior
+        return scheme(kind, grid).simulate(v, last, x_0, z).end
+
+    found = []
+    for end in (sde, lambda x, z: integrate(v, x, grid.steps, sampler, grid.power)):
+        mean, variance = moments(end, grid.steps)
+        found += [(mean - MU - SHIFT) / width, variance / width**2 - 1.0]
+    return found
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("grid", WIDE_GRIDS, ids=str)
+def test_of_linear_values_the_control_is_exact_however_narrow(grid: TimeGrid, width: float) -> None:
+    """The tilt moves the denoised action, so that f = (1 - u) τ ∇Q s² / ((1 - u)² + u² s²)."""
+    control, u = optimal_control("denoiser", grid, width), grid.times(torch.zeros(0).double())
+    exact = (1 - u) * SHIFT / ((1 - u) ** 2 + u**2 * width**2)
+    torch.testing.assert_close(control[1:], exact[1:], rtol=1e-9, atol=0)
+    share = grid.time(1) ** 2 * width**2  # of the variance, which the first step leaves out
+    assert control[0] / exact[0] == pytest.approx(1 / (1 + share / grid.rest(1) ** 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid", "sampler", "width", "expected"),
+    [
+        # Mean in widths and variance of the SDE, then of the ODE.
+        ("shifted_euler", TimeGrid(10), "euler", 0.5, (0.190, 0.263, 0.028, -0.258)),
+        ("shifted_euler", TimeGrid(10), "euler", 0.2, (0.250, 0.529, 0.485, -0.406)),
+        ("shifted_euler", TimeGrid(10), "euler", 0.05, (-30.446, -0.060, 35.636, -0.842)),
+        ("denoiser", TimeGrid(10, 2.0), "etd2", 0.5, (0.000, 0.099, 0.000, 0.021)),
+        ("denoiser", TimeGrid(10, 2.0), "etd2", 0.2, (0.000, 0.039, 0.000, 0.025)),
+        ("denoiser", TimeGrid(10, 2.0), "etd2", 0.05, (0.000, -0.269, 0.000, -0.081)),
+        ("denoiser", TimeGrid(5, 2.0), "etd2", 0.2, (0.001, -0.329, 0.000, -0.108)),
+        ("denoiser", TimeGrid(10), "ab2", 0.5, (0.000, 0.033, 0.000, -0.033)),
+    ],
+)
+def test_where_the_controlled_paths_end(
+    kind: Integrator, grid: TimeGrid, sampler: Sampler, width: float, expected: tuple[float, ...]
+) -> None:
+    assert errors(kind, grid, width, sampler) == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize(("width", "steps"), [(1.0, 20), (0.5, 20), (0.2, 40), (0.05, 80)])
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("ab2", 2), ("etd2", 2)])
+def test_orders_of_the_samplers(sampler: Sampler, order: int, width: float, steps: int) -> None:
+    coarse, fine = (
+        errors("denoiser", TimeGrid(n, 2.0), width, sampler)[3] for n in (steps, 2 * steps)
+    )
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize(("width", "steps"), [(1.0, 20), (0.5, 20), (0.2, 40), (0.05, 80)])
+def test_the_process_is_of_second_order(width: float, steps: int) -> None:
+    coarse, fine = (errors("denoiser", TimeGrid(n, 2.0), width, "etd2") for n in (steps, 2 * steps))
+    assert math.log2(coarse[1] / fine[1]) == pytest.approx(2.0, abs=0.35)
+    assert abs(fine[0]) < 1e-3
+
+
+def test_samplers_agree_in_the_first_step_and_where_nothing_changes() -> None:
+    x_0 = torch.randn(5, 2).double()
+    for sampler in ("ab2", "etd2"):
+        one = integrate(curved, x_0, 1, sampler)
+        torch.testing.assert_close(one, integrate(curved, x_0, 1))
+        straight = integrate(lambda x, u: torch.ones_like(x), x_0, 7, "ab2", 2.0)
+        torch.testing.assert_close(straight, x_0 + 1.0)
+    point = integrate(lambda x, u: (0.4 - x) / (1.0 - u), x_0, 7, "etd2", 2.0)
+    torch.testing.assert_close(point, torch.full_like(x_0, 0.4))
+
+
+def test_a_first_field_of_its_own_starts_the_sampler_anew() -> None:
+    """What is left after it is two steps of Adams-Bashforth on their own."""
+    x_0, h = torch.randn(5, 2).double(), 1.0 / 3.0
+    jump = lambda x, u: torch.full_like(x, 100.0)  # noqa: E731
+    x = x_0 + h * 100.0
+    before = curved(x, torch.tensor(h).double())
+    x = x + h * before
+    x = x + h * (1.5 * curved(x, torch.tensor(2 * h).double()) - 0.5 * before)
+    torch.testing.assert_close(integrate(curved, x_0, 3, "ab2", first=jump), x)
+
+
+def curved(x: Tensor, u: Tensor) -> Tensor:
+    """Return a field that is linear in nothing."""
+    return torch.cos(2.0 * x) - u * x.flip(-1)
+
+
+@pytest.mark.parametrize("grid", WIDE_GRIDS, ids=str)
+def test_the_adjoint_is_the_gradient_through_the_path(grid: TimeGrid) -> None:
+    """Of the path that holds D in every step, by autograd, in g = u w."""
+    chosen, g = Denoiser(grid), torch.Generator().manual_seed(0)
+    states = [torch.randn(4, 3, generator=g, dtype=torch.float64).requires_grad_()]
+    times = grid.times(states[0])
+    for step, u in zip(chosen.steps, times, strict=True):
+        a = states[-1]
+        denoised = a + step.rest * curved(a, u)
+        z = torch.randn(4, 3, generator=g, dtype=torch.float64)
+        states.append(step.keep * a + step.toward * denoised + step.noise * z)
+    gradients = torch.autograd.grad(states[-1].square().sum(), states)
+    vjp = autograd_vjp(curved, torch.stack(states[:-1]), times)
+    found = chosen.lean_adjoint(vjp, gradients[-1])
+    for i, step in enumerate(chosen.steps):
+        w = 0.5 * step.sigma**2 / step.rest * found[i]
+        if i > 0:
+            torch.testing.assert_close(step.u * w, gradients[i], rtol=1e-9, atol=1e-12)
+        else:  # what the behaviour forgets, and what it does not know
+            ahead = gradients[1] / grid.time(1)
+            torch.testing.assert_close(w, step.ratio**2 * ahead, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("grid", WIDE_GRIDS, ids=str)
+def test_the_process_forgets_its_start_and_keeps_the_flows_marginals(grid: TimeGrid) -> None:
+    """Towards one point, a_i is N(u_i m, (1 - u_i)²), and independent of a_0 from i = 1 on."""
+    point: Field = lambda x, u: (MU - x) / (1.0 - u)  # noqa: E731
+    chosen = Denoiser(grid)
+    for i in range(1, grid.steps):
+
+        def state(x_0: Tensor, z: Tensor, i: int = i) -> Tensor:
+            return chosen.simulate(point, point, x_0, z).states[i]
+
+        mean, variance = moments(state, grid.steps)
+        assert mean == pytest.approx(grid.time(i) * MU)
+        assert variance == pytest.approx(grid.rest(i) ** 2)
+        x_0, z = torch.eye(2)[:, :1].double(), torch.zeros(grid.steps - 1, 2, 1).double()
+        of_start = state(x_0, z)
+        torch.testing.assert_close(of_start[0], of_start[1])
+
+
+def test_sigma_measures_the_divergence_and_tends_to_the_papers() -> None:
+    grid = TimeGrid(7, 1.5)
+    steps, control = Denoiser(grid).steps, torch.randn(6, 4, 3).double()
+    moved = [(s.toward * s.rest * f / s.noise) for s, f in zip(steps, control, strict=False)]
+    kl = sum(0.5 * x.square().sum(-1) for x in moved)
+    sigma = torch.tensor([s.sigma for s in steps]).double()
+    torch.testing.assert_close(control_cost(control, sigma) / grid.steps, kl)
+    for u in (0.2, 0.5, 0.8, 0.999):
+        fine = Step.of(TimeGrid(1000), round(1000 * u))
+        assert fine.sigma == pytest.approx(noise_scale(torch.tensor(u), 0.0).item(), rel=6e-3)
+
+
+def test_grids_are_uniform_or_denser_towards_the_data() -> None:
+    like = torch.zeros(0)
+    assert torch.equal(TimeGrid(7).times(like), torch.arange(7) / 7)
+    assert [TimeGrid(7).width(i) for i in range(7)] == [1 / 7] * 7
+    grid = TimeGrid(4, 2.0)
+    assert grid.times(like).tolist() == [0.0, 0.4375, 0.75, 0.9375]
+    assert [grid.width(i) for i in range(4)] == [0.4375, 0.3125, 0.1875, 0.0625]
+    assert grid.time(4) == 1.0 and grid.rest(4) == 0.0
+    assert TimeGrid(10_000, 3.0).rest(9_999) > 0.0
