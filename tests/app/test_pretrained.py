@@ -135,6 +135,23 @@ def test_a_run_that_goes_on_does_not_start_from_another_clone(
     assert "(model.freeze_behavior: False -> True); undo that" in refused(*frozen)
 
 
+def test_a_checkpoint_of_a_version_without_the_settings_goes_on(
+    tiny_data: Path, sources: Sources, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    path = run / "checkpoints/last.ckpt"
+    shutil.copytree(sources("bc"), run)
+    checkpoint = torch.load(path, weights_only=True)
+    settings = yaml.safe_load(checkpoint["qam_lightning"]["config"])
+    del settings["pretrained"], settings["model"]["init_args"]["freeze_behavior"]
+    checkpoint["qam_lightning"]["config"] = yaml.safe_dump(settings)
+    torch.save(checkpoint, path)
+    flags = ("--method=bc", "--model.standardize=true", "--ckpt_path=last")
+    assert main(small_run(tiny_data, run, *flags, trainer__max_steps=5, **OFFLINE)) == 0
+    assert "model.freeze_behavior: None -> False" in capsys.readouterr().out
+    assert last(run)["counters"]["gradient_step"] == 5
+
+
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
 def test_every_method_that_clones_can_start_from_a_clone(
     kind: type[Method], sources: Sources, build: Callable[..., Method]
