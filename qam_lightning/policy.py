@@ -145,6 +145,7 @@ def load_policy(
     flow_steps: int | None = None,
     temperature: float | None = None,
     vartheta: float | None = None,
+    sampler: str | None = None,
 ) -> Policy:
     """Load a trained policy.
 
@@ -162,6 +163,8 @@ def load_policy(
         flow_steps: integration steps of the flow that acts, at least 1; as trained by default.
         temperature: see `Policy`.
         vartheta: strength of the guidance of CGQL and its kin, at least 0; as trained by default.
+        sampler: how the flow that acts is integrated, ``"euler"``, ``"ab2"`` or ``"etd2"``; as
+            trained by default.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged or of another version.
@@ -171,7 +174,12 @@ def load_policy(
     from qam_lightning.checkpoints import load_method
 
     path = Path(run_or_checkpoint).expanduser()
-    wanted = {"best_of_n": best_of_n, "flow_steps": flow_steps, "vartheta": vartheta}
+    wanted = {
+        "best_of_n": best_of_n,
+        "flow_steps": flow_steps,
+        "sampler": sampler,
+        "vartheta": vartheta,
+    }
     acting: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
     require(seed >= 0, "load_policy", "seed", seed, "at least 0")
     loaded, metadata = load_method(path, method, **acting)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from qam_lightning.cli.dispatch import called
-from qam_lightning.util.arguments import Parser, answered, at_least, path
+from qam_lightning.util.arguments import Parser, answered, at_least, path, spelled
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.imports import uncollected
 
-ACTING = ("best_of_n", "flow_steps", "temperature", "vartheta")
+ACTING = ("best_of_n", "flow_steps", "sampler", "temperature", "vartheta")
 """Settings of acting that may have several values."""
 SEVERAL = {*(f"--{name}" for name in ACTING), "--guidance"}
+SAMPLERS = ("euler", "ab2", "etd2")
 NUMBER = re.compile(r"[+-]?(\d|\.\d|inf|nan).*", re.IGNORECASE)
 FRAMES_IN_PICTURE = 6
 FRAMES_IN_VIDEO = 250  # a frame costs a software renderer 0.2 s, more than the physics
@@ -31,9 +32,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog=called("eval"),
         description="Roll out the policy of a checkpoint and report its success rate with a 95% "
         "interval. Everything needed to rebuild the policy comes from the checkpoint; results go "
-        "to <run>/eval/ as JSON. Several values of N, T, SIGMA or WEIGHT make a sweep of all "
-        "combinations, with a table as CSV and a curve; the same command goes on with a sweep that "
-        "was interrupted.",
+        "to <run>/eval/ as JSON. Several values of N, T, SIGMA, WEIGHT or the sampler make a sweep "
+        "of all combinations, with a table as CSV and a curve; the same command goes on with a "
+        "sweep that was interrupted.",
     )
     add = parser.add_argument
     several = partial(add, action="append", default=[])
@@ -65,6 +66,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=at_least(1),
         metavar="T",
         help="integration steps of the flow that acts; default: as trained",
+    )
+    several(
+        "--sampler",
+        choices=SAMPLERS,
+        help="how the flow that acts is integrated, at the same cost: first or second order; "
+        "default: as trained",
     )
     several(
         "--temperature",
@@ -151,17 +158,18 @@ def one_by_one(arguments: Sequence[str]) -> list[str]:
 
     argparse could take all values at once, but would then take the run that follows them for one.
     """
-    spelled, flag = list[str](), ""
+    found, flag = list[str](), ""
     for argument in arguments:
-        if flag and spelled[-1] != flag and NUMBER.fullmatch(argument):
-            spelled.append(flag)
+        value = argument in SAMPLERS if flag == "--sampler" else NUMBER.fullmatch(argument)
+        if flag and found[-1] != flag and value:
+            found.append(flag)
         elif argument.startswith("-"):
             name = argument.partition("=")[0]
             flag = name if name in SEVERAL else ""
-        elif spelled and spelled[-1] != flag:
+        elif found and found[-1] != flag:
             flag = ""
-        spelled.append(argument)
-    return spelled
+        found.append(argument)
+    return found
 
 
 def check(options: argparse.Namespace) -> None:
@@ -174,7 +182,7 @@ def check(options: argparse.Namespace) -> None:
         values = getattr(options, name)
         twice = next((x for i, x in enumerate(values) if x in values[:i]), None)
         if twice is not None:
-            raise UserError(f"--{name}: {twice:g} is given twice")
+            raise UserError(f"--{name}: {spelled(twice)} is given twice")
     given = {name: values for name in ACTING if (values := getattr(options, name))}
     options.grid = [dict(zip(given, values, strict=True)) for values in product(*given.values())]
     options.sweep = len(options.grid) > 1 or options.task == "all"

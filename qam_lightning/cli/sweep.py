@@ -11,6 +11,7 @@ from qam_lightning.cli.evaluate import file_name, prepare, rollouts, warn, with_
 from qam_lightning.envs.make import TASKS
 from qam_lightning.evaluation.report import build_report, check_target, find_report, write_report
 from qam_lightning.evaluation.sweep import Cell, draw_sweep, sweep_rows, sweep_table, write_sweep
+from qam_lightning.util.arguments import spelled
 
 
 def sweep(options: argparse.Namespace, checkpoint: Path, run: Path) -> int:
@@ -53,5 +54,5 @@ def sweep(options: argparse.Namespace, checkpoint: Path, run: Path) -> int:
 
 def target_name(checkpoint: Path, subject: dict[str, Any], options: argparse.Namespace) -> str:
     """Name the file of one combination: as of one evaluation, with what the command line gives."""
-    given = [f"{name}{subject[name]:g}" for name in options.grid[0]]
+    given = [f"{name}{spelled(subject[name])}" for name in options.grid[0]]
     return "-".join([file_name(checkpoint, subject), *given])

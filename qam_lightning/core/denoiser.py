@@ -10,6 +10,7 @@ exactly and without the paper's shift of u by a step.
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -62,6 +63,12 @@ class Step(NamedTuple):
         return cls(u, rest, ratio, q * ratio, toward, bend, noise, sigma)
 
 
+@cache
+def all_steps(grid: TimeGrid) -> tuple[Step, ...]:
+    """Return the coefficients of all T steps."""
+    return tuple(Step.of(grid, i) for i in range(grid.steps))
+
+
 class Denoiser(NamedTuple):
     """The scheme on a grid of at least two steps.
 
@@ -72,9 +79,9 @@ class Denoiser(NamedTuple):
     grid: TimeGrid
 
     @property
-    def steps(self) -> list[Step]:
+    def steps(self) -> tuple[Step, ...]:
         """The coefficients of all T steps."""
-        return [Step.of(self.grid, i) for i in range(self.grid.steps)]
+        return all_steps(self.grid)
 
     def simulate(self, v: Field, last: Field, x_0: Tensor, z: Tensor) -> Path:
         """Simulate the process of ``v`` and return its path.

@@ -11,11 +11,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 from rich.table import Table
 
 from qam_lightning.evaluation.statistics import wilson_interval
+from qam_lightning.util.arguments import spelled
 from qam_lightning.util.files import replacing
 
 matplotlib.use("Agg")  # files only; needs no display
@@ -39,14 +40,16 @@ class Cell(NamedTuple):
     """
 
     task: int
-    acting: Mapping[str, float]
+    acting: Mapping[str, float | str]
     path: Path
     report: Mapping[str, Any]
 
     @property
     def label(self) -> str:
         """What is evaluated: ``task 1, best_of_n 4``."""
-        return ", ".join([f"task {self.task}", *(f"{n} {x:g}" for n, x in self.acting.items())])
+        return ", ".join(
+            [f"task {self.task}", *(f"{n} {spelled(x)}" for n, x in self.acting.items())]
+        )
 
 
 class Row(NamedTuple):
@@ -66,7 +69,7 @@ class Row(NamedTuple):
     """
 
     task: int | str
-    acting: Mapping[str, float]
+    acting: Mapping[str, float | str]
     success: float
     low: float
     high: float
@@ -86,7 +89,7 @@ def sweep_rows(cells: Sequence[Cell]) -> list[Row]:
     Args:
         cells: every combination on every task, at least one.
     """
-    combinations: dict[tuple[float, ...], list[Cell]] = {}
+    combinations: dict[tuple[float | str, ...], list[Cell]] = {}
     for cell in cells:
         combinations.setdefault(tuple(cell.acting.values()), []).append(cell)
     rows = list[Row]()
@@ -144,7 +147,7 @@ def sweep_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_row(
             str(row.task),
-            *(f"{value:g}" for value in row.acting.values()),
+            *map(spelled, row.acting.values()),
             f"{100 * row.success:.1f}",
             f"{100 * row.low:.1f} – {100 * row.high:.1f}",
             f"{row.episode_return:.1f}",
@@ -189,6 +192,7 @@ def write_sweep(rows: Sequence[Row], path: Path) -> Path:
 def draw_sweep(rows: Sequence[Row], path: Path) -> Path | None:
     """Draw success against the setting that varies, with a line for each value of a second one.
 
+    Numbers go along the axis rather than names.
     Of several tasks, the mean is drawn, and every task faintly if only one setting varies.
 
     Args:
@@ -199,10 +203,12 @@ def draw_sweep(rows: Sequence[Row], path: Path) -> Path | None:
         ``path``; None, and no file, where no setting varies or more than two.
     """
     values = {n: list(dict.fromkeys(row.acting[n] for row in rows)) for n in rows[0].acting}
-    varying = sorted((n for n in values if len(values[n]) > 1), key=lambda n: -len(values[n]))
+    varying = [n for n in values if len(values[n]) > 1]
+    varying.sort(key=lambda n: (isinstance(values[n][0], str), -len(values[n])))
     if not 1 <= len(varying) <= 2:
         return None
     along, *beside = varying
+    places = {x: i if isinstance(x, str) else x for i, x in enumerate(values[along])}
     whole = [row for row in rows if row.task == MEAN] or list(rows)
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -213,18 +219,18 @@ def draw_sweep(rows: Sequence[Row], path: Path) -> Path | None:
     axes.set_title(title, loc="left", fontsize=12, color=_INK, fontweight="bold")
     if tasks > 1 and not beside:
         for task in sorted({row.task for row in rows} - {MEAN}, key=str):
-            x, y = _points([row for row in rows if row.task == task], along)[:2]
+            x, y = _points([row for row in rows if row.task == task], along, places)[:2]
             label = "one task" if task == rows[0].task else None
             axes.plot(x, y, color=_FAINT, lw=0.9, zorder=1, clip_on=False, label=label)
     lines = values[beside[0]] if beside else [None]
     for i, value in enumerate(lines):
         part = [row for row in whole if value is None or row.acting[beside[0]] == value]
-        x, y, bounds = _points(part, along)
+        x, y, bounds = _points(part, along, places)
         aside = ScaledTranslation((i - (len(lines) - 1) / 2) / 15, 0, figure.dpi_scale_trans)
         axes.errorbar(
             *(x, y, bounds), lw=2, ms=5, elinewidth=1, capsize=3, clip_on=False,
             color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)],
-            label="mean" if value is None else f"{value:g}",
+            label="mean" if value is None else spelled(value),
             transform=axes.transData + aside,  # bars of several lines stand side by side
         )  # fmt: skip
     if beside or tasks > 1:
@@ -232,27 +238,29 @@ def draw_sweep(rows: Sequence[Row], path: Path) -> Path | None:
             loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False,
             title=beside[0] if beside else None,
         )  # fmt: skip
-    _dress(axes, along, values[along], whole[0].episodes)
+    _dress(axes, along, places, whole[0].episodes)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
 
 
-def _points(rows: Sequence[Row], along: str) -> tuple[list[float], np.ndarray, np.ndarray]:
-    """Return the values (n,) of a setting, success (n,), and the bars' lengths (2, n)."""
-    rows = sorted(rows, key=lambda row: row.acting[along])
+def _points(
+    rows: Sequence[Row], along: str, places: Mapping[Any, float]
+) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """Return the places (n,) of a setting's values, success (n,), and the bars' lengths (2, n)."""
+    rows = sorted(rows, key=lambda row: places[row.acting[along]])
     success = np.array([row.success for row in rows])
     bounds = np.array([[row.low for row in rows], [row.high for row in rows]])
-    return [row.acting[along] for row in rows], success, np.abs(bounds - success)
+    return [places[row.acting[along]] for row in rows], success, np.abs(bounds - success)
 
 
-def _dress(axes: Axes, along: str, values: Sequence[float], episodes: int) -> None:
+def _dress(axes: Axes, along: str, places: Mapping[Any, float], episodes: int) -> None:
+    values = list(places.values())
     if min(values) > 0 and max(values) / min(values) >= 8:
         axes.set_xscale("log")
     axes.plot(values, np.zeros(len(values)), ls="")  # what is set aside does not count for limits
-    axes.set_xticks(sorted(values))
+    axes.set_xticks(values, [spelled(value) for value in places])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     about = f"bars: 95% Wilson interval of {episodes} episodes"
     axes.set(xlabel=f"{along}\n{about}", ylabel="success", ylim=(0, 1))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

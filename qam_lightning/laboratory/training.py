@@ -115,7 +115,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def recipes(folder: Path = METHODS) -> dict[str, Recipe]:
-    """Return the recipe of every method that has a configuration, by its file's name, and variants."""
+    """Return the recipes of all methods that have a configuration, by its name, and variants."""
     found = {}
     for path in sorted(folder.glob("*.yaml")):
         config = yaml.safe_load(path.read_text(encoding="utf-8"))

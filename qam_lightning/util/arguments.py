@@ -148,3 +148,8 @@ def closest(name: str, known: Sequence[str], count: int = 1) -> str:
     """Return a hint: the most similar names, or all of them if none is similar."""
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"
+
+
+def spelled(value: float | str) -> str:
+    """Return a setting's value as a person writes it: ``0.5``, ``etd2``."""
+    return value if isinstance(value, str) else f"{value:g}"

@@ -310,6 +310,20 @@ def test_the_guidance_of_cgql(tmp_path: Path) -> None:
     assert not np.allclose(guided, cloned)
 
 
+def test_samplers_are_swept_by_name(fresh: Path, rolled_out: list[Any]) -> None:
+    grid = ["--sampler", "euler", "etd2", "--flow_steps", "2", "4"]
+    assert command.main([*FAST, *grid, str(fresh)]) == 0
+    names = ("euler", "etd2")
+    expected = [{"flow_steps": t, "sampler": name} for t in (2, 4) for name in names]
+    assert rolled_out == expected
+    table = fresh / "eval" / f"sweep-{NAME}-flow_steps-sampler.csv"
+    assert [row["sampler"] for row in read(table)] == [*names, *names]
+    assert (fresh / "eval" / f"{NAME}-flow_steps4-sampleretd2.json").is_file()
+    assert iio.imread(table.with_suffix(".png")).shape[0] > 400
+    assert command.main([*FAST, *grid[:3], str(fresh)]) == 0  # only names along the axis
+    assert table.with_name(f"sweep-{NAME}-sampler.csv").with_suffix(".png").is_file()
+
+
 def test_settings_that_overflow_are_refused(
     fresh: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,11 +336,14 @@ def test_settings_that_overflow_are_refused(
 def test_load_policy_acts_as_the_sweep(fresh: Path) -> None:
     state = np.ones(2, np.float32)
 
-    def chunk(**acting: float) -> np.ndarray:
-        return load_policy(fresh, seed=3, **acting).sample_chunk(state)  # type: ignore[arg-type]
+    def chunk(**acting: Any) -> np.ndarray:
+        return load_policy(fresh, seed=3, **acting).sample_chunk(state)
 
     np.testing.assert_array_equal(chunk(), chunk(flow_steps=4, temperature=1.0))
     assert not np.allclose(chunk(), chunk(flow_steps=1))
+    assert not np.allclose(chunk(), chunk(sampler="etd2"))
+    with pytest.raises(ArgumentError, match="sampler is heun, expected one of euler, ab2, etd2"):
+        chunk(sampler="heun")
     still = [load_policy(fresh, seed=k, temperature=0.0).sample_chunk(state) for k in (1, 2)]
     np.testing.assert_array_equal(*still)
     for wrong in ({"temperature": -1.0}, {"temperature": np.inf}, {"vartheta": 1.0}):

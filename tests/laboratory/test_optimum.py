@@ -35,6 +35,14 @@ def test_the_minimiser_nears_the_tilt_with_the_number_of_steps() -> None:
     assert finer < ode / 3 and near < far / 3
 
 
+def test_samplers_of_second_order_miss_less_of_the_behaviour() -> None:
+    euler, ab2, etd2 = (
+        optimum.behavior_distance(GAUSSIAN, 10, sampler, power)
+        for sampler, power in (("euler", 1.0), ("ab2", 1.0), ("etd2", 2.0))
+    )
+    assert etd2 < ab2 < euler and etd2 < euler / 10
+
+
 def test_weights_of_linear_values_have_a_log_normals_spread() -> None:
     """Those of exp(τ c (a - m)) have effective share exp(-(τ c s)²)."""
     found = optimum.weighting(GAUSSIAN)

@@ -1,7 +1,7 @@
 """QAM, BAM, QAM-FQL and QAM-EDIT against their equations written as loops."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from qam_lightning.methods.noise import PolicyNoise
 from qam_lightning.methods.qam import QAM, QAMNoise
 from qam_lightning.methods.qam_edit import QAMEdit
 from qam_lightning.methods.qam_fql import QAMFQL
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import ArgumentError, UserError
 from tests.methods.test_every_method import EXAMPLE, Build, make, spread
 
 T, TAU = 4, EXAMPLE["tau"]
@@ -77,6 +77,110 @@ def slow_adjoint_loss(method: Method, s: Tensor, noise: QAMNoise) -> Tensor:
             control = control - field(method.behavior_ema, s, a.detach(), i * H)
         total = total + (2 * control / sigma(i) + sigma(i) * g).square().sum(1)
     return total.mean()
+
+
+P = 2.0
+TIMES = [1 - (1 - i / T) ** P for i in range(T + 1)]
+DENOISER = {"integrator": "denoiser", "grid_power": P}
+
+
+def spread_of(i: int) -> tuple[float, float, float]:
+    """Return q, C and S of a step of the denoiser scheme."""
+    u, ahead = TIMES[i], TIMES[i + 1]
+    r = (1 - ahead) / (1 - u)
+    q = u / ahead * r
+    return q, ahead - u * q * r, (1 - ahead) * math.sqrt(1 - q**2)
+
+
+def drawn(i: int) -> float:
+    """Return the weight of ‖f_θ + (1 - u) w‖², T times what a control adds to the path's KL."""
+    u, (_, toward, noise) = TIMES[i], spread_of(i)
+    if i == T - 1:
+        return T * (1 - u) * 2 * u / (1 - u)
+    return T * (toward * (1 - u) / noise) ** 2
+
+
+def slow_denoiser_path(method: Method, s: Tensor, noise: QAMNoise, all_steps: bool) -> SlowPath:
+    """The steps of `core.denoiser`; what D's change adds is integrated numerically."""
+    a, before = noise.path_x_0, None
+    states, controls = [a], []
+    for i in range(T):
+        u, ahead = TIMES[i], TIMES[i + 1]
+        r = (1 - ahead) / (1 - u)
+        behavior, fine = field(method.behavior_ema, s, a, u), field(method.fine_tuned, s, a, u)
+        controls.append(fine if method.residual else fine - behavior)
+        v = behavior + controls[-1] if all_steps or i < T - 1 else behavior
+        denoised = a + (1 - u) * v
+        q, toward, sigma = spread_of(i)
+        bent = 0.0
+        if before is not None and i < T - 1:
+            x = torch.linspace(u, ahead, 20_001).double()
+            shares = (1 - ahead) ** 2 / ahead * 2 * x / (1 - x) ** 3
+            slope = (denoised - before) / (u - TIMES[i - 1])
+            bent = slope * torch.trapezoid(shares * (x - u), x).item()
+        z = noise.path_z[:, i] if i < T - 1 else 0.0
+        a, before = q * r * a + toward * denoised + bent + sigma * z, denoised
+        states.append(a)
+    return SlowPath(states, controls)
+
+
+@pytest.mark.parametrize("kind", [QAM, QAMFQL, QAMEdit])
+def test_adjoint_matching_in_the_denoiser_scheme(
+    kind: type[Method], residual: bool, build: Build, batch: Batch
+) -> None:
+    method = make(kind, build, residual=residual, **DENOISER)
+    spread(method)
+    s, noise = batch.observations, method.step_noise(len(batch.rewards))
+    with torch.no_grad():
+        states = slow_denoiser_path(method, s, qam_noise(noise.actor), all_steps=True).states
+    end = states[T].requires_grad_()
+    q_end = method.critic_ema(s, end.clip(-1, 1)).mean(0)
+    w = -TAU * torch.autograd.grad(q_end.sum(), end)[0]
+    expected = torch.zeros(len(s))
+    for i in reversed(range(T)):
+        u, ahead, a = TIMES[i], TIMES[i + 1], states[i].requires_grad_()
+        r, (_, toward, _) = (1 - ahead) / (1 - u), spread_of(i)
+        denoised = a + (1 - u) * field(method.behavior_ema, s, a, u)
+        passed = torch.autograd.grad(denoised, a, w)[0]
+        w = r**2 * w + (toward * ahead / u * passed if i else 0.0)
+        control = field(method.fine_tuned, s, a.detach(), u)
+        if not method.residual:
+            control = control - field(method.behavior_ema, s, a.detach(), u)
+        expected = expected + drawn(i) * (control + (1 - u) * w).square().sum(1)
+    found = method.losses(batch, noise)[0]["actor/adjoint_loss"]
+    compare(found, expected.mean(), method.fine_tuned)
+
+
+def test_bam_in_the_denoiser_scheme(residual: bool, build: Build, batch: Batch) -> None:
+    method = make(BAM, build, residual=residual, **DENOISER)
+    spread(method)
+    s, noise = batch.observations, method.step_noise(len(batch.rewards))
+    path = slow_denoiser_path(method, s, noise.actor, all_steps=False)
+    q = method.critic(s, path.states[T])
+    value = q.mean(0) - 0.5 * q.std(0, correction=0)
+    cost = sum(0.5 * drawn(i) * path.controls[i].square().sum(1) for i in range(T - 1))
+    losses, _ = method.losses(batch, noise)
+    found = losses["actor/control_cost"] + losses["actor/value_loss"]
+    compare(found, (cost - TAU * value).mean(), method.fine_tuned)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"integrator": "denoiser", "flow_steps": 1}, "flow_steps is 1, expected at least 2 with"),
+        ({"grid_power": 2.0}, "grid_power is 2.0, expected 1 with integrator shifted_euler"),
+        ({**DENOISER, "grid_power": 0.5}, "grid_power is 0.5, expected at least 1 and at most 3"),
+        ({**DENOISER, "grid_power": math.nan}, "grid_power is nan, expected at least 1"),
+        ({"integrator": "heun"}, "integrator is heun, expected one of shifted_euler, denoiser"),
+        ({"sampler": "ab3"}, "sampler is ab3, expected one of euler, ab2, etd2"),
+    ],
+)
+def test_schemes_that_do_not_fit_are_refused(
+    changes: dict[str, Any], message: str, build: Build
+) -> None:
+    with pytest.raises(ArgumentError, match=f"^QAM: {message}") as caught:
+        make(QAM, build, **changes)
+    assert "\n" not in str(caught.value)
 
 
 def slow_ode(method: Method, s: Tensor, z: Tensor) -> Tensor:

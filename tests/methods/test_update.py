@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.data.batch import Batch
+from qam_lightning.methods.bam import BAM
 from qam_lightning.methods.base import Losses, Method, Metrics
 from qam_lightning.methods.optimization import clip_gradients, decayed_learning_rate
 from qam_lightning.methods.qam import QAM
@@ -132,6 +133,18 @@ def test_an_update_is_one_graph_for_all_steps(
     found.close_to(by_update(make(kind, build, lr_decay_steps=10), batch))
 
 
+DENOISER = {"integrator": "denoiser", "grid_power": 2.0, "sampler": "etd2"}
+
+
+@pytest.mark.parametrize("kind", [QAM, BAM])
+def test_an_update_in_the_denoiser_scheme_is_one_graph(
+    kind: type[Method], build: Build, batch: Batch, traced: list[Any]
+) -> None:
+    found = by_update(make(kind, build, compile="default", **DENOISER), batch)
+    assert len(traced) == 1
+    found.close_to(by_update(make(kind, build, **DENOISER), batch))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
 def test_a_compiled_update_equals_the_eager_one(
@@ -139,6 +152,14 @@ def test_a_compiled_update_equals_the_eager_one(
 ) -> None:
     found = by_update(make(kind, build, compile="default"), batch)
     found.close_to(by_update(make(kind, build), batch))
+
+
+@pytest.mark.slow
+def test_a_compiled_update_in_the_denoiser_scheme_equals_the_eager_one(
+    build: Build, batch: Batch
+) -> None:
+    found = by_update(make(QAM, build, compile="default", **DENOISER), batch)
+    found.close_to(by_update(make(QAM, build, **DENOISER), batch))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
