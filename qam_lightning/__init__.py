@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qam_lightning.envs.make import make_env
     from qam_lightning.methods.bam import BAM
     from qam_lightning.methods.base import Method
+    from qam_lightning.methods.bc import BC
     from qam_lightning.methods.cgql import CGQL
     from qam_lightning.methods.cgql_linex import CGQLLinex
     from qam_lightning.methods.cgql_mse import CGQLMSE
@@ -49,11 +50,14 @@ if TYPE_CHECKING:
     from qam_lightning.methods.rebrac import ReBRAC
     from qam_lightning.methods.rlpd import RLPD
     from qam_lightning.methods.settings import setting
+    from qam_lightning.methods.trqam import TRQAM
     from qam_lightning.policy import Policy, load_policy
+    from qam_lightning.pretrained import load_clone
     from qam_lightning.util.errors import UserError
 
 _MODULES = {
     "policy": ("Policy", "load_policy"),
+    "pretrained": ("load_clone",),
     "data.batch": ("Batch",),
     "data.datamodule": ("ChunkDataModule",),
     "data.spaces": ("Spaces",),
@@ -61,6 +65,7 @@ _MODULES = {
     "util.errors": ("UserError",),
     "methods.base": ("Method",),
     "methods.bam": ("BAM",),
+    "methods.bc": ("BC",),
     "methods.cgql": ("CGQL",),
     "methods.cgql_linex": ("CGQLLinex",),
     "methods.cgql_mse": ("CGQLMSE",),
@@ -78,6 +83,7 @@ _MODULES = {
     "methods.rebrac": ("ReBRAC",),
     "methods.rlpd": ("RLPD",),
     "methods.settings": ("setting",),
+    "methods.trqam": ("TRQAM",),
     "callbacks.checkpoints": ("Checkpoints",),
     "callbacks.evaluation": ("Evaluate",),
     "callbacks.metrics": ("MetricsLogger",),
@@ -96,6 +102,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "BAM",
+    "BC",
     "Batch",
     "CGQL",
     "CGQLLinex",
@@ -121,6 +128,7 @@ __all__ = [
     "ReBRAC",
     "RLPD",
     "Spaces",
+    "TRQAM",
     "UserError",
     "action_gradient",
     "adjoint_matching_loss",
@@ -128,6 +136,7 @@ __all__ = [
     "flow_matching_loss",
     "integrate",
     "lean_adjoint",
+    "load_clone",
     "load_policy",
     "make_env",
     "pessimistic",

@@ -13,7 +13,7 @@ LAYERS = (
     {"cli", "studies", "__main__"},
     {"laboratory", "reports"},
     {"callbacks", "loggers"},
-    {"online", "policy", "export", "checkpoints", "run_folder"},
+    {"online", "policy", "pretrained", "export", "checkpoints", "run_folder"},
     {"methods", "evaluation"},
     {"envs", "data"},
     {"nets"},

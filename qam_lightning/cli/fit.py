@@ -64,6 +64,11 @@ RUN: dict[str, tuple[Any, Any, str]] = {
     "domain": (str, None, "The domain: environment, dataset, task; a file of configs/."),
     "method": (str, None, "The method; a file of configs/methods/."),
     "run_dir": (folder, None, "Folder of the run; nothing in it is overwritten."),
+    "pretrained": (
+        str,
+        None,
+        "Run folder or checkpoint, e.g. of --method bc, whose cloned behaviour to start from.",
+    ),
     "ckpt_path": (str, None, "Checkpoint to resume: last, best or a file."),
     "threads": (
         integer("threads", 1, 1024, optional=True),

@@ -20,6 +20,12 @@ from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import writing
 from qam_lightning.util.provenance import mismatches
 
+_BEGINNING = ("pretrained: ", "model.freeze_behavior: ")
+"""Settings that decide how a run begins."""
+
+_UNKNOWN = "model.freeze_behavior: None -> False"
+"""How it looks where an older version without that setting wrote the checkpoint."""
+
 
 def check_folder(wanted: str | None, run_dir: Path) -> None:
     """Check early, as it is quick and the most common mistake, that a run may use its folder.
@@ -92,6 +98,9 @@ def check_resume(path: Path, model: torch.nn.Module, settings: str) -> None:
         name = next(n for n in sorted({*stored, *built}) if stored.get(n) != built.get(n))
         because = "; ".join(c for c in changes if c.startswith(("model.", "data."))) or name
         raise UserError(f"{path} holds networks of other sizes ({because}); undo that to resume")
+    for change in changes:
+        if change.startswith(_BEGINNING) and change != _UNKNOWN:
+            raise UserError(f"{path}: its run began otherwise ({change}); undo that to resume")
     for line in [f"changed since the checkpoint: {c}" for c in changes] + [
         f"{path}: {difference}" for difference in mismatches(found.versions)
     ]:

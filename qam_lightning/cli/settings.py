@@ -95,7 +95,8 @@ def settings_of(name: str) -> dict[str, Setting]:
     if isinstance(constructor, ast.FunctionDef):
         texts = (ast.get_docstring(node), ast.get_docstring(constructor))
         return inherited | _arguments(constructor, "\n\n".join(filter(None, texts)))
-    return inherited | dict(_fields(node))
+    kept = {name: setting for name, setting in inherited.items() if name not in _constants(node)}
+    return kept | dict(_fields(node))
 
 
 def resolved(name: str) -> str:
@@ -171,10 +172,20 @@ def _arguments(function: ast.FunctionDef, docstring: str | None) -> dict[str, Se
     }
 
 
+def _is_constant(field: ast.AnnAssign) -> bool:
+    return "ClassVar" in ast.unparse(field.annotation)
+
+
+def _constants(node: ast.ClassDef) -> set[str]:
+    """Return the attributes that a class annotates as constants, which are no settings of it."""
+    fields = (field for field in node.body if isinstance(field, ast.AnnAssign))
+    return {ast.unparse(field.target) for field in fields if _is_constant(field)}
+
+
 def _fields(node: ast.ClassDef) -> Iterator[tuple[str, Setting]]:
     """Yield the annotated fields of a class, each with the string that stands below it."""
     for field, below in zip(node.body, [*node.body[1:], None], strict=True):
-        if not isinstance(field, ast.AnnAssign) or "ClassVar" in ast.unparse(field.annotation):
+        if not isinstance(field, ast.AnnAssign) or _is_constant(field):
             continue
         documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         text = str(below.value.value) if documented else ""  # type: ignore[union-attr]

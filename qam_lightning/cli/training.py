@@ -38,6 +38,7 @@ from qam_lightning.cli.settings import CALLBACKS, GROUPS, is_method, known
 from qam_lightning.cli.trainer import Trainer
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.methods.base import Method
+from qam_lightning.pretrained import load_clone
 from qam_lightning.run_folder import Claim
 from qam_lightning.util.errors import UserError
 
@@ -174,6 +175,16 @@ class FitCLI(LightningCLI):
                 "more than online.learning_starts; set --online.steps, or choose another --method"
             )
 
+    def start_from_clone(self) -> None:
+        """Load the clone that the run is to start from, if there is one.
+
+        Raises:
+            UserError: it does not fit the method or the data; or there must be one.
+        """
+        if self.config.pretrained is not None:
+            load_clone(self.model, self.config.pretrained)
+        self.model.check_clone(self.datamodule)
+
     def fit(self) -> int:
         """Train; return the exit code.
 
@@ -191,6 +202,8 @@ class FitCLI(LightningCLI):
             checkpoint = resume_path(self.config.ckpt_path, self.run_dir)
             if checkpoint is not None:
                 check_resume(checkpoint, self.model, settings)
+            else:
+                self.start_from_clone()
             with self._plain_errors():
                 self.trainer.fit(
                     self.model,

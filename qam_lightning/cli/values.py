@@ -8,7 +8,7 @@ from typing import Any
 from qam_lightning.util.arguments import path
 from qam_lightning.util.errors import UserError, shown
 
-PATHS = ("run_dir", "ckpt_path", "data.directory", "data.path", "data.store")
+PATHS = ("run_dir", "pretrained", "ckpt_path", "data.directory", "data.path", "data.store")
 """The keys of files and folders."""
 
 _NEGATIVE = re.compile(

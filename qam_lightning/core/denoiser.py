@@ -131,3 +131,23 @@ class Denoiser(NamedTuple):
             # The control whose minimiser is -(1 - u) w, as -σ² g / 2.
             adjoints.append(2.0 * step.rest / step.sigma**2 * w)
         return torch.stack(adjoints[::-1])
+
+    def divergence(self, control: Tensor, path: Path) -> Tensor:
+        """Return the divergence KL of a path from the behaviour's, per sample, (B,).
+
+        Each of the T - 1 steps with noise adds that of two Gaussians of variance noise². Their
+        means differ by what the control moves the denoised action, here and in the step before.
+
+        Args:
+            control: (T, B, D), the residual velocity at a_0..a_{T-1}; the last is not read.
+            path: from `simulate`.
+        """
+        total, before = torch.zeros_like(control[0, :, 0]), None
+        for i, (step, f) in enumerate(zip(self.steps[:-1], control, strict=False)):
+            moved = step.rest * f
+            shift = step.toward * moved
+            if before is not None:
+                shift = shift + step.bend / self.grid.width(i - 1) * (moved - before)
+            total = total + shift.square().sum(-1) / (2.0 * step.noise**2)
+            before = moved
+        return total

@@ -24,13 +24,17 @@ class Recorded:
     """
 
     def __init__(self, field: Field) -> None:
-        self._field, self._values = field, list[Tensor]()
+        self.field, self._values = field, list[Tensor]()
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         """Return the field's value."""
         with torch.enable_grad():
-            self._values.append(self._field(x, u))
+            self._values.append(self.field(x, u))
         return self._values[-1]
+
+    def __len__(self) -> int:
+        """How many values there are so far."""
+        return len(self._values)
 
     @property
     def values(self) -> Tensor:

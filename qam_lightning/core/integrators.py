@@ -7,7 +7,7 @@ from torch import Tensor
 from qam_lightning.core.adjoint import VJP, lean_adjoint
 from qam_lightning.core.denoiser import Denoiser
 from qam_lightning.core.flow import Field, TimeGrid
-from qam_lightning.core.memoryless import Path, simulate
+from qam_lightning.core.memoryless import Path, control_cost, simulate
 
 Integrator = Literal["shifted_euler", "denoiser"]
 
@@ -33,6 +33,13 @@ class Scheme(Protocol):
         """
         ...
 
+    def divergence(self, control: Tensor, path: Path) -> Tensor:
+        """Return the divergence KL of a path from the behaviour's, per sample, (B,).
+
+        ``control`` is v - f_β at the path's states, (T, B, D).
+        """
+        ...
+
 
 class ShiftedEuler(NamedTuple):
     """The paper's scheme, of a uniform step by which u is shifted (Eq. 24-25).
@@ -50,6 +57,13 @@ class ShiftedEuler(NamedTuple):
     def lean_adjoint(self, behavior_vjp: VJP, terminal: Tensor) -> Tensor:
         """Return :func:`qam_lightning.core.adjoint.lean_adjoint`."""
         return lean_adjoint(behavior_vjp, terminal, self.grid.steps)
+
+    def divergence(self, control: Tensor, path: Path) -> Tensor:
+        """Return Σ_i (2 h / σ_i²) ‖v - f_β‖², of two Gaussians of variance h σ_i² in each step.
+
+        The last step counts too: only the SDE takes it without control, and not the sampler.
+        """
+        return control_cost(control, path.sigma) / self.grid.steps
 
 
 def scheme(integrator: Integrator, grid: TimeGrid) -> Scheme:

@@ -61,11 +61,14 @@ def simulate(v: Field, behavior: Field, x_0: Tensor, z: Tensor) -> Path:
 
 
 def control_cost(control: Tensor, sigma: Tensor) -> Tensor:
-    """Return Σ_{i<T-1} 2 ‖f_θ(a_i, u_i)‖² / σ_i² per sample, (B,): the running cost of Eq. 18.
+    """Return Σ_{i<N} 2 ‖f_θ(a_i, u_i)‖² / σ_i² per sample, (B,): the running cost of Eq. 18.
+
+    Times the step h, it is the KL of a path from the behaviour's: each of its steps adds that of
+    two Gaussians of variance h σ_i² whose means are 2 h f_θ apart.
 
     Args:
-        control: (T - 1, B, D), the residual velocity f_θ (or v - f_β) at a_0..a_{T-2}, the states
-            of a path simulated with gradients.
+        control: (N, B, D), the residual velocity f_θ (or v - f_β) at a_0..a_{N-1}, N <= T.
         sigma: (T,) noise scales.
     """
-    return (2.0 * control.square().sum(-1) / sigma[:-1, None].square()).sum(0)
+    scale = sigma[: len(control), None].square()
+    return (2.0 * control.square().sum(-1) / scale).sum(0)

@@ -147,6 +147,19 @@ class ChunkDataModule(L.LightningDataModule):
         return self._fingerprint if self._chunks else ""
 
     @property
+    def identity(self) -> dict[str, str | float]:
+        """What a behaviour cloned from these data depends on, as far as it is known.
+
+        The task is no part of it, which changes rewards alone. After ``setup``, the fingerprint is.
+        """
+        found: dict[str, str | float] = {"env": self.env, "fraction": float(self.fraction)}
+        if self.path is None:
+            found["dataset"] = self.dataset
+        if self.train is not None:
+            found["fingerprint"] = self.fingerprint
+        return found
+
+    @property
     def _chunks(self) -> ChunkStorage:
         if self.train is None:
             raise RuntimeError("the dataset is not loaded yet: call setup('fit') first")

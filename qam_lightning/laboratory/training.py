@@ -147,6 +147,7 @@ SCANS: dict[str, dict[str, tuple[float, ...]]] = {
     "qam_edit": {"edit_scale": (0.1, 0.3)},
     "qam_fql": {"alpha": (10.0, 100.0)},
     "qsm": {"eta": (0.3, 1.0, 3.0, 10.0)},
+    "trqam": {"budget": (0.3, 1.0, 3.0)},
     "rebrac": {"alpha": (1.0, 3.0, 10.0), "noise_scale": (0.1, 0.2, 0.3)},
 }
 """Values tried where a hyperparameter is no temperature. Those that have no effect on a policy
@@ -185,10 +186,11 @@ def build(recipe: Recipe, values: Values, problem: Problem, flow_steps: int, see
     torch.manual_seed(seed)
     spaces = Spaces(obs_dim=1, action_dim=problem.dim)
     method = recipe.kind(spaces, **{**SHARED, **recipe.fixed, **values, **own})
-    noisy = method.critic if isinstance(method.critic, TimeConditionedCritic) else None
-    exact = ExactCritic(problem.q, method.critic.members, noisy)
-    method.add_module("critic", exact)
-    method.add_module("critic_ema", ema_copy(exact))
+    if method.has_critic:
+        noisy = method.critic if isinstance(method.critic, TimeConditionedCritic) else None
+        exact = ExactCritic(problem.q, method.critic.members, noisy)
+        method.add_module("critic", exact)
+        method.add_module("critic_ema", ema_copy(exact))
     if method.clones_behavior:
         method.add_module("behavior", ExactFlow(problem.behavior))
         if "behavior_ema" in dict(method.named_children()):
@@ -199,6 +201,8 @@ def build(recipe: Recipe, values: Values, problem: Problem, flow_steps: int, see
 def fit(method: Method, problem: Problem, steps: int) -> None:
     """Minimise the actor's losses on fresh samples of the behaviour, with a decaying step size."""
     trained = [p for p in method.parameters() if p.requires_grad]
+    if not trained:
+        return  # its clone is all there is
     optimizer = torch.optim.Adam(trained, lr=method.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     targets = EmaTargets(method.target_rate)
@@ -209,7 +213,7 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
     for _ in range(steps):
         batch = behavior_batch(problem, BATCH, generator)
         noise = method.actor_noise(NoiseSource(BATCH, generator))
-        losses, _ = method.actor_losses(batch, noise)
+        losses, metrics = method.actor_losses(batch, noise)
         loss = torch.stack(list(losses.values())).sum()
         if not loss.requires_grad:
             return  # it acts by Q and the behaviour's flow alone
@@ -218,6 +222,7 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
         if method.grad_clip > 0:
             nn.utils.clip_grad_norm_(trained, method.grad_clip)
         targets.move(followers, leaders)
+        method.adapt(metrics)
         optimizer.step()
         schedule.step()
 

@@ -16,7 +16,7 @@ methods differ from its text:
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map_only
 from qam_lightning.callbacks.base import ours
 from qam_lightning.callbacks.ema import EmaTargets
 from qam_lightning.core.critic import pessimistic, td_loss, td_target
+from qam_lightning.core.flow import Field, flow_matching_loss
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.compiled import Kind, check_compiler, naming_the_setting
@@ -47,8 +48,8 @@ from qam_lightning.nets.critic import CriticEnsemble
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.standardize import Standardize
 from qam_lightning.nets.velocity_field import VelocityField
-from qam_lightning.util.checkpoint import ENTRY, FORMAT, check_content
-from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.checkpoint import ENTRY, FORMAT, Clone, check_content
+from qam_lightning.util.errors import ArgumentError, UserError, require, shown
 from qam_lightning.util.memory import check_memory
 from qam_lightning.util.provenance import hardware, versions
 from qam_lightning.util.rng import Stream, torch_generator
@@ -121,6 +122,9 @@ class Method(Configurable):
     standardize: bool = False
     """Subtract the dataset's mean from observations and divide by its standard deviation (not in
     the paper)."""
+    freeze_behavior: bool = False
+    """Keep the behaviour flow as another run cloned it (see ``pretrained``), and save the time that
+    cloning takes."""
     compile: Literal["off", "default", "graph"] | bool = "off"  # type: ignore[assignment]
     """"default" compiles the whole update, on CPUs with a C++ compiler; "graph" besides captures it
     in a CUDA graph. False is "off" and True is "default"."""
@@ -133,6 +137,14 @@ class Method(Configurable):
     offline_phase: ClassVar[bool] = True
     """Whether the method trains on the dataset before it acts. A method without an offline phase
     acts randomly until training starts; half of each batch is then offline data."""
+
+    has_critic: ClassVar[bool] = True
+    """Whether the method learns values. One without trains its actor alone: the settings of critics
+    have no effect, and there is no best of N."""
+
+    adapted: ClassVar[Mapping[str, str]] = {}
+    """Buffers that a training step sets, by name, each to the metric of this name: an actor step
+    ends with the value that its losses computed. They are part of the method's state."""
 
     acting_settings: ClassVar[tuple[str, ...]] = ("best_of_n",)
     """What may be changed in a trained policy: settings that acting reads and no network depends
@@ -150,15 +162,23 @@ class Method(Configurable):
             if not isinstance(size, int) or size < 1:
                 raise ArgumentError(type(self), name, f"is {shown(size)}, expected at least 1")
         super().__post_init__()
+        if self.freeze_behavior:
+            if not self.clones_behavior:
+                problem = f"is True, but {type(self).__name__} clones no behaviour flow"
+                raise ArgumentError(type(self), "freeze_behavior", problem)
+            self.get_submodule("behavior").requires_grad_(False)
 
     def _check_settings(self) -> None:
-        """Check that the networks fit into memory: a critic, its target and an actor at least.
+        """Check that the networks fit into memory: critics, their targets and an actor at least.
 
         Raises:
             ArgumentError: they do not.
         """
+        single = self.has_critic or self.best_of_n == 1
+        expected = "1, as there is no critic to choose by"
+        require(single, type(self), "best_of_n", self.best_of_n, expected)
         network = self.spaces.obs_dim + self.spaces.chunk_dim + (self.depth - 1) * self.width
-        self._check_memory(4 * network * self.width * (2 * self.num_critics + 1), "the networks")
+        self._check_memory(4 * network * self.width * (2 * self._members + 1), "the networks")
 
     def _check_memory(self, needed: int, what: str) -> None:
         sizes = ("width", "depth", "num_critics")
@@ -168,16 +188,25 @@ class Method(Configurable):
         problem = f"is {getattr(self, largest)}: with {others}, {what}"
         check_memory(needed, type(self), largest, problem)
 
+    @property
+    def _members(self) -> int:
+        """How many critics there are."""
+        return self.num_critics if self.has_critic else 0
+
     def build(self) -> None:
         """Create the critic and its target; a subclass adds its own networks."""
         self.automatic_optimization = False
         self.dim = self.spaces.chunk_dim
         self.ranks, self.rank = 1, 0  # processes that share every batch, and which this is
         self.obs_norm = Standardize(self.spaces.obs_dim) if self.standardize else nn.Identity()
-        self.critic = self.make_critic()
-        self.critic_ema = ema_copy(self.critic)
+        if self.has_critic:
+            self.critic = self.make_critic()
+            self.critic_ema = ema_copy(self.critic)
         self.gradient_step, self.env_step, self.phase = 0, 0, "offline"
         self.metrics: Metrics = {}
+        self.pretrained: Clone | None = (
+            None  # where the behaviour flow comes from, if not from here
+        )
         self._update: Callable[..., Metrics] | None = None
 
     # What a method defines ---------------------------------------------------------------------
@@ -208,6 +237,10 @@ class Method(Configurable):
         """Draw what the flow matching loss takes, for the actor's losses that contain it."""
         return CloningNoise(x_0=draw.normal(self.dim), u=draw.uniform(1))
 
+    def behavior_noise(self, draw: NoiseSource) -> CloningNoise | None:
+        """Draw what `behavior_losses` takes; None where the behaviour flow is frozen."""
+        return None if self.freeze_behavior else self.cloning_noise(draw)
+
     def policy_noise(self, draw: NoiseSource) -> Any:
         """Draw what `policy` takes."""
         return PolicyNoise(z=draw.normal(self.dim))
@@ -229,6 +262,11 @@ class Method(Configurable):
     def clones_behavior(self) -> bool:
         """Whether `behavior_policy` is there; its flow is then named ``behavior``."""
         return type(self).behavior_policy is not Method.behavior_policy
+
+    @property
+    def cloned_flows(self) -> tuple[str, ...]:
+        """The flows that start from a pretrained clone, by name."""
+        return ("behavior",)
 
     def make_critic(self) -> CriticEnsemble:
         """Create the critics; ``critic(s, a)`` must give (K, B) values."""
@@ -264,6 +302,8 @@ class Method(Configurable):
             observations=self.obs_norm(batch.observations),
             next_observations=self.obs_norm(batch.next_observations),
         )
+        if not self.has_critic:
+            return self.actor_losses(batch, noise.actor)
         q = self.critic(batch.observations, batch.actions)
         losses, metrics = self.critic_losses(batch, noise.next, q)
         if with_actor:
@@ -276,6 +316,19 @@ class Method(Configurable):
     ) -> tuple[Losses, Metrics]:
         """Return the `losses`."""
         return self.losses(batch, noise, with_actor)
+
+    def behavior_losses(self, field: Field, batch: Batch, noise: CloningNoise | None) -> Losses:
+        """Return the flow matching loss of the behaviour flow (Eq. 17); none where it is frozen.
+
+        Args:
+            field: f_β at the chunks' observations.
+            batch: B chunks.
+            noise: what `behavior_noise` draws.
+        """
+        if noise is None:
+            return {}
+        x_0, u = noise
+        return {"actor/flow_loss": flow_matching_loss(field, x_0, batch.actions, u, batch.valid)}
 
     def critic_losses(self, batch: Batch, noise: Any, q: Tensor) -> tuple[Losses, Metrics]:
         """Return the TD loss (Eq. 26) and the critic's metrics.
@@ -305,7 +358,8 @@ class Method(Configurable):
             self.seed, Stream.TRAINING_NOISE, self.gradient_step, device=self.device
         )
         draw = NoiseSource(size, generator, self.ranks, self.rank)
-        return StepNoise(next=self.next_noise(draw), actor=self.actor_noise(draw))
+        following = self.next_noise(draw) if self.has_critic else None
+        return StepNoise(next=following, actor=self.actor_noise(draw))
 
     def batch_mean(self, x: Tensor) -> Tensor:
         """Return the mean of ``x`` (B,) over the batches of all ranks, without gradient.
@@ -358,8 +412,8 @@ class Method(Configurable):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(size := getattr(data, "batch_size", None), int):
             rows = size // self.trainer.world_size
-            # Every layer of the critics keeps its input for the backward pass.
-            needed += rows * 4 * self.num_critics * self.width * self.depth
+            # Every layer of the critics, or of an actor, keeps its input for the backward pass.
+            needed += rows * 4 * max(self._members, 1) * self.width * self.depth
             check_memory(needed, type(data), "batch_size", f"is {shown(size)}: a training step")
 
     def on_fit_start(self) -> None:
@@ -368,15 +422,34 @@ class Method(Configurable):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, TrainingData):
             self._check_data(data)
+        self.check_clone(data)
         self.ranks, self.rank = self.trainer.world_size, self.trainer.global_rank
         self._update = None  # an earlier fit may have ended in an error
         # A checkpoint is read onto the CPU.
         self.metrics = {name: x.to(self.device) for name, x in self.metrics.items()}
-        if isinstance(self.obs_norm, Standardize) and self.gradient_step == 0:
+        fresh = self.gradient_step == 0 and self.pretrained is None
+        if isinstance(self.obs_norm, Standardize) and fresh:
             if not isinstance(data, TrainingData):
                 problem = "needs a data module with observation_statistics(); set it to False"
                 raise ArgumentError(type(self), "standardize", problem)
             self.obs_norm.fit(*data.observation_statistics())
+
+    def check_clone(self, data: object) -> None:
+        """Check that a run may begin: with a clone of these data, as far as both are known.
+
+        Raises:
+            ArgumentError: the clone is of others; or there is none to freeze.
+        """
+        if self.freeze_behavior and self.pretrained is None:
+            problem = "is True, but there is no clone to keep; name its run as pretrained"
+            raise ArgumentError(type(self), "freeze_behavior", problem)
+        if self.pretrained is None or self.gradient_step > 0:
+            return
+        theirs = self.pretrained.data
+        for name, own in getattr(data, "identity", {}).items():
+            if theirs.get(name, own) != own:
+                problem = f"is {shown(own)}, but the clone in {self.pretrained.path} learned from"
+                raise ArgumentError(type(data), name, f"{problem} {shown(theirs[name])}")
 
     def _check_trainer(self) -> None:
         precision = str(self.trainer.precision)
@@ -430,6 +503,17 @@ class Method(Configurable):
         self.metrics |= metrics  # a delayed loss keeps its last value between its steps
         for callback in ours(self.trainer):
             callback.on_gradient_step(self.trainer, self)
+
+    @torch.no_grad()
+    def adapt(self, metrics: Metrics, buffers: Mapping[str, Tensor] | None = None) -> None:
+        """End an actor step: set what it adapts, in place.
+
+        Args:
+            metrics: of the step's losses.
+            buffers: the method's tensors by name, where others stand for its own.
+        """
+        for name, metric in self.adapted.items():
+            (self.get_buffer(name) if buffers is None else buffers[name]).copy_(metrics[metric])
 
     def is_actor_step(self, step: int) -> bool:
         """Whether gradient step number ``step`` (from 1) updates the actor and the targets."""
@@ -501,6 +585,8 @@ class Method(Configurable):
             "environment": {name: getattr(data, name) for name in names},
             "versions": versions(),
             "hardware": hardware(self.device),
+            "data": getattr(data, "identity", {}),
+            "pretrained": self.pretrained and self.pretrained.model_dump(),
             "moments": [len(found["state"]) for found in checkpoint.get("optimizer_states", [])],
             **checkpoint.get(ENTRY, {}),
         }
@@ -530,6 +616,8 @@ class Method(Configurable):
         check_weights(checkpoint["state_dict"], self, path)
         if trainer is not None and trainer.state.fn == "fit":
             check_training(checkpoint, self, path)
+        origin = checkpoint[ENTRY].get("pretrained")
+        self.pretrained = origin and Clone.model_validate(origin)
         self.metrics = dict(checkpoint.get("metrics", {}))
         for name, value in checkpoint["counters"].items():
             setattr(self, name, value)

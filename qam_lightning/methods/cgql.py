@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from qam_lightning.core.adjoint import action_gradient
-from qam_lightning.core.flow import Field, flow_matching_loss
+from qam_lightning.core.flow import Field
 from qam_lightning.core.guidance import integrate_guided
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Metrics
 from qam_lightning.methods.flow import FlowMethod
-from qam_lightning.methods.noise import CloningNoise, NoiseSource, PolicyNoise
+from qam_lightning.methods.noise import NoiseSource, PolicyNoise
 from qam_lightning.methods.settings import setting
 from qam_lightning.nets.critic import TimeConditionedCritic
 from qam_lightning.nets.frozen import ema_copy
@@ -54,12 +54,10 @@ class CGQL(FlowMethod):
         return TimeConditionedCritic(in_dim, self.width, self.depth, self.num_critics)
 
     def actor_noise(self, draw: NoiseSource) -> Any:
-        return self.cloning_noise(draw)
+        return self.behavior_noise(draw)
 
-    def actor_losses(self, batch: Batch, noise: CloningNoise) -> tuple[Losses, Metrics]:
-        field = self.behavior.at(batch.observations)
-        loss = flow_matching_loss(field, noise.x_0, batch.actions, noise.u, batch.valid)
-        return {"actor/flow_loss": loss}, {}
+    def actor_losses(self, batch: Batch, noise: Any) -> tuple[Losses, Metrics]:
+        return self.behavior_losses(self.behavior.at(batch.observations), batch, noise), {}
 
     def guiding_value(self, s: Tensor) -> Field:
         """Return (a, u) to the value (B,) whose gradient guides; noisy actions count as clean."""

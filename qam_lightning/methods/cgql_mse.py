@@ -35,12 +35,12 @@ class NoisyCriticNoise(NamedTuple):
     """What the actor losses of CGQL-MSE and CGQL-Linex draw.
 
     Attributes:
-        cloning: x_0 and u of flow matching.
+        cloning: x_0 and u of flow matching; None where the behaviour flow is frozen.
         u: (B, 1) flow times of the noisy actions, uniform on [0, 1).
         z: (B, D) standard normal, their noise.
     """
 
-    cloning: CloningNoise
+    cloning: CloningNoise | None
     u: Tensor
     z: Tensor
 

@@ -26,7 +26,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qam_lightning.core.flow import flow_matching_loss
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Metrics
 from qam_lightning.methods.flow import FlowMethod
@@ -42,12 +41,12 @@ class DSRLNoise(NamedTuple):
     """What DSRL's actor losses draw.
 
     Attributes:
-        cloning: x_0 and u of flow matching.
+        cloning: x_0 and u of flow matching; None where the behaviour flow is frozen.
         policy: (B, D) standard normal, of the noise policy's sample.
         latent_z: (B, D) standard normal, where the latent critic is distilled.
     """
 
-    cloning: CloningNoise
+    cloning: CloningNoise | None
     policy: Tensor
     latent_z: Tensor
 
@@ -71,11 +70,11 @@ class DSRL(FlowMethod):
         self.latent_critic = CriticEnsemble(obs_dim + self.dim, width, depth, self.num_critics)
 
     def actor_noise(self, draw: NoiseSource) -> DSRLNoise:
-        cloning = self.cloning_noise(draw)
+        cloning = self.behavior_noise(draw)
         return DSRLNoise(cloning, policy=draw.normal(self.dim), latent_z=draw.normal(self.dim))
 
     def actor_losses(self, batch: Batch, noise: DSRLNoise) -> tuple[Losses, Metrics]:
-        s, x_0, u = batch.observations, *noise.cloning
+        s = batch.observations
         latent = frozen(self.latent_critic)
         z, log_prob = self.noise_policy(s, noise.policy)
         losses, metrics = soft_actor_losses(  # Eq. 81
@@ -84,8 +83,7 @@ class DSRL(FlowMethod):
             log_prob,
             value=lambda z: latent(s, self.noise_scale * z).mean(0),
         )
-        field = self.behavior.at(s)
-        losses["actor/flow_loss"] = flow_matching_loss(field, x_0, batch.actions, u, batch.valid)
+        losses |= self.behavior_losses(self.behavior.at(s), batch, noise.cloning)
         losses["latent/loss"] = self.latent_loss(s, noise.latent_z)
         return losses, metrics
 

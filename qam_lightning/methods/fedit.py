@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qam_lightning.core.flow import flow_matching_loss
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Metrics
 from qam_lightning.methods.flow import FlowMethod
@@ -34,11 +33,11 @@ class FEditNoise(NamedTuple):
     """What FEdit's actor losses draw.
 
     Attributes:
-        cloning: x_0 and u of flow matching.
+        cloning: x_0 and u of flow matching; None where the behaviour flow is frozen.
         edited: the draws of the edited actions.
     """
 
-    cloning: CloningNoise
+    cloning: CloningNoise | None
     edited: EditNoise
 
 
@@ -59,17 +58,17 @@ class FEdit(FlowMethod):
         return EditNoise(z=draw.normal(self.dim), edit=draw.normal(self.dim))
 
     def actor_noise(self, draw: NoiseSource) -> FEditNoise:
-        cloning = self.cloning_noise(draw)
+        cloning = self.behavior_noise(draw)
         return FEditNoise(cloning, self.policy_noise(draw))
 
     def actor_losses(self, batch: Batch, noise: FEditNoise) -> tuple[Losses, Metrics]:
-        s, x_0, u = batch.observations, *noise.cloning
+        s = batch.observations
         field, coefficient = self.behavior.at(s), self.entropy_coefficient
         with torch.no_grad():
             action = self.sample(field, noise.edited.z)
         assert noise.edited.edit is not None
         losses = {
-            "actor/flow_loss": flow_matching_loss(field, x_0, batch.actions, u, batch.valid),
+            **self.behavior_losses(field, batch, noise.cloning),
             **edit_losses(self.edit, coefficient, self.critic, s, action, noise.edited.edit),
         }
         return losses, {"actor/entropy_coefficient": coefficient().detach()}

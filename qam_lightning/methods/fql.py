@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qam_lightning.core.flow import flow_matching_loss
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Metrics
 from qam_lightning.methods.flow import FlowMethod
@@ -33,11 +32,11 @@ class FQLNoise(NamedTuple):
     """What FQL's actor losses draw.
 
     Attributes:
-        cloning: x_0 and u of flow matching.
+        cloning: x_0 and u of flow matching; None where the behaviour flow is frozen.
         z: (B, D) standard normal, of the one-step policy and its teacher.
     """
 
-    cloning: CloningNoise
+    cloning: CloningNoise | None
     z: Tensor
 
 
@@ -55,16 +54,16 @@ class FQL(FlowMethod):
         self.one_step = OneStepPolicy(self.spaces.obs_dim, self.dim, self.width, self.depth)
 
     def actor_noise(self, draw: NoiseSource) -> FQLNoise:
-        cloning = self.cloning_noise(draw)
+        cloning = self.behavior_noise(draw)
         return FQLNoise(cloning, z=draw.normal(self.dim))
 
     def actor_losses(self, batch: Batch, noise: FQLNoise) -> tuple[Losses, Metrics]:
-        s, x_0, u = batch.observations, *noise.cloning
+        s = batch.observations
         field = self.behavior.at(s)
         with torch.no_grad():
             teacher = self.sample(field, noise.z)
         losses = {
-            "actor/flow_loss": flow_matching_loss(field, x_0, batch.actions, u, batch.valid),
+            **self.behavior_losses(field, batch, noise.cloning),
             **one_step_losses(self.one_step, self.critic, s, noise.z, teacher, self.alpha),
         }
         return losses, {}

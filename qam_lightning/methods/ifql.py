@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from qam_lightning.core.critic import expectile_loss, pessimistic
-from qam_lightning.core.flow import flow_matching_loss
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Metrics
 from qam_lightning.methods.flow import FlowMethod
@@ -56,18 +55,16 @@ class IFQL(FlowMethod):
         """Return V(s) (Eq. 84)."""
         return self.value(s)
 
-    def actor_noise(self, draw: NoiseSource) -> CloningNoise:
-        return self.cloning_noise(draw)
+    def actor_noise(self, draw: NoiseSource) -> CloningNoise | None:
+        return self.behavior_noise(draw)
 
-    def actor_losses(self, batch: Batch, noise: CloningNoise) -> tuple[Losses, Metrics]:
+    def actor_losses(self, batch: Batch, noise: CloningNoise | None) -> tuple[Losses, Metrics]:
         s, a = batch.observations, batch.actions
         value = self.value(s)
         with torch.no_grad():
             target = pessimistic(self.critic_ema(s, a), self.rho)
         losses = {
-            "actor/flow_loss": flow_matching_loss(
-                self.behavior.at(s), noise.x_0, a, noise.u, batch.valid
-            ),
+            **self.behavior_losses(self.behavior.at(s), batch, noise),
             "value/loss": expectile_loss(value, target, self.kappa),  # Eq. 85
         }
         return losses, {"value/mean": value.detach().mean()}

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from qam_lightning.core.adjoint import action_gradient, adjoint_matching_loss
-from qam_lightning.core.flow import Field, Recorded, TimeGrid, flow_matching_loss
+from qam_lightning.core.flow import Field, Recorded, TimeGrid
 from qam_lightning.core.integrators import Integrator, Scheme, scheme
 from qam_lightning.core.memoryless import Path
 from qam_lightning.data.batch import Batch
@@ -46,12 +46,12 @@ class QAMNoise(NamedTuple):
     """What QAM's actor losses draw.
 
     Attributes:
-        cloning: x_0 and u of flow matching.
+        cloning: x_0 and u of flow matching; None where the behaviour flow is frozen.
         path_x_0: (B, D) standard normal, where the SDE starts.
         path_z: (B, T - 1, D) standard normal, the SDE's increments.
     """
 
-    cloning: CloningNoise
+    cloning: CloningNoise | None
     path_x_0: Tensor
     path_z: Tensor
 
@@ -89,17 +89,17 @@ class QAM(FlowMethod):
 
     def actor_noise(self, draw: NoiseSource) -> QAMNoise:
         return QAMNoise(
-            cloning=self.cloning_noise(draw),
+            cloning=self.behavior_noise(draw),
             path_x_0=draw.normal(self.dim),
             path_z=draw.normal(self.flow_steps - 1, self.dim),
         )
 
     def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
         s = batch.observations
-        fine_tuned = Recorded(self.fine_tuned.at(s))
+        behavior, fine_tuned = self.recorded(s)
         with torch.no_grad():
             # 1. Sample a path of the memoryless SDE (Eq. 24).
-            path = self.sample_path(s, noise, fine_tuned)
+            path = self.sample_path(s, noise, (behavior, fine_tuned))
             if not self.controls_last_step:  # f_θ is learned there all the same
                 fine_tuned(path.states[-1], path.times[-1])
             # 2. Differentiate the critic where the path ends (Eq. 22).
@@ -108,20 +108,33 @@ class QAM(FlowMethod):
             )
             # 3. Run the lean adjoint backwards along the behaviour flow (Eq. 25).
             vjp = self.behavior_ema.linearize(s, path.states, path.jacobian_times)
-            adjoints = self.scheme.lean_adjoint(vjp, -self.tau * dq_da)
+            adjoints = self.scheme.lean_adjoint(vjp, -self.inverse_temperature * dq_da)
         # 4. Regress the fine-tuned flow on the adjoint (Eq. 21).
-        control = self.control(s, path, fine_tuned.values)
+        control = self.control(path, behavior, fine_tuned)
+        losses, metrics = self.regression(control, adjoints, path)
         # 5. Clone the behaviour (Eq. 17).
-        losses = {
-            "actor/flow_loss": self.cloning_loss(batch, noise.cloning),
-            "actor/adjoint_loss": adjoint_matching_loss(control, adjoints, path.sigma),
-        }
-        metrics = {
+        losses = self.behavior_losses(self.behavior.at(s), batch, noise.cloning) | losses
+        metrics |= {
             "actor/adjoint_rms": adjoints.square().mean().sqrt(),
             "actor/control_rms": control.detach().square().mean().sqrt(),
             "actor/q_grad_rms": dq_da.square().mean().sqrt(),
         }
         return losses, metrics
+
+    @property
+    def inverse_temperature(self) -> float | Tensor:
+        """τ."""
+        return self.tau
+
+    def regression(self, control: Tensor, adjoints: Tensor, path: Path) -> tuple[Losses, Metrics]:
+        """Return the adjoint matching loss, and metrics of it.
+
+        Args:
+            control: (T, B, D), v - f_β at the path's states.
+            adjoints: (T, B, D), the lean adjoints.
+            path: from `sample_path`.
+        """
+        return {"actor/adjoint_loss": adjoint_matching_loss(control, adjoints, path.sigma)}, {}
 
     def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
         return self.flow_action(s, noise.z)
@@ -135,16 +148,22 @@ class QAM(FlowMethod):
         velocity = self.velocity(self.behavior.at(s), self.fine_tuned.at(s))
         return self.sample(velocity, z)
 
-    def sample_path(self, s: Tensor, noise: QAMNoise, fine_tuned: Field | None = None) -> Path:
+    def recorded(self, s: Tensor) -> tuple[Recorded, Recorded]:
+        """Return the EMA of f_β, and f_θ, at states (B, O), as fields that keep their values."""
+        return Recorded(self.behavior_ema.at(s)), Recorded(self.fine_tuned.at(s))
+
+    def sample_path(
+        self, s: Tensor, noise: QAMNoise, fields: tuple[Recorded, Recorded] | None = None
+    ) -> Path:
         """Simulate the memoryless SDE of v with the EMA behaviour flow (Eq. 24).
 
         Args:
             s: (B, O).
             noise: the path's part of it is read.
-            fine_tuned: f_θ at these states, if the caller records its values.
+            fields: from `recorded`, if the caller wants the values of the fields.
         """
-        behavior = self.behavior_ema.at(s)
-        velocity = self.velocity(behavior, fine_tuned or self.fine_tuned.at(s))
+        behavior, fine_tuned = fields or self.recorded(s)
+        velocity = self.velocity(behavior, fine_tuned)
         last = velocity if self.controls_last_step else behavior
         return self.scheme.simulate(velocity, last, noise.path_x_0, noise.path_z.transpose(0, 1))
 
@@ -158,26 +177,28 @@ class QAM(FlowMethod):
         """Whether the SDE's last step, which has no noise, follows v; otherwise f_β alone."""
         return self.integrator == "denoiser"
 
+    @property
+    def cloned_flows(self) -> tuple[str, ...]:
+        """Both, where f_θ is the full velocity: it starts at the behaviour's."""
+        return ("behavior",) if self.residual else ("behavior", "fine_tuned")
+
     def velocity(self, behavior: Field, fine_tuned: Field) -> Field:
         """Return the field v = f_β + f_θ; f_θ alone where it is no residual."""
         if not self.residual:
             return fine_tuned
         return lambda x, u: behavior(x, u) + fine_tuned(x, u)
 
-    def control(self, s: Tensor, path: Path, fine_tuned: Tensor) -> Tensor:
+    def control(self, path: Path, behavior: Recorded, fine_tuned: Recorded) -> Tensor:
         """Return v - f_β at the first N states of a path, (N, B, D): f_θ where it is a residual.
 
         Args:
-            s: (B, O).
             path: from `sample_path`.
-            fine_tuned: (N, B, D), f_θ at the path's states.
+            behavior: its field; where f_θ is no residual, it has the last state's value at most.
+            fine_tuned: its field, with the values at N states.
         """
+        v = fine_tuned.values
         if self.residual:
-            return fine_tuned
-        n = len(fine_tuned)
-        return fine_tuned - self.behavior_ema.at(s)(path.states[:n], path.times[:n, None, None])
-
-    def cloning_loss(self, batch: Batch, noise: CloningNoise) -> Tensor:
-        """Return the flow matching loss of f_β on dataset chunks (Eq. 17)."""
-        field = self.behavior.at(batch.observations)
-        return flow_matching_loss(field, noise.x_0, batch.actions, noise.u, batch.valid)
+            return v
+        n = len(path.states) - len(behavior)
+        f = behavior.field(path.states[:n], path.times[:n, None, None])
+        return v - (torch.cat([f, behavior.values]) if len(behavior) else f)[: len(v)]

@@ -212,6 +212,8 @@ def update(
                 [part.targets for part in stepped],
                 [part.weights[: len(part.targets)] for part in stepped],
             )
+        if actor_step:
+            method.adapt(metrics, state.constants)
         _adam_step(layout.optimizer.param_groups[0], stepped, gradients, state.learning_rate)
     single = {name: value.detach() for name, value in losses.items()}
     return {"loss": loss.detach(), **single, **metrics, "grad_norm": norm}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from qam_lightning.checkpoints import last_checkpoints
 from qam_lightning.cli.explain import spoken
 from qam_lightning.cli.resume import changed
 from qam_lightning.cli.training import FitCLI
@@ -65,7 +66,10 @@ def plan(
     planned: list[Planned] = []
     problems: list[str] = []
     for number, run in enumerate(study.runs, 1):
-        key = json.dumps({k: v for k, v in run.settings.items() if not _is_checked_later(k, v)})
+        key = json.dumps(run.settings)
+        if "${" not in key:  # which may stand for the seed or the task
+            own = {k: v for k, v in run.settings.items() if not _is_checked_later(k, v)}
+            key = json.dumps(own)
         try:
             if key not in builds:
                 builds[key] = _built(run)
@@ -108,6 +112,8 @@ def _built(run: Run) -> _Built:
     # Its folder is looked at elsewhere; a run that resumes may have one.
     cli = FitCLI([*run.arguments, "--ckpt_path=last"])
     cli.check()
+    if not last_checkpoints(run.run_dir):
+        cli.start_from_clone()  # later it may be gone
     settings = yaml.safe_load(cli.settings())
     offline = cli.config.trainer.max_steps if cli.model.offline_phase else 0
     return _Built(settings, Length(offline, cli.config.online.steps))

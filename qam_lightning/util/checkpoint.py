@@ -154,6 +154,7 @@ Dense = Annotated[Tensor, Checked(dense)]
 Environment = Annotated[dict[Text, bool | int | Number | Text | None], Checked(_environment)]
 Config = Annotated[Text, Checked(_config)]
 Versions = dict[Text, Annotated[Text, Checked(_release)]]
+Identity = dict[Text, Number | Text]
 
 
 class Counters(Schema):
@@ -162,6 +163,26 @@ class Counters(Schema):
     gradient_step: Count
     env_step: Count
     phase: Literal["offline", "online"]
+
+
+class Clone(Schema):
+    """Where a run's behaviour flow comes from.
+
+    Attributes:
+        path: the checkpoint.
+        fingerprint: its CRC-32, see `qam_lightning.checkpoints.fingerprint`.
+        method: full name of the class that cloned.
+        gradient_step: gradient steps taken.
+        versions: the software that wrote it, with its commit.
+        data: what it learned from, see `ChunkDataModule.identity`.
+    """
+
+    path: Text
+    fingerprint: Count
+    method: Text
+    gradient_step: Count
+    versions: Versions
+    data: Identity
 
 
 class Entry(Schema, extra="allow"):
@@ -173,6 +194,8 @@ class Entry(Schema, extra="allow"):
     environment: Environment
     versions: Versions
     hardware: Text = ""
+    data: Identity = {}
+    pretrained: Clone | None = None
     moments: list[Count] | None = None  # of how many parameters each optimizer has a state
     config: Config = ""
     config_hash: Text = ""

@@ -1,4 +1,4 @@
-"""The code of docs/library.md runs, in its order: act, train, use the mathematics."""
+"""The code of docs/library.md runs, in its order: act, train, clone, use the mathematics."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from qam_lightning.cli import main
 from qam_lightning.data.generate import generate
 from tests.docs.pages import DOCS, blocks
 
-ACT, TRAIN, MATHEMATICS = blocks(DOCS / "library.md", "python")
+ACT, TRAIN, CLONE, MATHEMATICS = blocks(DOCS / "library.md", "python")
 TINY = (
     "--model.width=8",
     "--model.depth=1",
@@ -51,6 +51,15 @@ def test_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     names = execute(TRAIN.replace("max_steps=1_000", "max_steps=2, accelerator='cpu'"))
     assert names["method"].gradient_step == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_starting_from_a_clone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    small = CLONE.replace('"width": 128, "depth": 3', '"width": 8, "depth": 1')
+    names = execute(small.replace("max_steps=1_000", "max_steps=2, accelerator='cpu'"))
+    assert names["method"].gradient_step == 2
+    assert names["method"].pretrained.path == "runs/quickstart/checkpoints/last.ckpt"
 
 
 def test_the_mathematics() -> None:

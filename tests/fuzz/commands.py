@@ -76,6 +76,7 @@ TRAINING = {
     "--online.utd_ratio": [x for x in INTEGERS if x != "1e3"],
     "--progress.every_seconds": INTEGERS,
     "--ckpt_path": NAMES,
+    "--pretrained": NAMES,
     "--config": NAMES,
 }
 

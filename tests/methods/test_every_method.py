@@ -21,6 +21,7 @@ import qam_lightning.methods
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
+from qam_lightning.methods.bc import BC
 from qam_lightning.methods.noise import map_noise
 from qam_lightning.methods.qam import QAM
 from qam_lightning.nets.critic import BatchedLinear
@@ -113,6 +114,8 @@ def update(method: Method, batch: Batch) -> torch.Tensor:
 def test_the_critic_learns_the_discounted_pessimistic_value_of_its_average(
     method: Method, batch: Batch
 ) -> None:
+    if not method.has_critic:
+        pytest.skip(f"{type(method).__name__} has no critic")
     spread(method)
     noise = method.step_noise(len(batch.rewards))
     s = batch.next_observations
@@ -209,6 +212,28 @@ def test_targets_take_no_gradient_and_pair_with_their_networks(method: Method) -
             torch.testing.assert_close(p.detach(), q)
 
 
+def test_a_frozen_behaviour_is_not_cloned_and_costs_nothing(
+    method: Method, build: Build, batch: Batch
+) -> None:
+    kind = type(method)
+    if not method.clones_behavior or kind is BC:
+        with pytest.raises(ArgumentError, match="freeze_behavior is True, "):
+            make(kind, build, freeze_behavior=True)
+        return
+    frozen, weight = make(kind, build, freeze_behavior=True), "mlp.layers.1.weight"
+    found, passed = [], []
+    for one in (method, frozen):
+        rows, noise = Rows(), one.step_noise(len(batch.rewards))
+        hook = register_module_forward_pre_hook(rows)
+        found.append(set(one.losses(batch, noise)[0]))
+        hook.remove()
+        passed.append(sum(map(len, rows.of[one.behavior.get_parameter(weight).data_ptr()])))
+    assert found[0] - found[1] == {"actor/flow_loss"} and found[1] < found[0]
+    assert passed[0] - passed[1] == len(batch.rewards)
+    trained = {id(p) for p in frozen.configure_optimizers().param_groups[0]["params"]}
+    assert not trained & {id(p) for p in frozen.behavior.parameters()}
+
+
 def test_a_step_is_a_function_of_seed_step_batch_and_weights(
     method: Method, build: Build, batch: Batch
 ) -> None:
@@ -255,6 +280,10 @@ def test_behaviour_is_cloned_or_said_to_be_missing(method: Method, batch: Batch)
 
 
 def test_best_of_n_takes_the_candidate_of_largest_score(method: Method, batch: Batch) -> None:
+    if not method.has_critic:
+        with pytest.raises(ArgumentError, match="best_of_n is 8, expected 1, as there is no crit"):
+            type(method)(**{**method.hparams, "best_of_n": 8})
+        return
     s, n = batch.observations, 8
     method.best_of_n = n
     noise = method.acting_noise(len(s), torch.Generator().manual_seed(3))

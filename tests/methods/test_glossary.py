@@ -14,13 +14,13 @@ from qam_lightning.evaluation.statistics import summarize
 from qam_lightning.loggers import CsvLogger
 from qam_lightning.methods.base import Method
 from qam_lightning.online.statistics import EpisodeStatistics
-from tests.methods.paper import TABLE_4
 from tests.methods.test_every_method import METHODS as ALL
 from tests.methods.test_every_method import Build, make
 
 GLOSSARY = Path(__file__).parents[2] / "docs" / "metrics.md"
-METHODS = [kind for kind in ALL if kind.__module__.rsplit(".", 1)[-1] in TABLE_4]
-"""The methods of the paper; a method that is added explains its metrics where its author likes."""
+PAGES = {path.stem for path in GLOSSARY.with_name("methods").glob("*.md")}
+METHODS = [kind for kind in ALL if kind.__module__.rsplit(".", 1)[-1] in PAGES]
+"""The methods with a page; a method that is added explains its metrics where its author likes."""
 
 NAMES = sorted(kind.__module__.rsplit(".", 1)[-1] for kind in METHODS)
 
@@ -33,7 +33,10 @@ def glossary() -> dict[str, list[str]]:
             cells = [cell.strip() for cell in line.replace(r"\|", "").strip("|").split("|")]
             assert len(cells) == 5, line
             column, methods = cells[0].strip("`"), cells[1]
-            found.setdefault(column, []).extend(NAMES if methods == "all" else methods.split(", "))
+            listed = methods.removeprefix("all").removeprefix(" but ").split(", ")
+            if methods.startswith("all"):
+                listed = [name for name in NAMES if name not in listed]
+            found.setdefault(column, []).extend(listed)
     return found
 
 

@@ -86,6 +86,8 @@ def by_hand(method: Method, batch: Batch) -> Outcome:
             for p, q in zip(online.parameters(), target.parameters(), strict=True):
                 q.data.lerp_(p.data, method.target_rate)
         optimizer.step()
+        for name, metric in method.adapted.items():
+            method.get_buffer(name).copy_(more[metric])
         method.gradient_step += 1
         named = {name: x.detach() for name, x in losses.items()}
         metrics |= {"loss": loss.detach(), **named, **more, "grad_norm": norm}

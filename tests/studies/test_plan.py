@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from qam_lightning.cli import main
 from qam_lightning.run_folder import Claim
 from qam_lightning.studies.plan import Planned, missing, plan
 from qam_lightning.studies.state import Length, state_of
 from qam_lightning.studies.study import read_study
+from qam_lightning.util.errors import UserError
 from tests.studies.conftest import Write
 
 
@@ -42,6 +44,30 @@ def test_every_configuration_is_built_before_anything_starts(
         f"error: {path}: 2 of 6 runs cannot be started; nothing was",
     ]
     assert not (tmp_path / "runs").exists()
+
+
+def test_every_seed_may_start_from_a_clone_of_its_own(
+    write: Write, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clones = write(settings={**tiny, "method": "bc"}, grid={"seed": "0-1"})
+    first = trained(clones)
+    pretrained = f"{first.parent}/seed${{seed}}"
+    path = write(
+        settings={**tiny, "model.freeze_behavior": True, "pretrained": pretrained},
+        grid={"method": ["qam", "ifql"], "seed": "0-1"},
+        folder=str(tmp_path / "learned"),
+    )
+    with pytest.raises(UserError, match="2 of 4 runs cannot be started"):
+        planned(path)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "seed1: no such checkpoint file" in lines[0]
+    shutil.copytree(first, first.with_name("seed1"))
+    assert kinds(path) == ["new"] * 4
+    run = trained(path, 1)
+    shutil.rmtree(first.parent)  # a run that began needs its clone no more
+    assert yaml.safe_load((run / "config.yaml").read_text())["pretrained"].endswith("seed1")
+    with pytest.raises(UserError, match="3 of 4 runs cannot be started"):
+        planned(path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""Starting a method from another run's clone, so that the behaviour is cloned once for all.
+
+A clone is the behaviour flow, its moving average and the normalisation of observations. What it
+depends on must be the same in both runs: the sizes, the normalisation and, as `Method.on_fit_start`
+checks, the data. Tasks may differ: they change rewards alone.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qam_lightning.checkpoints import fingerprint, newest, read_checkpoint
+from qam_lightning.methods.base import Method
+from qam_lightning.methods.restore import check_weights
+from qam_lightning.util.checkpoint import ENTRY, Clone
+from qam_lightning.util.errors import UserError
+
+
+def load_clone(method: Method, run: str | Path) -> None:
+    """Start a method from the behaviour flow that another run has cloned.
+
+    A run whose method keeps no moving average of its flow leaves both at the flow's weights, as
+    a new run begins. Training then goes on with cloning, unless ``freeze_behavior`` is set.
+
+    >>> method = QAM(data.spaces, tau=3.0, freeze_behavior=True)
+    >>> load_clone(method, "runs/scene-task2-bc-seed0")
+
+    Args:
+        method: a method that clones the behaviour, before training.
+        run: a run folder, whose newest checkpoint is taken, or a checkpoint file. The file is read
+            now, and never again.
+
+    Raises:
+        UserError: the method clones no behaviour; there is no such checkpoint; or it holds no
+            clone of a dataset, or one of other sizes.
+    """
+    name = type(method).__name__
+    if not method.clones_behavior:
+        raise UserError(
+            f"{name} clones no behaviour flow, so it cannot start from the clone in {run}"
+        )
+    path = Path(run).expanduser()
+    path = newest(path) if path.is_dir() else path
+    checkpoint = read_checkpoint(path)
+    _check(checkpoint, method, path)
+    flow = _part(checkpoint, "behavior")
+    parts = dict.fromkeys(method.cloned_flows, flow)
+    parts["behavior_ema"] = _part(checkpoint, "behavior_ema") or flow
+    modules = dict(method.named_children())
+    parts = {name: tensors for name, tensors in parts.items() if name in modules}
+    parts["obs_norm"] = _part(checkpoint, "obs_norm")
+    for part, tensors in parts.items():
+        check_weights(tensors, modules[part], path)
+    for part, tensors in parts.items():
+        modules[part].load_state_dict(tensors)
+    entry = checkpoint[ENTRY]
+    named = {key: x for key, x in entry["environment"].items() if key in ("env", "dataset")}
+    method.pretrained = Clone(
+        path=str(path),
+        fingerprint=fingerprint(path),
+        method=entry["method"],
+        gradient_step=checkpoint["counters"]["gradient_step"],
+        versions=entry["versions"],
+        data=entry.get("data") or named,
+    )
+
+
+def _part(checkpoint: dict[str, Any], module: str) -> dict[str, Tensor]:
+    """Return a module's weights; none if the checkpoint has no such module."""
+    start = f"{module}."
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(start): x for name, x in state.items() if name.startswith(start)}
+
+
+def _check(checkpoint: dict[str, Any], method: Method, path: Path) -> None:
+    """Check that a checkpoint holds a clone of a dataset, of the method's sizes."""
+    entry = checkpoint[ENTRY]
+    if not _part(checkpoint, "behavior"):
+        name = entry["method"].rpartition(".")[2]
+        raise UserError(
+            f"{path}: holds no behaviour flow, as {name} clones none; name a run of bc, or of "
+            "another method that clones the behaviour"
+        )
+    if checkpoint["counters"]["phase"] != "offline":
+        raise UserError(
+            f"{path}: its behaviour flow has learned from online data too; name a checkpoint of an "
+            "offline phase"
+        )
+    own, theirs = _sizes(method.hparams), _sizes(entry["model"])
+    if differ := [name for name in own if own[name] != theirs.get(name)]:
+        both = [" and ".join(f"{name} {x.get(name)}" for name in differ) for x in (theirs, own)]
+        raise UserError(
+            f"{path}: its clone has {both[0]}, but {type(method).__name__} has {both[1]}; make "
+            "them the same"
+        )
+
+
+def _sizes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a method that its clone depends on."""
+    spaces = settings.get("spaces")
+    named = {name: settings.get(name) for name in ("width", "depth", "standardize")}
+    return {**(spaces if isinstance(spaces, dict) else {}), **named}
