@@ -25,7 +25,8 @@ def main(argv: list[str]) -> int:
     actions = {"info": info, "verify": verify}
     settings = {k: s for k, s in settings_of(GROUPS["data"]).items() if k not in _TRAINING_ONLY}
     if {"-h", "--help"} & set(argv):
-        text = "info: print what a dataset holds, and draw it.\nverify: check its store."
+        text = "info: print what a dataset holds, and draw it.\n"
+        text += "verify: check its files and its store against their checksums."
         groups = {"dataset": settings, "info": {"picture": _PICTURE}}
         print(page(called("data info|verify"), text, groups), end="", flush=True)
         raise SystemExit(0)
@@ -88,7 +89,7 @@ def info(data: "ChunkDataModule", picture: str | None = None) -> int:
 
 
 def verify(data: "ChunkDataModule") -> int:
-    """Check a dataset's stores against their checksums and sources; return the exit code.
+    """Check a dataset's stores and downloads against checksums; return the exit code.
 
     Args:
         data: the settings that name the dataset.
@@ -96,6 +97,7 @@ def verify(data: "ChunkDataModule") -> int:
     Raises:
         UserError: there is no store, or one that cannot even be opened.
     """
+    from qam_lightning.data.checksums import changed_files
     from qam_lightning.data.labels import damaged_labels
     from qam_lightning.data.store import Store
 
@@ -107,7 +109,7 @@ def verify(data: "ChunkDataModule") -> int:
         if not source.store.exists():
             raise UserError(f"{source.store}: does not exist; training or `data info` makes it")
         store = Store(source.store)
-        found = store.verify(source.files) + damaged_labels(store)
+        found = changed_files(source.files) + store.verify(source.files) + damaged_labels(store)
         print("\n".join(found) or f"{source.store}: good")
         wrong += found
     return 1 if wrong else 0

@@ -21,6 +21,7 @@ from qam_lightning.data.download import fetch
 from qam_lightning.data.labels import task_labels
 from qam_lightning.data.layout import Layout, file_layout
 from qam_lightning.data.minari import import_minari
+from qam_lightning.data.robomimic import import_robomimic
 from qam_lightning.data.sampler import OfflineSampler, Sampler
 from qam_lightning.data.source import Source, official, own
 from qam_lightning.data.spaces import Spaces
@@ -59,7 +60,7 @@ class ChunkDataModule(L.LightningDataModule):
         batch_size: int = 256,
         fraction: float = 1.0,
         directory: str = ogbench.utils.DEFAULT_DATASET_DIR,
-        base_url: str | None = None,
+        base_url: list[str] | str | None = None,
         path: str | None = None,
         store: str | None = None,
         storage: Literal["disk", "memory", "device"] = "disk",
@@ -71,8 +72,8 @@ class ChunkDataModule(L.LightningDataModule):
         Args:
             env: OGBench environment, such as ``cube-triple``, ``scene`` or ``antmaze-large``; or a
                 gymnasium id, for data of your own.
-            dataset: Kind of dataset: ``play``, ``noisy``, ``navigate``, ``stitch``, ``play-100m``
-                and so on.
+            dataset: Kind of dataset: ``play``, ``noisy``, ``navigate``, ``stitch``, ``play-100m``,
+                ``play-10m`` and so on.
             task: Task of the environment, 1 to 5, whose rewards the dataset is given.
             horizon: Environment steps per action chunk, H, 1 to 10,000.
             discount: Discount γ per environment step, above 0 and at most 1.
@@ -80,10 +81,13 @@ class ChunkDataModule(L.LightningDataModule):
             batch_size: Chunks per gradient step, over all processes together.
             fraction: Share of the dataset to use, in whole trajectories from its beginning.
             directory: Folder of the dataset files; missing ones are downloaded to it.
-            base_url: Where to download missing files from; the environment variable QAM_DATA_URL,
-                or OGBench's own host, if not given.
+            base_url: Where to download missing files from: a URL, or several, which are tried in
+                order, as a list or with commas between them. ``hf://owner/name`` is a dataset
+                repository on the Hugging Face hub. If not given, the environment variable
+                QAM_DATA_URL, or OGBench's own host.
             path: Your own npz file or folder of them, instead of one of OGBench's datasets; or
-                ``minari:ID``, a Minari dataset.
+                ``minari:ID``, a Minari dataset; or ``FILE.hdf5``, robomimic's low-dimensional
+                data.
             store: Folder for the memory-mapped copies; beside the files if not given.
             storage: Where the dataset is kept while training: on disk, mapped into memory; copied
                 into memory; or copied to the device that trains.
@@ -172,7 +176,8 @@ class ChunkDataModule(L.LightningDataModule):
             UserError: There is nothing at ``path``, or no OGBench data of this environment.
         """
         if self.path is not None:
-            return own(import_minari(self.path, self.directory, self.store), self.store, validation)
+            path = import_minari(self.path, self.directory, self.store)
+            return own(import_robomimic(path, self.store), self.store, validation)
         if not is_ogbench(self.env):
             problem = f"is not set, expected your own data, as OGBench has none for {self.env}"
             raise ArgumentError(type(self), "path", problem)
@@ -189,7 +194,7 @@ class ChunkDataModule(L.LightningDataModule):
         layout = file_layout(self._task_env)
         source = self.source()
         assert source is not None  # only validation parts may be missing
-        if source.url is not None:
+        if source.urls:
             fetch(source, layout, self.env, self.dataset)
         for path in source.files[:1]:
             for difference in mismatches(_recorded_versions(path.with_suffix(".json"))):

@@ -1,11 +1,14 @@
-"""Downloading dataset files: resumed after interruptions, checked before they get their name."""
+"""Downloading dataset files: from the first place that has them, resumed, and checked."""
 
 import errno
 import http
 import http.client
 import os
+import shutil
+import sys
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -19,10 +22,12 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from qam_lightning.data import hub
+from qam_lightning.data.checksums import check_sum, record, recorded, sha256
 from qam_lightning.data.layout import Layout
 from qam_lightning.data.npz import check_npz
 from qam_lightning.data.source import COLLECTABLE, Source, unwritable
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import locked
 
 # Seconds without a byte after which a transfer counts as broken.
@@ -43,19 +48,22 @@ DISK_ERRORS = {
 
 
 def fetch(source: Source, layout: Layout, env: str, dataset: str) -> None:
-    """Download the missing files of a dataset.
+    """Download the missing files of a dataset, each from the first place that has it.
 
     Args:
-        source: The files and the URL of their folder.
+        source: The files, and the URLs that they may come from.
         layout: The arrays that each must hold.
         env: Environment, for the advice in error messages.
         dataset: Kind of dataset, for the same.
 
     Raises:
-        UserError: A download failed or is not the dataset.
+        UserError: Every place failed, or gave what is not the dataset.
     """
+    urls = list(source.urls)
     for path in source.missing:
-        _download(f"{source.url}/{path.name}", path, layout, _remedy(env, dataset, path.parent))
+        good = _download(urls, source.folder, path, layout, _remedy(env, dataset, path.parent))
+        if good:  # for the next file, ask this one first
+            urls.sort(key=lambda url: url != good)
 
 
 def _remedy(env: str, dataset: str, folder: Path) -> str:
@@ -65,35 +73,82 @@ def _remedy(env: str, dataset: str, folder: Path) -> str:
     return f"{other}, or put the file into {folder}"
 
 
-def _download(url: str, path: Path, layout: Layout, remedy: str) -> None:
-    """Download under a temporary name, resuming a partial file; check it, then rename it."""
-    partial = path.with_name(f"{path.name}.part")
+def _download(urls: list[str], folder: str, path: Path, layout: Layout, remedy: str) -> str | None:
+    """Download a file from the first URL that has it; return the URL, None if the file is there."""
+    problems: list[str] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(partial) as file:
-            if not path.exists():  # unless another process was faster
+        with locked(path.with_name(f"{path.name}.lock")):
+            if path.exists():  # another process was faster
+                return None
+            recorded(path)  # a damaged record is told before the long work
+            for url in urls:
+                if problems:
+                    print(shown(f"{problems[-1]}; trying {url}", 1000), file=sys.stderr)
                 try:
-                    _transfer(url, file, path.name)
-                except urllib.error.HTTPError as error:
-                    reason = f"HTTP {error.code} {error.reason}"
-                    raise UserError(f"cannot download {url}: {reason}; {remedy}") from None
-                except (OSError, http.client.HTTPException, ValueError) as error:
-                    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                        raise
-                    reason = _reason(error)
-                    raise UserError(f"cannot download {url}: {reason}; {remedy}") from None
-                _verify(url, partial, layout, remedy)
-                partial.replace(path)
+                    _get(url, folder, path, layout)
+                except UserError as error:
+                    problems.append(str(error))
+                else:
+                    for rest in path.parent.glob(f"{path.name}*.part"):
+                        _remove(rest)
+                    return url
     except OSError as error:
         raise unwritable("ChunkDataModule", "directory", path, error) from None
+    raise UserError("; ".join([*problems, remedy]))
 
 
-def _verify(url: str, partial: Path, layout: Layout, remedy: str) -> None:
+def partial_of(url: str, path: Path) -> Path:
+    """The temporary name of a file from a URL: bytes of two hosts are never mixed.
+
+    Of the Hugging Face hub's client, it is the folder, which is of no use once it has ended.
+    """
+    return path.with_name(f"{path.name}.{zlib.crc32(url.encode()):08x}.part")
+
+
+def _get(url: str, folder: str, path: Path, layout: Layout) -> None:
+    """Download a file from one place, check it, then give it its name."""
+    partial = partial_of(url, path)
+    name = f"{folder}/{path.name}" if folder else path.name
     try:
-        check_npz(partial, layout)
+        found = _arrived(url, name, partial)
+        try:
+            check_npz(found, layout)
+            check_sum(digest := sha256(found), path)
+        except UserError as error:
+            _remove(partial)  # resuming could never mend a complete file
+            raise UserError(f"{url}/{name} is not usable: {error}") from None
+        record(path, digest)
+        found.replace(path)
+    finally:
+        if partial.is_dir() or (partial.is_file() and not partial.stat().st_size):
+            _remove(partial)
+
+
+def _arrived(url: str, name: str, partial: Path) -> Path:
+    """Return where all of a file now is: ``partial``, or somewhere in it."""
+    try:
+        if where := hub.address(url):
+            return hub.download(where, name, partial)
+        with partial.open("ab") as file:
+            _transfer(f"{url}/{name}", file, name.rpartition("/")[2])
+        return partial
+    except urllib.error.HTTPError as error:
+        problem = f"HTTP {error.code} {error.reason}"
     except UserError as error:
-        partial.unlink()  # resuming could never mend a complete file
-        raise UserError(f"{url} is not usable: {error}; {remedy}") from None
+        problem = str(error)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
+        problem = _reason(error)
+    raise UserError(f"cannot download {url}/{name}: {problem}")
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    else:
+        partial.unlink()
 
 
 def _transfer(url: str, file: IO[bytes], name: str) -> None:

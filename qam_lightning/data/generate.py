@@ -22,8 +22,8 @@ from qam_lightning.data.npz import NpzFile
 from qam_lightning.data.source import (
     COLLECTABLE,
     POINT_MAZES,
+    base_urls,
     dataset_name,
-    default_url,
     place,
     unwritable,
 )
@@ -151,7 +151,7 @@ def _check(
             f"is '{shown(env)}', which has no scripted oracle, expected one of "
             f"{', '.join(COLLECTABLE)}; "
             "data of ants and humanoids need trained experts: training downloads the official "
-            f"files from {default_url()}, or takes them from its directory",
+            f"files from {base_urls(None)[0]}, or takes them from its directory",
         )
     expected = " or ".join(COLLECTABLE[env])
     require(dataset in COLLECTABLE[env], "generate", "dataset", f"'{shown(dataset)}'", expected)

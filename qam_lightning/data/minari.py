@@ -1,13 +1,15 @@
 """Minari datasets, converted once to the format of all others."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
+import gymnasium
 import numpy as np
 
-from qam_lightning.data.source import place, unwritable
+from qam_lightning.data.episodes import Episode, save_episodes
+from qam_lightning.data.source import place
 from qam_lightning.util.errors import ArgumentError, UserError, shown
-from qam_lightning.util.files import replacing
 
 PREFIX = "minari:"
 
@@ -15,8 +17,9 @@ PREFIX = "minari:"
 def import_minari(path: str, directory: str, store: str | None = None) -> str:
     """Turn ``minari:ID`` into the path of an npz file, which is made if it does not exist.
 
-    Observations must be vectors, and actions vectors with bounds, which become -1 and 1. An
-    episode of n steps becomes n + 1 rows.
+    Observations must be numbers with fixed shapes, as vectors or in dictionaries, which are
+    flattened as gymnasium's ``FlattenObservation`` does. Actions must be vectors with bounds, which
+    become -1 and 1. An episode of n steps becomes n + 1 rows.
 
     Args:
         path: ``minari:ID``; anything else is returned unchanged.
@@ -36,17 +39,11 @@ def import_minari(path: str, directory: str, store: str | None = None) -> str:
     file = place("ChunkDataModule", "directory", directory) / f"{stem}.npz"
     stores = place("ChunkDataModule", "store", store) if store else file.parent
     if not file.exists() and not (stores / f"{stem}.store").exists():
-        arrays = _arrays(name)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as temporary, temporary.open("wb") as output:
-                np.savez_compressed(output, **arrays)
-        except OSError as error:
-            raise unwritable("ChunkDataModule", "directory", file, error) from None
+        save_episodes(file, _episodes(name), "directory")
     return str(file)
 
 
-def _arrays(name: str) -> dict[str, Any]:
+def _episodes(name: str) -> Iterator[Episode]:
     try:
         import minari
     except ImportError:
@@ -57,37 +54,45 @@ def _arrays(name: str) -> dict[str, Any]:
     except Exception as error:  # it raises whatever its storage or the network does
         reason = shown(" ".join(str(error).split()), 400)
         raise UserError(f"Minari cannot load {name}: {reason}") from None
-    low, high = _bounds(name, dataset.observation_space, dataset.action_space)
-    pieces: dict[str, list[np.ndarray]] = {}
+    space = dataset.observation_space
+    low, high = _bounds(name, space, dataset.action_space)
+    if not dataset.total_steps:
+        raise UserError(f"Minari's {name}: it has no transitions")
     for episode in dataset.iterate_episodes():
-        if not len(episode.actions):
-            continue
-        scaled = 2.0 * (episode.actions - low) / (high - low) - 1.0
-        ended = np.zeros(len(scaled) + 1, bool)
-        ended[-1] = True
-        rows = {
-            "observations": np.asarray(episode.observations, np.float32),
-            "actions": _padded(np.clip(scaled, -1.0, 1.0)),
-            "rewards": _padded(np.asarray(episode.rewards)),
-            "masks": _padded(1.0 - np.asarray(episode.terminations)).astype(np.uint8),
-            "terminals": ended,
-        }
-        for key, value in rows.items():
-            pieces.setdefault(key, []).append(value)
-    return {key: np.concatenate(values) for key, values in pieces.items()}
+        if len(episode.actions):
+            yield Episode(
+                _flat(space, episode.observations),
+                np.clip(2.0 * (episode.actions - low) / (high - low) - 1.0, -1.0, 1.0),
+                np.asarray(episode.rewards),
+                1 - np.asarray(episode.terminations, np.uint8),
+            )
 
 
 def _bounds(name: str, observations: Any, actions: Any) -> tuple[np.ndarray, np.ndarray]:
-    for role, space in (("observations", observations), ("actions", actions)):
-        if len(getattr(space, "shape", None) or ()) != 1:
-            raise UserError(f"Minari's {name}: its {role} are {space}, expected vectors (Box)")
+    if not _vectors(observations):
+        found = f"its observations are {shown(observations, 400)}"
+        raise UserError(f"Minari's {name}: {found}, expected vectors (Box), or a Dict of them")
+    if len(getattr(actions, "shape", None) or ()) != 1:
+        raise UserError(
+            f"Minari's {name}: its actions are {shown(actions)}, expected vectors (Box)"
+        )
     low = np.asarray(getattr(actions, "low", -np.inf))
     high = np.asarray(getattr(actions, "high", np.inf))
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise UserError(f"Minari's {name}: its actions are {actions}, expected bounds")
+        raise UserError(f"Minari's {name}: its actions are {shown(actions)}, expected bounds")
     return low, high
 
 
-def _padded(values: np.ndarray) -> np.ndarray:
-    """Append a row of zeros, to go with the last observation."""
-    return np.concatenate([values, np.zeros_like(values[:1])]).astype(np.float32)
+def _vectors(space: gymnasium.Space) -> bool:
+    """Whether a space is one of vectors, perhaps in dictionaries."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return all(map(_vectors, space.spaces.values()))
+    return isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
+
+
+def _flat(space: gymnasium.Space, values: Any) -> np.ndarray:
+    """Observations (n, O), dictionaries of them put together in the order of their space."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        parts = [_flat(part, values[key]) for key, part in space.spaces.items()]
+        return np.concatenate(parts, 1)
+    return np.asarray(values, np.float32)

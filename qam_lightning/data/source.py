@@ -1,19 +1,21 @@
-"""Where a dataset's files are: OGBench's single files and folders of shards, or your own."""
+"""Where a dataset's files are and come from: OGBench's files and folders of shards, or your own."""
 
 import errno
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import ogbench.utils
 
+from qam_lightning.data import hub
 from qam_lightning.util.errors import ArgumentError, UserError, shown
 
 URL_VARIABLE = "QAM_DATA_URL"
 SHARDS = 100
-_LARGE = "-100m"
+SUBSET = 10  # of the shards, which are a dataset of their own, too
+_LARGE = re.compile(r"(?P<kind>.+)-(?P<size>100m|10m)")
 _NUMBER = re.compile(r"-(\d{3,})(?:-val)?\.npz$", re.IGNORECASE)
 # Other formats in which such data come, by the end of the name.
 FORMATS = {
@@ -52,12 +54,14 @@ class Source(NamedTuple):
     Attributes:
         files: All source files in order, whether they exist or not.
         store: The store's folder.
-        url: Where the files come from; None for one's own.
+        urls: Where the files come from, in the order in which to ask; empty for one's own.
+        folder: The files' folder there; empty if they are in none.
     """
 
     files: list[Path]
     store: Path
-    url: str | None
+    urls: tuple[str, ...] = ()
+    folder: str = ""
 
     @property
     def missing(self) -> list[Path]:
@@ -72,9 +76,33 @@ def dataset_name(env: str, dataset: str) -> str:
     return f"{env}-{dataset}-v0"
 
 
-def default_url() -> str:
-    """OGBench's host, unless the environment variable names another."""
-    return os.environ.get(URL_VARIABLE) or ogbench.utils.DATASET_URL
+def base_urls(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the places to download from, in order.
+
+    Args:
+        given: One URL or several, as a list or with commas between them. If None, those of the
+            environment variable QAM_DATA_URL, or OGBench's host.
+
+    Raises:
+        UserError: There is none, or one of a kind that is not known.
+    """
+    from_variable = given is None
+    if given is None:
+        given = os.environ.get(URL_VARIABLE) or ogbench.utils.DATASET_URL
+    # A comma may be part of a URL, so only one before another URL divides.
+    urls = re.split(r",\s*(?=[\w+.-]+://)", given) if isinstance(given, str) else list(given)
+    wrong = [url for url in urls if not _is_url(str(url))]
+    if wrong or not urls:
+        found = f"is '{shown(wrong[0])}'" if wrong else "is empty"
+        problem = f"{found}, expected a URL with http, https, ftp or file, or {hub.FORM}"
+        if from_variable:
+            raise UserError(f"{URL_VARIABLE} {problem}")
+        raise ArgumentError("ChunkDataModule", "base_url", problem)
+    return tuple(url.rstrip("/") for url in urls)
+
+
+def _is_url(text: str) -> bool:
+    return bool(hub.address(text) or re.match(r"(https?|ftp|file)://\S", text))
 
 
 def official(
@@ -82,31 +110,38 @@ def official(
     dataset: str,
     directory: str,
     store: str | None = None,
-    base_url: str | None = None,
+    base_url: str | Sequence[str] | None = None,
     validation: bool = False,
 ) -> Source:
     """Name the files of one of OGBench's datasets.
 
     Args:
         env: Environment, such as ``scene``.
-        dataset: Kind of dataset, such as ``play``; ``play-100m`` is a folder of 100 files.
+        dataset: Kind of dataset, such as ``play``; ``play-100m`` is a folder of 100 files,
+            ``play-10m`` the first ten of them.
         directory: Their folder.
         store: Folder for the store; beside the files if not given.
-        base_url: Where to download from; see `default_url`.
+        base_url: Where to download from; see `base_urls`.
         validation: Name the validation files instead.
+
+    Raises:
+        UserError: An argument that is no name, place or URL.
     """
     if not re.fullmatch(r"[\w-]+", dataset):  # it becomes part of a file's name
         problem = f"is '{shown(dataset)}', expected a kind of dataset such as play or navigate"
         raise ArgumentError("ChunkDataModule", "dataset", problem)
     folder = place("ChunkDataModule", "directory", directory)
     name, tail = dataset_name(env, dataset), "-val" if validation else ""
-    url = (default_url() if base_url is None else base_url).rstrip("/")
+    urls = base_urls(base_url)
     made = place("ChunkDataModule", "store", store) if store else folder
-    if not dataset.endswith(_LARGE):
-        return Source([folder / f"{name}{tail}.npz"], made / f"{name}{tail}.store", url)
-    stem = dataset_name(env, dataset.removesuffix(_LARGE))
-    files = [folder / name / f"{stem}-{i:03d}{tail}.npz" for i in range(SHARDS)]
-    return Source(files, made / f"{name}{tail}.store", f"{url}/{name}")
+    large = _LARGE.fullmatch(dataset)
+    if large is None:
+        return Source([folder / f"{name}{tail}.npz"], made / f"{name}{tail}.store", urls)
+    stem = dataset_name(env, large["kind"])
+    shared = dataset_name(env, f"{large['kind']}-100m")
+    count = SHARDS if large["size"] == "100m" else SUBSET
+    files = [folder / shared / f"{stem}-{i:03d}{tail}.npz" for i in range(count)]
+    return Source(files, made / f"{name}{tail}.store", urls, shared)
 
 
 def own(path: str, store: str | None = None, validation: bool = False) -> Source | None:
@@ -138,7 +173,7 @@ def own(path: str, store: str | None = None, validation: bool = False) -> Source
     made = folder / f"{stem}{tail}.store"
     other = given.is_file() and given.suffix.lower() != ".npz"
     if not other and (made.exists() or (found and found[0].exists())):
-        return Source(found, made, None)
+        return Source(found, made)
     if validation:
         return None
     found_there, advice = _instead(given)
@@ -151,7 +186,10 @@ def _instead(given: Path) -> tuple[str, str]:
     """Say what there is instead of npz files, and what to do."""
     if (given / "manifest.json").exists():
         return "a store", "; give what the store was made from, which need not exist any more"
-    advice = "; save the arrays with np.savez, or give minari:ID for a dataset of Minari's"
+    advice = (
+        "; save the arrays with np.savez, or give minari:ID for a dataset of Minari's, "
+        "or the whole name of robomimic's FILE.hdf5"
+    )
     if given.is_file():
         return FORMATS.get(given.suffix.lower(), "a file of another name"), advice
     near = given if given.is_dir() else given.parent

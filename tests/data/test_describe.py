@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from qam_lightning.cli import main
+from qam_lightning.data.checksums import record
 from qam_lightning.data.generate import generate
 from tests.data.test_datamodule import own_file
 
@@ -46,6 +47,11 @@ def test_info_counts_and_draws(maze, capsys, tmp_path):
         status, (out, _) = run(capsys, "verify", *name)
         assert status == 1
         assert f"{path} fails its checksum" in out
+    path = maze / "pointmaze-medium-navigate-v0.npz"
+    record(path, "0" * 64)  # as if another file had been downloaded
+    status, (out, _) = run(capsys, "verify", *name)
+    assert status == 1
+    assert f"{path}: sha256 is " in out and f"expected 000000000000… as in {maze}/sha256" in out
 
 
 def test_info_of_ones_own_data(capsys, tmp_path):
@@ -68,6 +74,11 @@ def test_info_of_ones_own_data(capsys, tmp_path):
             ("verify", "--env", "scene", "--directory", "nowhere"),
             "play-v0.store: does not exist",
         ),
+        (
+            ("verify", "--env=scene", "--base_url=[http://127.0.0.1:9,s3://bucket]"),
+            "data.base_url is 's3://bucket', expected a URL with http",
+        ),
+        (("verify", "--env=scene", "--base_url=[]"), "data.base_url is empty, expected a URL"),
         (("info", "--env", "moon"), "env is 'moon', expected a gymnasium id"),
     ],
 )

@@ -1,7 +1,10 @@
 """Downloading, from a real server on loopback: resumed, checked, and explained when it fails."""
 
+import contextlib
 import errno
+import hashlib
 import http.server
+import json
 import threading
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 from qam_lightning.cli import main
 from qam_lightning.data import download, source
+from qam_lightning.data.checksums import RECORD, changed_files
 from qam_lightning.util.errors import UserError
 from tests.data.test_npz import LAYOUT, patched, write
 
@@ -65,6 +69,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@contextlib.contextmanager
+def serving(server):
+    """Run a server in a thread."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 TRAIN, VAL = "/sets/scene-play-v0.npz", "/sets/scene-play-v0-val.npz"
 
 
@@ -76,19 +93,15 @@ def contents(tmp_path_factory):
 
 @pytest.fixture
 def server(contents):
-    with Server(contents) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(Server(contents)) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def fetch(server, folder, env="scene", dataset="play"):
-    """Fetch a dataset's training and validation files."""
-    found = []
+    """Fetch a dataset's training and validation files, from a server or from URLs."""
+    urls, found = getattr(server, "url", server), []
     for validation in (False, True):
-        wanted = source.official(env, dataset, str(folder), None, server.url, validation)
+        wanted = source.official(env, dataset, str(folder), None, urls, validation)
         download.fetch(wanted, LAYOUT, env, dataset)
         found += wanted.files
     return found
@@ -111,7 +124,7 @@ def test_both_files_are_downloaded_once(server, contents, tmp_path):
         paths = fetch(server, folder)
     assert [path.read_bytes() for path in paths] == list(contents.values())
     assert server.requests == [(TRAIN, None), (VAL, None)]
-    assert sorted(folder.iterdir()) == sorted(paths)
+    assert sorted(folder.iterdir()) == sorted([*paths, folder / RECORD])
 
 
 def test_an_interrupted_transfer_goes_on_where_it_stopped(server, contents, tmp_path):
@@ -167,8 +180,12 @@ def test_a_folder_that_cannot_be_written_is_explained(server, tmp_path):
     assert server.requests == []
 
 
+def partial_of(server, folder):
+    return download.partial_of(server.url, folder / "scene-play-v0.npz")
+
+
 def test_a_later_run_continues_the_partial_file(server, contents, tmp_path):
-    partial = tmp_path / "scene-play-v0.npz.part"
+    partial = partial_of(server, tmp_path)
     partial.write_bytes(contents[TRAIN][:1000])
     assert fetch(server, tmp_path)[0].read_bytes() == contents[TRAIN]
     assert server.requests[0] == (TRAIN, "bytes=1000-")
@@ -176,12 +193,12 @@ def test_a_later_run_continues_the_partial_file(server, contents, tmp_path):
 
 
 def test_a_complete_partial_file_is_enough(server, contents, tmp_path):
-    (tmp_path / "scene-play-v0.npz.part").write_bytes(contents[TRAIN])
+    partial_of(server, tmp_path).write_bytes(contents[TRAIN])
     assert fetch(server, tmp_path)[0].read_bytes() == contents[TRAIN]
 
 
 def test_a_partial_file_longer_than_the_real_one_is_dropped(server, contents, tmp_path):
-    (tmp_path / "scene-play-v0.npz.part").write_bytes(contents[TRAIN] + b"more")
+    partial_of(server, tmp_path).write_bytes(contents[TRAIN] + b"more")
     assert fetch(server, tmp_path)[0].read_bytes() == contents[TRAIN]
 
 
@@ -216,7 +233,7 @@ def test_a_download_of_wrong_contents_is_refused_and_not_kept(server, tmp_path, 
 
 
 def test_a_damaged_resumption_is_refused_and_the_next_run_starts_afresh(server, contents, tmp_path):
-    (tmp_path / "scene-play-v0.npz.part").write_bytes(b"x" * 1000)
+    partial_of(server, tmp_path).write_bytes(b"x" * 1000)
     refused(server, tmp_path)
     assert fetch(server, tmp_path)[0].read_bytes() == contents[TRAIN]
 
@@ -224,7 +241,7 @@ def test_a_damaged_resumption_is_refused_and_the_next_run_starts_afresh(server, 
 def test_a_missing_file_on_the_server_is_explained(server, tmp_path):
     del server.contents[VAL]
     assert "404" in refused(server, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["scene-play-v0.npz"]
+    assert {path.name for path in tmp_path.iterdir()} == {"scene-play-v0.npz", RECORD}
 
 
 def test_an_unreachable_host_is_explained(contents, tmp_path):
@@ -242,7 +259,7 @@ def test_two_runs_started_at_once_download_once(server, contents, tmp_path):
         thread.join()
     assert sorted(server.requests) == sorted([(TRAIN, None), (VAL, None)])
     assert (tmp_path / "scene-play-v0.npz").read_bytes() == contents[TRAIN]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 class Address:
@@ -273,18 +290,155 @@ def test_no_collection_is_offered_where_there_is_none(tmp_path):
     assert "generate" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["not a url", "", "ftp://127.0.0.1:9/x"])
-def test_a_senseless_base_url_is_explained(tmp_path, url):
-    with pytest.raises(UserError, match="cannot download"):
-        fetch(Address(url), tmp_path)
+@pytest.mark.parametrize(
+    ("urls", "found"),
+    [
+        ("not a url", "'not a url'"),
+        ("", "''"),
+        ([], "empty"),
+        ("gopher://127.0.0.1/x", "'gopher://127.0.0.1/x'"),
+        (["http://127.0.0.1:9", "/home/me/data"], "'/home/me/data'"),
+        ("http://127.0.0.1:9,s3://bucket", "'s3://bucket'"),
+        ("hf://owner", "'hf://owner'"),
+        ("hf://", "'hf://'"),
+        ("hf://owner/name@", "'hf://owner/name@'"),
+    ],
+)
+def test_a_senseless_base_url_is_explained(tmp_path, urls, found):
+    with pytest.raises(UserError) as caught:
+        fetch(urls, tmp_path)
+    assert f"base_url is {found}, expected a URL with http, https, ftp or file, or hf://" in str(
+        caught.value
+    )
 
 
-def test_the_host_can_be_set_by_environment_variable(server, contents, tmp_path, monkeypatch):
-    monkeypatch.setenv(source.URL_VARIABLE, server.url)
-    assert source.official("scene", "play", "x").url == server.url
-    assert source.official("scene", "play", "x", base_url="http://other/").url == "http://other"
+def test_the_hosts_can_be_set_by_environment_variable(server, tmp_path, monkeypatch):
+    monkeypatch.setenv(source.URL_VARIABLE, f"{server.url}, https://b/c,d/")
+    assert source.official("scene", "play", "x").urls == (server.url, "https://b/c,d")
+    assert source.official("scene", "play", "x", base_url="http://other/").urls == ("http://other",)
+    monkeypatch.setenv(source.URL_VARIABLE, "nonsense")
+    with pytest.raises(UserError, match="^QAM_DATA_URL is 'nonsense', expected a URL"):
+        source.official("scene", "play", "x")
     monkeypatch.delenv(source.URL_VARIABLE)
-    assert "ogbench" in source.official("scene", "play", "x").url
+    assert "ogbench" in source.official("scene", "play", "x").urls[0]
+
+
+# -- several mirrors -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mirror(contents):
+    """A second server with the same files."""
+    with serving(Server(dict(contents))) as server:
+        yield server
+
+
+def test_the_next_mirror_is_asked_where_one_does_not_answer(
+    server, mirror, contents, tmp_path, capsys
+):
+    server.contents = {}
+    paths = fetch([NOWHERE.url, server.url, mirror.url], tmp_path)
+    assert [path.read_bytes() for path in paths] == list(contents.values())
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    train = TRAIN.removeprefix("/sets/")
+    assert first.startswith(f"cannot download {NOWHERE.url}/{train}: ")
+    assert first.endswith(f"refused; trying {server.url}")
+    assert (
+        second == f"cannot download {server.url}/{train}: HTTP 404 Not Found; trying {mirror.url}"
+    )
+
+
+def test_a_folder_of_this_machine_is_a_mirror_too(contents, tmp_path):
+    for name, content in contents.items():
+        path = tmp_path / "mirror" / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    urls = f"file://{tmp_path}/nowhere, file://{tmp_path}/mirror/sets"
+    paths = fetch(urls, tmp_path / "data")
+    assert [path.read_bytes() for path in paths] == list(contents.values())
+
+
+def test_the_mirror_that_answered_is_asked_first_for_the_next_file(
+    server, mirror, contents, tmp_path, monkeypatch
+):
+    server.contents, mirror.contents = {}, sharded(contents, monkeypatch)
+    fetch([server.url, mirror.url], tmp_path, "puzzle-4x4", "play-100m")
+    assert len(server.requests) == 2  # one for the training files, one for the validation files
+
+
+def test_where_all_mirrors_fail_the_error_names_each(server, contents, tmp_path):
+    server.contents = {TRAIN: b"<html>moved</html>"}
+    with pytest.raises(UserError) as caught:
+        fetch([NOWHERE.url, server.url, f"{server.url}/old"], tmp_path)
+    message = str(caught.value)
+    parts = message.split("; ")
+    train = TRAIN.removeprefix("/sets/")
+    assert "\n" not in message
+    assert parts[0].startswith(f"cannot download {NOWHERE.url}/{train}: ")
+    assert f"{server.url}/{train} is not usable: " in parts[1] and "not an npz" in parts[1]
+    assert f"cannot download {server.url}/old/{train}: HTTP 404 Not Found" in parts
+    assert parts[-1].startswith("choose another base_url")
+
+
+def test_bytes_of_two_mirrors_are_never_mixed(server, mirror, contents, tmp_path):
+    """The first one stops in the middle, twice; each time the second starts anew."""
+    other = write(tmp_path / "other.npz", **patched("qpos", (3, 1), 0.5)).read_bytes()
+    folder = tmp_path / "sets"
+    folder.mkdir()
+    partial_of(server, folder).write_bytes(other[:1000])
+    server.contents = {}
+    path = fetch([server.url, mirror.url], folder)[0]
+    assert path.read_bytes() == contents[TRAIN]
+    assert server.requests[0] == (TRAIN, "bytes=1000-")
+    assert mirror.requests[0] == (TRAIN, None)
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_mirrors_own_part_is_continued_when_it_answers_again(server, mirror, contents, tmp_path):
+    partial_of(server, tmp_path).write_bytes(contents[TRAIN][:1000])
+    with pytest.raises(UserError):
+        fetch([NOWHERE.url], tmp_path)
+    assert fetch([NOWHERE.url, server.url], tmp_path)[0].read_bytes() == contents[TRAIN]
+    assert server.requests[0] == (TRAIN, "bytes=1000-")
+
+
+def test_checksums_are_recorded_once_and_compared_after(server, mirror, contents, tmp_path, capsys):
+    paths = fetch(server, tmp_path)
+    record = json.loads((tmp_path / RECORD).read_text())
+    good, digest = contents[TRAIN], hashlib.sha256(contents[TRAIN]).hexdigest()
+    assert record == {path.name: digest for path in paths}
+    paths[0].unlink()
+    other = write(tmp_path / "other.npz", **patched("qpos", (3, 1), 0.5)).read_bytes()
+    server.contents[TRAIN] = other  # sound data, but others
+    capsys.readouterr()
+    fetch([server.url, mirror.url], tmp_path)
+    assert paths[0].read_bytes() == good
+    told = capsys.readouterr().err.splitlines()[0]
+    assert "is not usable: sha256 is " in told and told.endswith(f"; trying {mirror.url}")
+    assert f"expected {digest[:12]}… as in {tmp_path / RECORD}" in told
+    paths[0].unlink()
+    assert "delete that line" in refused(server, tmp_path)
+    assert json.loads((tmp_path / RECORD).read_text()) == record
+    (tmp_path / RECORD).unlink()
+    assert fetch(server, tmp_path)[0].read_bytes() == other
+
+
+def test_a_damaged_record_is_told_before_anything_is_downloaded(server, tmp_path):
+    (tmp_path / RECORD).write_text('{"scene-play-v0.npz": "abc"}')
+    with pytest.raises(UserError, match=f"{RECORD}: .*delete it, and they are recorded anew"):
+        fetch(server, tmp_path)
+    assert server.requests == []
+
+
+def test_a_file_that_changed_after_its_download_is_found(server, tmp_path):
+    paths = fetch(server, tmp_path)
+    assert changed_files(paths) == []
+    write(paths[1], **patched("qpos", (3, 1), 0.5))
+    (found,) = changed_files([*paths, tmp_path / "absent.npz"])
+    assert found.startswith(f"{paths[1]}: sha256 is ")
+
+
+# -- sets of shards --------------------------------------------------------------------------------
 
 
 def sharded(contents, monkeypatch, count=4):
@@ -303,6 +457,21 @@ def test_a_folder_of_shards_is_downloaded_through_interruptions(
     assert {path.parent for path in paths} == {tmp_path / "puzzle-4x4-play-100m-v0"}
     assert all(path.read_bytes() == contents[TRAIN] for path in paths)
     assert len(server.requests) == 8 + 5
+
+
+def test_the_first_shards_are_a_dataset_which_shares_the_files(
+    server, contents, tmp_path, monkeypatch
+):
+    server.contents = sharded(contents, monkeypatch)
+    monkeypatch.setattr(source, "SUBSET", 2)
+    few = fetch(server, tmp_path, "puzzle-4x4", "play-10m")
+    assert [path.name[-7:-4] for path in few[:2]] == ["000", "001"]
+    server.requests.clear()
+    many = fetch(server, tmp_path, "puzzle-4x4", "play-100m")
+    assert set(few) < set(many) and len(server.requests) == 4
+    stores = [source.official("puzzle-4x4", f"play-{n}", str(tmp_path)).store.name
+              for n in ("10m", "100m")]  # fmt: skip
+    assert stores == ["puzzle-4x4-play-10m-v0.store", "puzzle-4x4-play-100m-v0.store"]
 
 
 def test_a_missing_shard_is_explained_and_the_next_run_fetches_only_the_rest(

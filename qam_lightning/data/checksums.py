@@ -1,0 +1,69 @@
+"""``sha256.json``: what every downloaded file of a folder was when it first came."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import locked, save_json
+from qam_lightning.util.schema import Text, read_json
+
+RECORD = "sha256.json"
+Sums = dict[Text, Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")]]
+"""SHA-256 of every file, in hexadecimal digits, by name."""
+
+
+def recorded(path: Path) -> str | None:
+    """Return the checksum of a file when it first came; None if it never did.
+
+    Raises:
+        UserError: The record in the file's folder is damaged.
+    """
+    return _sums(path.with_name(RECORD)).get(path.name)
+
+
+def record(path: Path, digest: str) -> None:
+    """Note a file's checksum in its folder."""
+    file = path.with_name(RECORD)
+    with locked(path.with_name(f"{RECORD}.lock")):
+        save_json(file, _sums(file) | {path.name: digest}, alone=True)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sum(digest: str, path: Path) -> None:
+    """Compare a checksum with what is recorded for ``path``, if anything is.
+
+    Raises:
+        UserError: They differ.
+    """
+    expected = recorded(path)
+    if expected and digest != expected:
+        raise UserError(
+            f"sha256 is {digest[:12]}…, expected {expected[:12]}… as in {path.with_name(RECORD)}; "
+            "if the data were replaced on purpose, delete that line"
+        )
+
+
+def changed_files(files: list[Path]) -> list[str]:
+    """One line for each file that exists and is not what was downloaded first."""
+    wrong = []
+    for path in files:
+        try:
+            if path.exists() and recorded(path):
+                check_sum(sha256(path), path)
+        except UserError as error:
+            wrong.append(f"{path}: {error}")
+    return wrong
+
+
+def _sums(file: Path) -> dict[str, str]:
+    if not file.exists():
+        return {}
+    return read_json(Sums, file, "checksums", "delete it, and they are recorded anew")

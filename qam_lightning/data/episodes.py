@@ -1,0 +1,57 @@
+"""Episodes of other formats, written as one npz file in the format of all others."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from qam_lightning.data.source import unwritable
+from qam_lightning.util.files import replacing
+
+
+class Episode(NamedTuple):
+    """An episode of n >= 1 steps.
+
+    Attributes:
+        observations: (n + 1, O), the final one included.
+        actions: (n, A) in [-1, 1].
+        rewards: (n,).
+        masks: (n,), 0 where the step ended in a terminal state, else 1.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    masks: np.ndarray
+
+
+def save_episodes(file: Path, episodes: Iterable[Episode], argument: str) -> None:
+    """Write episodes into an npz file, which is either whole or absent.
+
+    Args:
+        file: The file; its folder is made if need be.
+        episodes: One or more.
+        argument: The argument of `ChunkDataModule` that chooses another folder.
+
+    Raises:
+        ArgumentError: The file cannot be written.
+    """
+    pieces: dict[str, list[np.ndarray]] = {}
+    for episode in episodes:
+        for key, values in episode._asdict().items():
+            rows = values if key == "observations" else _padded(values)
+            pieces.setdefault(key, []).append(rows.astype(np.uint8 if key == "masks" else "f4"))
+        pieces.setdefault("terminals", []).append(np.arange(len(rows)) == len(rows) - 1)
+    arrays = {key: np.concatenate(rows) for key, rows in pieces.items()}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary, temporary.open("wb") as output:
+            np.savez_compressed(output, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise unwritable("ChunkDataModule", argument, file, error) from None
+
+
+def _padded(values: np.ndarray) -> np.ndarray:
+    """Append a row of zeros, to go with the last observation."""
+    return np.concatenate([values, np.zeros_like(values[:1])])

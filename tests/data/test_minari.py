@@ -1,0 +1,129 @@
+"""D4RL's datasets of Minari's, whose observations are dictionaries, made here in their format."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict
+
+from qam_lightning.data.datamodule import ChunkDataModule
+from qam_lightning.util.errors import UserError
+
+minari = pytest.importorskip("minari")
+pytest.importorskip("h5py")
+
+
+def vector(size):
+    return Box(-np.inf, np.inf, (size,), np.float64)
+
+
+MAZE = Dict({"observation": vector(4), "achieved_goal": vector(2), "desired_goal": vector(2)})
+KITCHEN = Dict(
+    {
+        "observation": vector(5),
+        "achieved_goal": Dict({"kettle": vector(7), "microwave": vector(1)}),
+        "desired_goal": Dict({"kettle": vector(7), "microwave": vector(1)}),
+    }
+)
+ACTIONS = Box(-0.5, 2.0, (2,), np.float32)
+
+
+class Flat(gymnasium.Env):
+    """An environment that gives D4RL's observations as vectors, as FlattenObservation does."""
+
+    action_space = ACTIONS
+
+    def __init__(self, size):
+        self.observation_space = Box(-np.inf, np.inf, (size,), np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(self.observation_space.shape), {}
+
+    def step(self, action):
+        return np.zeros(self.observation_space.shape), 0.0, False, False, {"success": False}
+
+
+for name, size in (("FlatMaze-v0", 8), ("FlatKitchen-v0", 21)):
+    if name not in gymnasium.registry:
+        gymnasium.register(name, Flat, max_episode_steps=5, kwargs={"size": size})
+
+
+def play(space, seed, steps, terminated=False):
+    """An episode at random, and its observations one by one."""
+    space.seed(seed)
+    ACTIONS.seed(seed)
+    seen = [space.sample() for _ in range(steps + 1)]
+    last = np.arange(steps) == steps - 1
+    buffer = minari.data_collector.EpisodeBuffer(
+        id=seed,
+        observations=stacked(seen),
+        actions=np.stack([ACTIONS.sample() for _ in range(steps)]),
+        rewards=(np.arange(steps) % 3 == 2).astype(float),  # at the goal, again and again
+        terminations=last & terminated,
+        truncations=last & (not terminated),
+    )
+    return buffer, seen
+
+
+def stacked(parts):
+    if isinstance(parts[0], dict):
+        return {key: stacked([part[key] for part in parts]) for key in parts[0]}
+    return np.stack(parts)
+
+
+def save(name, space, buffers):
+    minari.create_dataset_from_buffers(
+        name, buffers, observation_space=space, action_space=ACTIONS, algorithm_name="random"
+    )
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path
+
+
+def load(env, name, folder):
+    data = ChunkDataModule(env, path=f"minari:{name}", directory=str(folder), horizon=1)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.filterwarnings("ignore:.*is set to None")
+@pytest.mark.parametrize(
+    ("name", "space", "env"),
+    [
+        ("D4RL/pointmaze/umaze-v2", MAZE, "FlatMaze-v0"),
+        ("D4RL/kitchen/complete-v2", KITCHEN, "FlatKitchen-v0"),
+    ],
+)
+def test_dictionaries_are_flattened_as_gymnasium_does(folder, name, space, env):
+    episodes = [play(space, 0, 7), play(space, 1, 5, terminated=True)]
+    save(name, space, [buffer for buffer, _ in episodes])
+    data = load(env, name, folder)
+    assert data.num_transitions == 12
+    batch, at = data.train.gather(np.arange(12)), 0
+    for buffer, seen in episodes:
+        mine = slice(at, at := at + len(seen) - 1)
+        flat = np.stack([gymnasium.spaces.flatten(space, one) for one in seen]).astype(np.float32)
+        np.testing.assert_array_equal(batch.observations[mine], flat[:-1])
+        np.testing.assert_array_equal(batch.next_observations[mine], flat[1:])
+        scaled = (buffer.actions + 0.5) / 1.25 - 1
+        np.testing.assert_allclose(batch.actions[mine], scaled, atol=1e-6)
+        np.testing.assert_array_equal(batch.rewards[mine], buffer.rewards)
+        np.testing.assert_array_equal(batch.masks[mine], ~buffer.terminations)
+
+
+@pytest.mark.filterwarnings("ignore:.*is set to None")
+def test_observations_of_another_kind_are_refused(folder):
+    space = Dict({"observation": vector(2), "picture": Box(0, 255, (4, 4, 3), np.uint8)})
+    save("D4RL/pictures-v0", space, [play(space, 0, 3)[0]])
+    with pytest.raises(UserError, match=r"expected vectors \(Box\), or a Dict of them"):
+        load("FlatMaze-v0", "D4RL/pictures-v0", folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*is set to None")
+def test_data_of_another_environment_are_refused(folder):
+    save("D4RL/pointmaze/open-v2", MAZE, [play(MAZE, 0, 3)[0]])
+    with pytest.raises(UserError, match=r"observations has shape \(4, 8\), expected \(4, 21\)"):
+        load("FlatKitchen-v0", "D4RL/pointmaze/open-v2", folder)
