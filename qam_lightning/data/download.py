@@ -28,8 +28,8 @@ from qam_lightning.data.layout import Layout
 from qam_lightning.data.npz import check_npz
 from qam_lightning.data.source import COLLECTABLE, Source, unwritable
 from qam_lightning.util.errors import UserError, shown
-from qam_lightning.util.hub import address
 from qam_lightning.util.files import locked
+from qam_lightning.util.hub import address
 
 # Seconds without a byte after which a transfer counts as broken.
 TIMEOUT = 30.0

@@ -30,9 +30,7 @@ def download(where: Address, wanted: str, place: Path) -> Path:
         files = hub.HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
         name = find(files, folder, wanted)
         return Path(
-            hub.hf_hub_download(
-                repo, name, repo_type="dataset", revision=revision, local_dir=place
-            )
+            hub.hf_hub_download(repo, name, repo_type="dataset", revision=revision, local_dir=place)
         )
     except UserError:
         raise

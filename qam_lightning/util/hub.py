@@ -1,7 +1,6 @@
 """``hf://owner/name``: places on the Hugging Face hub, and policies that are there."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 

@@ -139,7 +139,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def refuse(self, status: int, words: str, code: str = "") -> None:
-        self.send(status, b"", {"X-Error-Message": words} | ({"X-Error-Code": code} if code else {}))
+        self.send(
+            status, b"", {"X-Error-Message": words} | ({"X-Error-Code": code} if code else {})
+        )
 
     def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
