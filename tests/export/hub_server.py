@@ -129,6 +129,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def resolve(self, name: str, repository: Repository, rest: str, body: bytes) -> None:
         sha, _, path = rest.partition("/")
+        sha = repository.commit(sha) if sha in repository.branches else sha
         content = repository.commits[sha].get(path)
         if content is None:
             return self.refuse(404, "Entry not found", "EntryNotFound")

@@ -72,6 +72,12 @@ def test_it_acts_as_the_runtime_does() -> None:
             np.testing.assert_array_equal(action[0], runtime.select_action(state.numpy()))
 
 
+def test_it_loads_by_itself_and_ignores_a_datasets_statistics() -> None:
+    policy = QAMLightningPolicy.from_pretrained(TINY, dataset_stats={"action": {}})
+    batch = {"observation.state": STATES}
+    assert torch.equal(policy.select_action(batch), made().select_action(batch))
+
+
 def test_a_batch_of_chunks_is_executed_as_far_as_asked_for() -> None:
     policy, same = made("--n_action_steps=3"), made()
     batch = {"observation.state": STATES}
