@@ -23,6 +23,8 @@ from qam_lightning.util.rng import Stream, seed_of
 FORMAT = 1
 """Number of the format of an exported folder."""
 
+_ADVICE = "export the policy anew"
+
 
 class ExportedPolicy:
     """Acts as an exported policy: samples a chunk of H actions and executes some of it open loop.
@@ -57,9 +59,11 @@ class ExportedPolicy:
         require(seed >= 0, ExportedPolicy, "seed", seed, "at least 0")
         require(threads >= 1, ExportedPolicy, "threads", threads, "at least 1")
         self._session = _session(_content(folder, "policy.onnx", self.config), folder, threads)
+        shapes = [(x.name, tuple(x.shape[1:])) for x in self._session.get_inputs()]
+        if shapes != [("observation", self._observation), ("noise", self.noise_shape)]:
+            raise UserError(f"{folder}: policy.onnx and config.json tell of other sizes; {_ADVICE}")
         self._seed, self._episode = seed, -1
-        self.reset()
-        self._episode = -1  # the first call of `reset` may be left out
+        self._left: list[np.ndarray] = []
 
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode: forget the current chunk, and take the next stream of noise.
@@ -72,7 +76,7 @@ class ExportedPolicy:
             self._seed, self._episode = seed, -1
         self._episode += 1
         self._normal = Normal(seed_of(self._seed, Stream.EVALUATION_NOISE, self._episode))
-        self._left: list[np.ndarray] = []
+        self._left = []
 
     def select_action(self, observation: np.ndarray) -> np.ndarray:
         """Return the action (A,) in [-1, 1] at an observation (O,)."""
@@ -95,7 +99,7 @@ class ExportedPolicy:
         """
         states = np.asarray(observation, np.float32)
         batch, shape = states.shape[:-1], states.shape
-        fits = len(batch) <= 1 and states.shape[-1:] == self._observation
+        fits = len(batch) <= 1 and 0 not in batch and states.shape[-1:] == self._observation
         expected = f"{self._observation}, or a batch of them"
         require(fits, ExportedPolicy, "the shape of observation", shape, expected)
         given = self._noise(batch) if noise is None else np.asarray(noise, np.float32)
@@ -103,16 +107,17 @@ class ExportedPolicy:
         require(
             given.shape == wanted, ExportedPolicy, "the shape of noise", given.shape, str(wanted)
         )
-        rows = max(1, *batch) if batch else 1
         inputs = {
-            "observation": states.reshape(rows, -1),
-            "noise": given.reshape(rows, *self.noise_shape),
+            "observation": states.reshape(-1, *self._observation),
+            "noise": given.reshape(-1, *self.noise_shape),
         }
         (chunks,) = self._session.run(["chunk"], inputs)
         return chunks if batch else chunks[0]
 
     def _noise(self, batch: tuple[int, ...]) -> np.ndarray:
         """Draw noise, one state after the other."""
+        if self._episode < 0:  # the first call of `reset` may be left out
+            self.reset()
         candidates, draws = self.config["noise"]["candidates"], self.config["noise"]["draws"]
         rows = [
             np.concatenate([self._normal(candidates * n).reshape(-1, n) for n in draws], 1)
@@ -127,17 +132,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
         if config["format"] != FORMAT:
             found = shown(config["format"])
-            raise UserError(f"{path}: is of format {found}, expected {FORMAT}; export it anew")
+            raise UserError(f"{path}: is of format {found}, expected {FORMAT}; {_ADVICE}")
         sizes = [*config["spaces"].values(), config["noise"]["candidates"]]
         if not all(type(n) is int and n >= 1 for n in [*sizes, *config["noise"]["draws"]]):
             raise ValueError
         return config
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; is it an export?") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(
-            f"{path}: is no description of an exported policy; export it anew"
+            f"{path}: cannot be read: {error.strerror}; is it an exported folder?"
         ) from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path}: is no description of an exported policy; {_ADVICE}") from None
 
 
 def _content(folder: Path, name: str, config: dict[str, Any]) -> bytes:
@@ -147,7 +152,7 @@ def _content(folder: Path, name: str, config: dict[str, Any]) -> bytes:
     except OSError as error:
         raise UserError(f"{folder / name}: cannot be read: {error.strerror}") from None
     if hashlib.sha256(content).hexdigest() != config.get("files", {}).get(name):
-        raise UserError(f"{folder / name}: is not the file that config.json names; export it anew")
+        raise UserError(f"{folder / name}: is not the file that config.json names; {_ADVICE}")
     return content
 
 

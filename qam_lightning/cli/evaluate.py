@@ -15,6 +15,7 @@ from typing import Any
 from qam_lightning.cli.dispatch import called
 from qam_lightning.util.arguments import Parser, answered, at_least, path
 from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.hub import is_url, policy_folder
 from qam_lightning.util.imports import uncollected
 
 ACTING = ("best_of_n", "flow_steps", "temperature", "vartheta")
@@ -37,7 +38,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     several = partial(add, action="append", default=[])
-    add("source", type=path, metavar="RUN_OR_CHECKPOINT", help="run folder or .ckpt file")
+    source = "run folder, .ckpt file, exported folder, or hf://owner/name on the Hugging Face hub"
+    add("source", type=path, metavar="RUN_OR_CHECKPOINT", help=source)
     add("--checkpoint", choices=("last", "best"), default="last", help="which one of a run folder")
     add("--episodes", type=at_least(1), default=50, metavar="N", help="default: %(default)s")
     # Not the training evaluations' seed: best.ckpt was chosen for doing well on those episodes.
@@ -101,6 +103,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=0,
         metavar="K",
         help="write the first K episodes (default 1) to <run>/videos/ as mp4",
+    )
+    add(
+        "--latency",
+        type=at_least(1),
+        nargs="?",
+        const=1000,
+        metavar="CALLS",
+        help="instead of rolling out, time CALLS (default 1000) of the policy at one observation: "
+        "eager, compiled and ONNX, with one thread and two",
     )
     add(
         "--picture",
@@ -180,6 +191,11 @@ def check(options: argparse.Namespace) -> None:
     options.sweep = len(options.grid) > 1 or options.task == "all"
     if options.policy == "behavior" and len(options.best_of_n) > 1:
         raise UserError("--best_of_n: the behaviour acts with its first sample; give one value")
+    if options.latency is not None:
+        others = {name: getattr(options, name) for name in ("output", "picture", "video")}
+        others |= {"policy behavior": options.policy == "behavior", "a sweep": options.sweep}
+        if wrong := next((name for name, given in others.items() if given), None):
+            raise UserError(f"--latency: does not go together with {wrong}; leave one out")
     for name in ("output", "picture", "video"):
         if options.sweep and getattr(options, name):
             raise UserError(
@@ -217,6 +233,10 @@ def evaluate(options: argparse.Namespace) -> int:
 
     import_modules(options.modules)
     checkpoint, run = locate(options.source, options.checkpoint)
+    if options.latency is not None:
+        from qam_lightning.cli.latency import latency
+
+        return latency(options, checkpoint, run)
     return (sweep if options.sweep else one)(options, checkpoint, run)
 
 
@@ -320,15 +340,26 @@ def import_modules(names: Sequence[str]) -> None:
 
 
 def locate(source: Path, which: str) -> tuple[Path, Path]:
-    """Find the checkpoint file and the run folder it belongs to."""
-    from qam_lightning.checkpoints import checkpoint_path
+    """Find the checkpoint file and the run folder it belongs to; an exported folder is both.
 
+    Results of a policy on the hub go to a folder of its name.
+    """
+    from qam_lightning.checkpoints import checkpoint_path, run_of
+    from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS, is_exported
+
+    hub = is_url(source)
+    folder = policy_folder(source, CONFIG, WEIGHTS, ONNX) if hub else source
+    if is_exported(folder):
+        if which == "best":
+            raise UserError(
+                f"{source}: an exported folder holds one policy; leave out --checkpoint"
+            )
+        return folder, Path(source.name.partition("@")[0]) if hub else source
     if source.is_dir():
         return checkpoint_path(source, which), source
     if not source.exists():
         raise UserError(f"{source}: no such run folder or checkpoint file")
-    inside = Path(os.path.realpath(source)).parent
-    return source, inside.parent if inside.name == "checkpoints" else inside
+    return source, run_of(source)
 
 
 def describe(

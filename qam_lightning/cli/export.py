@@ -18,9 +18,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(
         prog=called("export"),
-        description="Write the policy of a finished run as a folder: weights (safetensors), an ONNX "
-        "graph from observation and noise to actions, a description and a model card. The graph is "
-        "compared with the policy before the folder appears; --verify repeats that.",
+        description="Write the policy of a finished run as a folder: weights (safetensors), an "
+        "ONNX graph from observation and noise to actions, a description and a model card. The "
+        "graph is compared with the policy before the folder appears; --verify repeats that.",
     )
     add = parser.add_argument
     add(
@@ -90,7 +90,7 @@ def _export(options: argparse.Namespace) -> int:
     with uncollected():
         import torch
 
-        from qam_lightning.checkpoints import check_env, load_method, run_of
+        from qam_lightning.checkpoints import load_method, run_of
         from qam_lightning.export.push import check_push
         from qam_lightning.export.write import export, verify
 
@@ -106,8 +106,6 @@ def _export(options: argparse.Namespace) -> int:
     source = _checkpoint(options.source, options.checkpoint)
     acting = {} if options.best_of_n is None else {"best_of_n": options.best_of_n}
     method, metadata = load_method(source, **acting)
-    if metadata["environment"]:
-        check_env(metadata["environment"]["env"], source)
     sizes = options.formats, options.episodes
     checked = export(method, metadata, options.output, run_of(source), *sizes)
     print(f"wrote {options.output}" + (f"; {_told(checked)}" if checked else ""))
@@ -128,11 +126,13 @@ def _checkpoint(source: Path, which: str) -> Path:
     Raises:
         UserError: the source is a run that is not finished.
     """
-    from qam_lightning.checkpoints import checkpoint_path
+    from qam_lightning.checkpoints import checkpoint_path, last_checkpoints
     from qam_lightning.studies.state import state_of
 
     if not source.is_dir():
         return source
+    if not last_checkpoints(source):  # loading says so
+        return checkpoint_path(source, which)
     state = state_of(source)
     if sum(state.length) and state.kind != "finished":
         done = f"it has taken {state.gradient_step:,} gradient steps"

@@ -26,16 +26,15 @@ def score_of(run: Path, metadata: Mapping[str, Any], method: Method) -> Score | 
 
     An evaluation by ``eval.py`` comes first, that of most episodes; then one during training.
     """
-    wanted = {**metadata, **metadata["environment"]}
+    known = {**metadata, **metadata["environment"]}
+    # Older reports lack settings that could not be changed then.
+    acts = {name: getattr(method, name, 1.0) for name in method.acting_settings}
     best: Score | None = None
     for path in sorted((run / "eval").glob("*.json")):
-        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, OSError):
+        with contextlib.suppress(ValueError, LookupError, TypeError, OSError):
             report = json.loads(path.read_text())
-            acts = {key: getattr(method, key) for key in method.acting_settings if key in report}
-            acts = {key: report[key] for key in acts} | {"policy": report["policy"]}
-            own = {key: getattr(method, key, 1.0) for key in acts if key != "policy"}
-            same = acts == {**own, "policy": "learned"}
-            if same and all(report[key] == wanted[key] for key in _SAME):
+            same = report["policy"] == "learned" and all(report[k] == known[k] for k in _SAME)
+            if same and all(report.get(name, value) == value for name, value in acts.items()):
                 success, count = report["success"], report["episodes"]
                 source = f"eval.py, {count} episodes, seed {report['seed']}"
                 numbers = {key: float(success[key]) for key in ("mean", "low", "high")}

@@ -1,6 +1,7 @@
 """Writing a trained policy as a folder: weights, graph, description and model card."""
 
 import contextlib
+import copy
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import gymnasium
 import torch
 
+from qam_lightning.checkpoints import check_env
 from qam_lightning.envs.make import make_env
 from qam_lightning.export.card import draw_curve, model_card, score_of
 from qam_lightning.export.check import Checked, check
@@ -77,8 +79,10 @@ def export(
         raise ArgumentError("export", "output", problem)
     for package in ("safetensors", *(["onnx", "onnxruntime"] if "onnx" in formats else [])):
         extra(package)
-    method = method.cpu().float().eval()
+    method = copy.deepcopy(method).cpu().float().eval()
     environment = dict(metadata["environment"])
+    if environment:
+        check_env(environment["env"], "export")
     with _appearing(output) as folder:
         try:
             acting = Acting(method)
@@ -125,6 +129,8 @@ def verify(folder: Path, episodes: int = EPISODES, method: type[Method] | None =
     if ONNX not in config.files:
         raise UserError(f"{folder}: holds no {ONNX}, which is what is verified; export it anew")
     built, metadata = load_exported(folder, method)
+    if config.environment and episodes:
+        check_env(str(config.environment["env"]), folder)
     return check(folder, built, metadata["environment"], episodes)
 
 
@@ -154,8 +160,9 @@ def _write_graphs(folder: Path, acting: Acting, graph: Graph, formats: Sequence[
     if "pt2" in formats:
         batch = torch.export.Dim("B")
         inputs = tuple(torch.zeros(2, *shape) for shape in acting.shapes)
+        module = copy.deepcopy(graph.module).requires_grad_(False)  # it shares the weights
         program = torch.export.export(
-            graph.module, inputs, dynamic_shapes=({0: batch}, {0: batch}), strict=False
+            module, inputs, dynamic_shapes=({0: batch}, {0: batch}), strict=False
         )
         torch.export.save(program, folder / PROGRAM)
 

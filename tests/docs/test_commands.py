@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 
 from qam_lightning.cli import main
+from qam_lightning.cli.export import parse as parse_export
 from qam_lightning.cli.study import parse as parse_study
 from qam_lightning.data.generate import generate
 from qam_lightning.studies.study import read_study
@@ -20,6 +21,7 @@ KINDS = {
     ("python", "train.py", "generate"): "generate",
     ("python", "train.py", "data"): "data",
     ("python", "train.py", "study"): "study",
+    ("python", "train.py", "export"): "export",
     ("python", "eval.py"): "eval",
     ("qam", "fit"): "fit",
     ("qam", "eval"): "eval",
@@ -27,6 +29,8 @@ KINDS = {
     ("python", "-m", "tests.fuzz"): "fuzz",
     ("python", "-m", "qam_lightning.laboratory"): "other",
     ("pip", "install"): "other",
+    ("hf", "auth"): "other",
+    ("lerobot-eval",): "other",
     ("export",): "other",
     ("torchrun",): "other",
 }
@@ -88,6 +92,11 @@ def test_study_parses(page: Path, arguments: list[str]) -> None:
     named = getattr(options, "study", None)
     if named and not named.startswith("my_"):
         read_study(named)
+
+
+@pytest.mark.parametrize(("page", "arguments"), shown("export"))
+def test_export_parses(page: Path, arguments: list[str]) -> None:
+    assert parse_export(arguments).episodes
 
 
 @pytest.mark.parametrize(("page", "arguments"), shown("generate"))

@@ -12,7 +12,8 @@ import pytest
 
 from qam_lightning import UserError, load_policy
 from qam_lightning.cli import main
-from qam_lightning.export.folder import CONFIG
+from qam_lightning.cli.evaluate import locate
+from qam_lightning.export.folder import CONFIG, sha256
 from qam_lightning.export.push import push
 from qam_lightning.runtime import ExportedPolicy
 from qam_lightning.util.hub import address, policy_folder
@@ -105,6 +106,15 @@ def test_a_policy_is_downloaded_once(server: Hub) -> None:
     fetched = [path for method, path in server.requests if method == "GET" and "resolve" in path]
     assert len(fetched) == 2
     assert policy_folder(Path("hf://me/tiny"), CONFIG).is_dir()  # a path has one slash only
+
+
+def test_eval_takes_a_place_on_the_hub(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    push(TINY, "hf://me/tiny@v1")
+    folder, results = locate(Path("hf://me/tiny@v1"), "last")
+    assert sha256(folder / "policy.onnx") == sha256(TINY / "policy.onnx")
+    assert results == Path("tiny")
+    assert main(["eval", "hf://me/tiny@v1"]) == 2
+    assert "names no environment" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_what_the_hub_has_is_checked_as_a_folder_is(server: Hub) -> None:
