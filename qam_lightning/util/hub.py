@@ -81,14 +81,15 @@ def policy_folder(source: str | Path, *names: str) -> Path:
     if not is_url(source):
         return Path(source).expanduser()
     where = address(str(source), "models")
+    url = shown(_SCHEME.sub("hf://", str(source), count=1))
     if where is None:
-        raise UserError(f"{shown(source)}: is no place on the hub, expected {FORM}")
+        raise UserError(f"{url}: is no place on the hub, expected {FORM}")
     hub = client()
     files = [f"{where.folder}/{name}" if where.folder else name for name in names]
     try:
         found = hub.snapshot_download(where.repo, revision=where.revision, allow_patterns=files)
     except Exception as error:
-        raise UserError(f"{shown(source)}: cannot be downloaded: {reason(error)}") from None
+        raise UserError(f"{url}: cannot be downloaded: {reason(error)}") from None
     if lacking := [name for name in files if not (Path(found) / name).is_file()]:
-        raise UserError(f"{shown(source)}: holds no {lacking[0]}, expected an exported policy")
+        raise UserError(f"{url}: holds no {lacking[0]}, expected an exported policy")
     return Path(found) / where.folder

@@ -115,6 +115,8 @@ def test_eval_takes_a_place_on_the_hub(server: Hub, capsys: pytest.CaptureFixtur
     assert results == Path("tiny")
     assert main(["eval", "hf://me/tiny@v1"]) == 2
     assert "names no environment" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["eval", "hf://me"]) == 2
+    assert capsys.readouterr().err.startswith("error: hf://me: is no place on the hub, expected")
 
 
 def test_what_the_hub_has_is_checked_as_a_folder_is(server: Hub) -> None:
