@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from qam_lightning.export.folder import CONFIG, sha256
 from qam_lightning.export.push import push
 from qam_lightning.runtime import ExportedPolicy
 from qam_lightning.util.hub import address, policy_folder
+from tests.docs.pages import DOCS, blocks
 from tests.export.hub_server import TOKEN, Hub, Repository, hub
 from tests.export.test_lerobot import TINY
 
@@ -106,6 +108,16 @@ def test_a_policy_is_downloaded_once(server: Hub) -> None:
     fetched = [path for method, path in server.requests if method == "GET" and "resolve" in path]
     assert len(fetched) == 2
     assert policy_folder(Path("hf://me/tiny"), CONFIG).is_dir()  # a path has one slash only
+
+
+def test_the_guides_lines_run(server: Hub) -> None:
+    for url in ("hf://owner/name", "hf://owner/name@v1.0"):
+        push(TINY, url)
+    (block,) = blocks(DOCS / "sharing.md", "python")
+    scope: dict[str, Any] = {}
+    exec(block, scope)
+    found = scope["light"].predict_action_chunk(STATE)
+    np.testing.assert_allclose(scope["policy"].sample_chunk(STATE), found, atol=1e-5)
 
 
 def test_eval_takes_a_place_on_the_hub(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:

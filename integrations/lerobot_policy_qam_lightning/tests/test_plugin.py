@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,16 @@ def test_it_acts_in_an_environment_of_lerobots_kind() -> None:
             action = after(policy.select_action(before(preprocess_observation(observation))))
         observation, _, done, _, _ = env.step(action.numpy())
     assert done.all()
+
+
+def test_the_guides_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = HERE.parents[2] / "docs" / "lerobot.md"
+    (block,) = re.findall(r"```python\n(.*?)```", guide.read_text("utf-8"), re.DOTALL)
+    (tmp_path / "cube").symlink_to(TINY)
+    monkeypatch.chdir(tmp_path)
+    scope = {"observation": STATES}
+    exec(block, scope)
+    assert torch.equal(scope["action"], made().select_action({"observation.state": STATES}))
 
 
 def test_lerobot_eval_runs_it(tmp_path: Path) -> None:
