@@ -79,7 +79,13 @@ class ExportedPolicy:
         self._left = []
 
     def select_action(self, observation: np.ndarray) -> np.ndarray:
-        """Return the action (A,) in [-1, 1] at an observation (O,)."""
+        """Return the action (A,) in [-1, 1] at an observation (O,).
+
+        Raises:
+            ArgumentError: the observation has another shape, for example that of a batch.
+        """
+        shape, size = np.shape(observation), self._observation
+        require(shape == size, ExportedPolicy, "the shape of observation", shape, f"{size}")
         if not self._left:
             self._left = list(self.predict_action_chunk(observation)[: self._execute])
         return self._left.pop(0)
@@ -133,8 +139,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if config["format"] != FORMAT:
             found = shown(config["format"])
             raise UserError(f"{path}: is of format {found}, expected {FORMAT}; {_ADVICE}")
-        sizes = [*config["spaces"].values(), config["noise"]["candidates"]]
-        if not all(type(n) is int and n >= 1 for n in [*sizes, *config["noise"]["draws"]]):
+        sizes = [config["spaces"][name] for name in ("obs_dim", "action_dim", "horizon")]
+        sizes += [config["noise"]["candidates"], *config["noise"]["draws"]]
+        if not (
+            all(type(n) is int and n >= 1 for n in sizes) and isinstance(config["files"], dict)
+        ):
             raise ValueError
         return config
     except OSError as error:
@@ -151,7 +160,7 @@ def _content(folder: Path, name: str, config: dict[str, Any]) -> bytes:
         content = (folder / name).read_bytes()
     except OSError as error:
         raise UserError(f"{folder / name}: cannot be read: {error.strerror}") from None
-    if hashlib.sha256(content).hexdigest() != config.get("files", {}).get(name):
+    if hashlib.sha256(content).hexdigest() != config["files"].get(name):
         raise UserError(f"{folder / name}: is not the file that config.json names; {_ADVICE}")
     return content
 

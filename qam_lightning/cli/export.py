@@ -81,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _flag(error: ArgumentError) -> str:
-    return f"--{error.name} {error.problem}"
+    flag = "--" if error.name in ("output", "formats", "best_of_n") else ""
+    return f"{flag}{error.name} {error.problem}"
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ LAUGHS = "a0: &a0 [b, b]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" fo
         [
             (
                 ("train",),
-                "unknown command 'train'; expected fit, eval, generate, data, study, laboratory",
+                "unknown command 'train'; expected fit, eval, export, generate, data, study, lab",
             ),
             (("fit",), "no domain chosen: add --domain NAME with NAME from .*cube_triple"),
             (("fit", "--config", "cube_tripel.yaml"), "did you mean cube_triple.yaml"),
