@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _flag(error: ArgumentError) -> str:
-    flag = "--" if error.name in ("output", "formats", "best_of_n") else ""
+    flag = "--" if error.name in ("output", "formats", "best_of_n", "push") else ""
     return f"{flag}{error.name} {error.problem}"
 
 
