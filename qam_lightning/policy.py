@@ -179,8 +179,8 @@ def load_policy(
     its class.
 
     Args:
-        run_or_checkpoint: a run folder, whose ``last.ckpt`` is taken; a checkpoint file; or an
-            exported folder.
+        run_or_checkpoint: a run folder, whose ``last.ckpt`` is taken; a checkpoint file; an
+            exported folder; or ``hf://owner/name``, an exported folder on the Hugging Face hub.
         best_of_n: act with the best of N candidates by the critic, at least 1; as trained by
             default.
         device: where the networks compute, for example ``"cuda"``.
@@ -199,8 +199,9 @@ def load_policy(
             no such device here, or nothing can be compiled here.
     """
     from qam_lightning.checkpoints import load_method, run_of
+    from qam_lightning.util.hub import policy_folder
 
-    path = Path(run_or_checkpoint).expanduser()
+    path = policy_folder(run_or_checkpoint, "config.json", "model.safetensors")
     wanted = {
         "best_of_n": best_of_n,
         "flow_steps": flow_steps,

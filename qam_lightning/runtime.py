@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from qam_lightning.util.errors import UserError, require, shown
+from qam_lightning.util.hub import policy_folder
 from qam_lightning.util.normal import Normal
 from qam_lightning.util.rng import Stream, seed_of
 
@@ -29,7 +30,8 @@ class ExportedPolicy:
     """Acts as an exported policy: samples a chunk of H actions and executes some of it open loop.
 
     Args:
-        folder: what ``train.py export`` wrote; its ``config.json`` and ``policy.onnx`` are read.
+        folder: what ``train.py export`` wrote; its ``config.json`` and ``policy.onnx`` are read. Or
+            ``hf://owner/name``, a repository of it on the Hugging Face hub.
         seed: seed of the noise, at least 0.
         execute: how many actions of a chunk to execute before the next chunk is sampled, 1 to H;
             all H by default, as in training.
@@ -37,14 +39,14 @@ class ExportedPolicy:
 
     Raises:
         UserError: the folder is missing or damaged, its files do not belong together, or
-            onnxruntime is not installed.
+            onnxruntime is not installed, or huggingface_hub for ``hf://``.
         ArgumentError: an argument is out of range.
     """
 
     def __init__(
         self, folder: str | Path, seed: int = 0, execute: int | None = None, threads: int = 1
     ) -> None:
-        folder = Path(folder).expanduser()
+        folder = policy_folder(folder, "config.json", "policy.onnx")
         self.config = _read_config(folder)
         """What ``config.json`` says."""
         spaces, noise = self.config["spaces"], self.config["noise"]

@@ -15,6 +15,7 @@ from typing import Any
 from qam_lightning.cli.dispatch import called
 from qam_lightning.util.arguments import Parser, answered, at_least, path, spelled
 from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.hub import is_url, policy_folder
 from qam_lightning.util.imports import uncollected
 
 ACTING = ("best_of_n", "flow_steps", "sampler", "temperature", "vartheta")
@@ -38,7 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     several = partial(add, action="append", default=[])
-    source = "run folder, .ckpt file or exported folder"
+    source = "run folder, .ckpt file, exported folder, or hf://owner/name on the Hugging Face hub"
     add("source", type=path, metavar="RUN_OR_CHECKPOINT", help=source)
     add("--checkpoint", choices=("last", "best"), default="last", help="which one of a run folder")
     add("--episodes", type=at_least(1), default=50, metavar="N", help="default: %(default)s")
@@ -347,16 +348,21 @@ def import_modules(names: Sequence[str]) -> None:
 
 
 def locate(source: Path, which: str) -> tuple[Path, Path]:
-    """Find the checkpoint file and the run folder it belongs to; an exported folder is both."""
-    from qam_lightning.checkpoints import checkpoint_path, run_of
-    from qam_lightning.export.folder import is_exported
+    """Find the checkpoint file and the run folder it belongs to; an exported folder is both.
 
-    if is_exported(source):
+    Results of a policy on the hub go to a folder of its name.
+    """
+    from qam_lightning.checkpoints import checkpoint_path, run_of
+    from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS, is_exported
+
+    hub = is_url(source)
+    folder = policy_folder(source, CONFIG, WEIGHTS, ONNX) if hub else source
+    if is_exported(folder):
         if which == "best":
             raise UserError(
                 f"{source}: an exported folder holds one policy; leave out --checkpoint"
             )
-        return source, source
+        return folder, Path(source.name.partition("@")[0]) if hub else source
     if source.is_dir():
         return checkpoint_path(source, which), source
     if not source.exists():

@@ -50,6 +50,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="episodes to compare success in, 0 for none; default: %(default)s",
     )
     add(
+        "--push",
+        metavar="URL",
+        help="upload the folder to hf://owner/name or hf://owner/name@branch on the Hugging Face "
+        "hub; a repository that is not there yet is made, for its owner alone",
+    )
+    add("--public", action="store_true", help="the whole world may see what is pushed")
+    add(
         "--import",
         dest="modules",
         action="append",
@@ -62,6 +69,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("expected RUN_OR_CHECKPOINT and --output FOLDER, or --verify FOLDER")
     if options.verify is not None and (options.source or options.output):
         parser.error("--verify FOLDER takes neither a run nor --output")
+    if options.public and options.push is None:
+        parser.error("--public goes with --push")
     return options
 
 
@@ -72,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _flag(error: ArgumentError) -> str:
-    flag = "--" if error.name in ("output", "formats", "best_of_n") else ""
+    flag = "--" if error.name in ("output", "formats", "best_of_n", "push") else ""
     return f"{flag}{error.name} {error.problem}"
 
 
@@ -83,13 +92,17 @@ def _export(options: argparse.Namespace) -> int:
         import torch
 
         from qam_lightning.checkpoints import load_method, run_of
+        from qam_lightning.export.push import check_push
         from qam_lightning.export.write import export, verify
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)
     import_modules(options.modules)
+    if options.push is not None:
+        check_push(options.push)
     if options.verify is not None:
         print(_told(verify(options.verify, options.episodes)))
+        _push(options, options.verify)
         return 0
     source = _checkpoint(options.source, options.checkpoint)
     acting = {} if options.best_of_n is None else {"best_of_n": options.best_of_n}
@@ -97,7 +110,15 @@ def _export(options: argparse.Namespace) -> int:
     sizes = options.formats, options.episodes
     checked = export(method, metadata, options.output, run_of(source), *sizes)
     print(f"wrote {options.output}" + (f"; {_told(checked)}" if checked else ""))
+    _push(options, options.output)
     return 0
+
+
+def _push(options: argparse.Namespace, folder: Path) -> None:
+    from qam_lightning.export.push import push
+
+    if options.push is not None:
+        print(f"pushed to {push(folder, options.push, options.public)}")
 
 
 def _checkpoint(source: Path, which: str) -> Path:

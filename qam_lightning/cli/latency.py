@@ -34,7 +34,7 @@ def latency(options: argparse.Namespace, checkpoint: Path, run: Path) -> int:
         print(f"wrote it into {run}/README.md")
         return 0
     target = run / "eval" / "latency.md"
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         temporary.write_text(f"{table}\n")
     print(f"wrote {target}")

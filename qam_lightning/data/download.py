@@ -29,6 +29,7 @@ from qam_lightning.data.npz import check_npz
 from qam_lightning.data.source import COLLECTABLE, Source, unwritable
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import locked
+from qam_lightning.util.hub import address
 
 # Seconds without a byte after which a transfer counts as broken.
 TIMEOUT = 30.0
@@ -128,7 +129,7 @@ def _get(url: str, folder: str, path: Path, layout: Layout) -> None:
 def _arrived(url: str, name: str, partial: Path) -> Path:
     """Return where all of a file now is: ``partial``, or somewhere in it."""
     try:
-        if where := hub.address(url):
+        if where := address(url, "datasets"):
             return hub.download(where, name, partial)
         with partial.open("ab") as file:
             _transfer(f"{url}/{name}", file, name.rpartition("/")[2])

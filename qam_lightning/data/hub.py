@@ -1,34 +1,10 @@
 """``hf://owner/name``: files of a dataset repository on the Hugging Face hub."""
 
-import re
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 from qam_lightning.util.errors import UserError, shown
-
-FORM = "hf://owner/name, hf://owner/name@revision or hf://owner/name/folder"
-_FORM = re.compile(
-    r"hf://(?:datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/@]+))?(?:/(?P<folder>.*))?"
-)
-
-
-class Address(NamedTuple):
-    """A place on the hub: the repository, its revision (None: the newest) and a folder in it."""
-
-    repo: str
-    revision: str | None
-    folder: str
-
-
-def address(url: str) -> Address | None:
-    """Take an ``hf://`` URL apart; None if it is none."""
-    match = _FORM.fullmatch(url)
-    if match is None:
-        return None
-    revision = match["revision"]
-    folder = (match["folder"] or "").strip("/")
-    return Address(match["repo"], revision and revision.replace("%2F", "/"), folder)
+from qam_lightning.util.hub import Address, client, reason
 
 
 def download(where: Address, wanted: str, place: Path) -> Path:
@@ -47,27 +23,21 @@ def download(where: Address, wanted: str, place: Path) -> Path:
         UserError: The client is not installed, or there is no such file, or there are several.
         OSError: The hub does not answer or has no such repository, or the disk is full.
     """
-    try:
-        import huggingface_hub as client
-    except ImportError:
-        advice = "pip install 'qam_lightning[hf]'"
-        raise UserError(f"hf:// needs the package huggingface_hub: {advice}") from None
+    hub = client()
     repo, revision, folder = where
     shutil.rmtree(place, ignore_errors=True)
     try:
-        files = client.HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
+        files = hub.HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
         name = find(files, folder, wanted)
         return Path(
-            client.hf_hub_download(
-                repo, name, repo_type="dataset", revision=revision, local_dir=place
-            )
+            hub.hf_hub_download(repo, name, repo_type="dataset", revision=revision, local_dir=place)
         )
     except UserError:
         raise
-    except Exception as error:  # it raises whatever its libraries do
+    except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise ConnectionError(shown(" ".join(str(error).split()), 400)) from None
+        raise ConnectionError(reason(error)) from None
 
 
 def find(files: list[str], folder: str, wanted: str) -> str:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import ogbench.utils
 
-from qam_lightning.data import hub
 from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.hub import FORM, address
 
 URL_VARIABLE = "QAM_DATA_URL"
 SHARDS = 100
@@ -94,7 +94,7 @@ def base_urls(given: str | Sequence[str] | None) -> tuple[str, ...]:
     wrong = [url for url in urls if not _is_url(str(url))]
     if wrong or not urls:
         found = f"is '{shown(wrong[0])}'" if wrong else "is empty"
-        problem = f"{found}, expected a URL with http, https, ftp or file, or {hub.FORM}"
+        problem = f"{found}, expected a URL with http, https, ftp or file, or {FORM}"
         if from_variable:
             raise UserError(f"{URL_VARIABLE} {problem}")
         raise ArgumentError("ChunkDataModule", "base_url", problem)
@@ -102,7 +102,7 @@ def base_urls(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _is_url(text: str) -> bool:
-    return bool(hub.address(text) or re.match(r"(https?|ftp|file)://\S", text))
+    return bool(address(text, "datasets") or re.match(r"(https?|ftp|file)://\S", text))
 
 
 def official(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qam_lightning.export.graph import Acting, trace
+from qam_lightning.export.lerobot import TYPE
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
 from qam_lightning.runtime import FORMAT
@@ -82,6 +83,7 @@ class Config(Schema):
     """``config.json``.
 
     Attributes:
+        type: for LeRobot, see `qam_lightning.export.lerobot`.
         method: full name of the method's class.
         settings: its constructor's arguments; ``flow_steps`` is the sampler's T, ``best_of_n`` the
             candidates, ``standardize`` says whether observations are normalised inside.
@@ -94,6 +96,7 @@ class Config(Schema):
     """
 
     format: Literal[FORMAT]  # type: ignore[valid-type]
+    type: Literal[TYPE]  # type: ignore[valid-type]
     method: Text
     settings: dict[Text, Any]
     spaces: Spaces

@@ -33,6 +33,7 @@ from qam_lightning.export.folder import (
     sha256,
 )
 from qam_lightning.export.graph import Acting, Graph, onnx_of, program_of, trace
+from qam_lightning.export.lerobot import TYPE, write_processors
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import ArgumentError, UserError, shown
 from qam_lightning.util.files import sync, writing
@@ -89,10 +90,12 @@ def export(
         except UserError as error:
             raise UserError(f"{type(method).__name__} cannot be exported: {error}") from error
         _write_weights(folder, method, graph.weights)
+        write_processors(folder)
         score = score_of(run, metadata, method) if run else None
         curve = draw_curve(folder, run, type(method).__name__, environment) if run else None
         config = Config(
             format=FORMAT,
+            type=TYPE,
             method=f"{type(method).__module__}.{type(method).__qualname__}",
             settings=plain(dict(method.hparams)),
             spaces=Spaces(**method.spaces._asdict()),

@@ -29,6 +29,8 @@ KINDS = {
     ("python", "-m", "tests.fuzz"): "fuzz",
     ("python", "-m", "qam_lightning.laboratory"): "other",
     ("pip", "install"): "other",
+    ("hf", "auth"): "other",
+    ("lerobot-eval",): "other",
     ("export",): "other",
     ("torchrun",): "other",
 }

@@ -44,6 +44,7 @@ def test_it_holds_what_acting_needs_and_nothing_else(exported: Path, run: Path) 
     assert names == {
         *("README.md", "config.json", "learning_curve.png"),
         *("model.safetensors", "policy.onnx", "policy.pt2"),
+        *("policy_preprocessor.json", "policy_postprocessor.json"),
     }
     weights = load_file(exported / WEIGHTS)
     assert {name.partition(".")[0] for name in weights} == {"behavior", "fine_tuned", "critic"}

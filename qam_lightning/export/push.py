@@ -1,0 +1,66 @@
+"""Uploading an exported folder to the Hugging Face hub."""
+
+from pathlib import Path
+
+from qam_lightning.export.folder import CARD, CONFIG, check_files, read_config
+from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.hub import FORM, Address, address, client, reason
+
+
+def check_push(url: str) -> Address:
+    """Check what can be known before there is anything to push; return the place.
+
+    Raises:
+        ArgumentError: the URL has another form.
+        UserError: the client is not installed, or knows no token.
+    """
+    where = address(url, "models")
+    if where is None:
+        raise ArgumentError("push", "push", f"is {shown(url)}, expected {FORM}")
+    if client().get_token() is None:
+        raise UserError("the hub takes files only with a token; run hf auth login, or set HF_TOKEN")
+    return where
+
+
+def push(folder: Path, url: str, public: bool = False) -> str:
+    """Upload an exported folder: the files that its description names, that, and the model card.
+
+    A repository that does not exist is made, as is the branch that the URL names. Files that the
+    repository has besides stay.
+
+    Args:
+        folder: the folder; it stays as it is.
+        url: ``hf://owner/name``, perhaps with a branch and a folder.
+        public: everybody may see the repository. Otherwise a new one is private, and an old one has
+            to be.
+
+    Returns:
+        The address of the commit, and who may see it.
+
+    Raises:
+        ArgumentError: see `check_push`.
+        UserError: the folder is damaged, or the hub does not take it.
+    """
+    where, hub = check_push(url), client()
+    config = read_config(folder)
+    check_files(folder, config)
+    api = hub.HfApi()
+    try:
+        if not api.repo_exists(where.repo):
+            api.create_repo(where.repo, private=not public)
+        private = bool(api.model_info(where.repo).private)
+        if not (private or public):
+            raise UserError("everybody may see that repository; add --public, or name another one")
+        if where.revision:
+            api.create_branch(where.repo, branch=where.revision, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=where.repo,
+            folder_path=folder,
+            path_in_repo=where.folder or None,
+            revision=where.revision,
+            allow_patterns=[CONFIG, CARD, *config.files],
+            commit_message=f"Policy of {config.method}, exported by qam_lightning",
+        )
+    except Exception as error:
+        raise UserError(f"{folder}: cannot be pushed to {shown(url)}: {reason(error)}") from None
+    return f"{done.commit_url}, {'private' if private else 'public'}"
