@@ -1,8 +1,8 @@
-"""Starting a method from another run's clone, so that the behaviour is cloned once for all.
+"""Starting a method from another run's clone, so that several runs share one cloned behaviour.
 
-A clone is the behaviour flow, its moving average and the normalisation of observations. What it
-depends on must be the same in both runs: the sizes, the normalisation and, as `Method.on_fit_start`
-checks, the data. Tasks may differ: they change rewards alone.
+A clone is the behaviour flow, its moving average and the normalisation of observations. Both runs
+must have the same sizes, the same normalisation and the same data; `Method.on_fit_start` checks the
+data. Tasks may differ, because they change rewards alone.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from qam_lightning.util.errors import UserError
 def load_clone(method: Method, run: str | Path) -> None:
     """Start a method from the behaviour flow that another run has cloned.
 
-    A run whose method keeps no moving average of its flow leaves both at the flow's weights, as
-    a new run begins. Training then goes on with cloning, unless ``freeze_behavior`` is set.
+    If the other run keeps no moving average of its flow, the average starts at the flow's
+    weights. Training then continues to clone, unless ``freeze_behavior`` is set.
 
     >>> method = QAM(data.spaces, tau=3.0, freeze_behavior=True)
     >>> load_clone(method, "runs/scene-task2-bc-seed0")

@@ -30,8 +30,8 @@ class ExportedPolicy:
     """Acts as an exported policy: samples a chunk of H actions and executes some of it open loop.
 
     Args:
-        folder: what ``train.py export`` wrote; its ``config.json`` and ``policy.onnx`` are read. Or
-            ``hf://owner/name``, a repository of it on the Hugging Face hub.
+        folder: what ``train.py export`` wrote, of which ``config.json`` and ``policy.onnx`` are
+            read; or ``hf://owner/name``, where it is on the Hugging Face hub.
         seed: seed of the noise, at least 0.
         execute: how many actions of a chunk to execute before the next chunk is sampled, 1 to H;
             all H by default, as in training.
@@ -101,7 +101,7 @@ class ExportedPolicy:
                 out.
 
         Raises:
-            ArgumentError: a shape is another one.
+            ArgumentError: a shape does not fit.
         """
         states = np.asarray(observation, np.float32)
         batch, shape = states.shape[:-1], states.shape

@@ -4,9 +4,9 @@ The field f of a narrow behaviour is stiff near u = 1: f = (D - x) / (1 - u), wi
 D(x, u) = x + (1 - u) f(x, u) = E[a_1 | x]. D itself stays in the box and changes little. So each
 step treats D as constant or as a straight line in u, and solves everything else exactly.
 
-With r_i = (1 - u_{i+1}) / (1 - u_i) and q_i = r_i u_i / u_{i+1}, given the denoised action the
-straight path goes from a_i to a Gaussian (`Step`). As q_0 = 0, the process forgets where it starts,
-exactly and without the paper's shift of u by a step.
+Let r_i = (1 - u_{i+1}) / (1 - u_i) and q_i = r_i u_i / u_{i+1}. Given a_i and the denoised action,
+the next point of the straight path is Gaussian (`Step`). As q_0 = 0, the process forgets where it
+starts, exactly and without the paper's shift of u by a step.
 """
 
 import math
@@ -30,10 +30,10 @@ class Step(NamedTuple):
         ratio: r_i.
         keep: q_i r_i.
         toward: u_{i+1} - u_i q_i r_i = u_{i+1} (1 - q_i²).
-        bend: what a change of D during the step adds, per unit of u.
+        bend: weight of dD/du, the slope of D in u.
         noise: (1 - u_{i+1}) sqrt(1 - q_i²).
-        sigma: σ_i, such that 2 ‖f_θ‖² / (T σ_i²) is the divergence KL that a control f_θ adds, as
-            for the paper's σ_i. In the last step, which has no noise, it is Eq. 7's σ.
+        sigma: σ_i, such that 2 ‖f_θ‖² / (T σ_i²) is the KL divergence that a control f_θ adds, as
+            with the paper's σ_i. In the last step, which has no noise, it is Eq. 7's σ.
     """
 
     u: float
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
     @classmethod
     def of(cls, grid: TimeGrid, i: int) -> "Step":
-        """Return those of step i, 0 to T - 1."""
+        """Return the coefficients of step i, 0 to T - 1."""
         u, ahead, h = grid.time(i), grid.time(i + 1), grid.width(i)
         rest, left = grid.rest(i), grid.rest(i + 1)
         ratio = left / rest
@@ -86,8 +86,8 @@ class Denoiser(NamedTuple):
     def simulate(self, v: Field, last: Field, x_0: Tensor, z: Tensor) -> Path:
         """Simulate the process of ``v`` and return its path.
 
-        The denoised action goes on as in the step before, in a straight line through D_{i-1} and
-        D_i; the first and the last step hold it. The last step has no noise.
+        Each step continues the denoised action in a straight line through D_{i-1} and D_i. The
+        first and the last step hold it constant. The last step has no noise.
 
         Args:
             v: the combined velocity f_β + f_θ.
@@ -114,8 +114,8 @@ class Denoiser(NamedTuple):
 
         In w = g / u: w_i = r² w_{i+1} + (toward · u_{i+1} / u_i) D'ᵀ w_{i+1}, where
         D'ᵀ w = w + (1 - u_i) (∂f_β/∂a)ᵀ w at (a_i, u_i). This is the derivative of the mean of
-        a_{i+1}, exact where the behaviour is Gaussian, however narrow. At u = 0 nothing is
-        known of the action: D' = 0.
+        a_{i+1}. It is exact for Gaussian behaviours, however narrow. At u = 0 the state says
+        nothing about the action: D' = 0.
 
         Args:
             behavior_vjp: product with the Jacobian of f_β(., u_i) at a_i.
@@ -133,10 +133,10 @@ class Denoiser(NamedTuple):
         return torch.stack(adjoints[::-1])
 
     def divergence(self, control: Tensor, path: Path) -> Tensor:
-        """Return the divergence KL of a path from the behaviour's, per sample, (B,).
+        """Return the KL divergence of a path from the behaviour's, per sample, (B,).
 
-        Each of the T - 1 steps with noise adds that of two Gaussians of variance noise². Their
-        means differ by what the control moves the denoised action, here and in the step before.
+        Each of the T - 1 steps with noise adds the KL of two Gaussians of variance noise². Their
+        means differ because the control moves the denoised action in this step and the last one.
 
         Args:
             control: (T, B, D), the residual velocity at a_0..a_{T-1}; the last is not read.

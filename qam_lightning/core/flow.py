@@ -15,9 +15,9 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 
 class Recorded:
-    """A field that keeps its values, with their gradient also where a path is followed without.
+    """A field that keeps its values and their gradients, even where gradients are switched off.
 
-    So a loss on the field along the path does not evaluate it again.
+    So a loss on the field along a path need not evaluate the field again.
 
     Args:
         field: any field.
@@ -72,11 +72,11 @@ def flow_matching_loss(v: Field, x_0: Tensor, x_1: Tensor, u: Tensor, weight: Te
 Sampler = Literal["euler", "ab2", "etd2"]
 """How a flow's ODE is integrated; all three evaluate the field once per step.
 
-``euler`` holds the velocity through a step. That is the same as to hold the denoised point
-x + (1 - u) v, E[x_1 | x_u] of a trained field, and to solve the rest exactly. ``ab2``
-(Adams-Bashforth) continues the change of the velocity since the step before in a straight line,
-``etd2`` (exponential time differencing) that of the denoised point. Both are of second order. Where
-data are narrow, the denoised point changes least.
+``euler`` holds the velocity constant in a step. This equals holding the denoised point
+x + (1 - u) v constant, which is E[x_1 | x_u] for a trained field, and solving the rest exactly.
+``ab2`` (Adams-Bashforth) extrapolates the velocity from the last step in a straight line. ``etd2``
+(exponential time differencing) extrapolates the denoised point. Both are of second order. For
+narrow data, the denoised point changes less than the velocity.
 """
 
 
@@ -96,7 +96,7 @@ class TimeGrid(NamedTuple):
         return 1.0 - self.rest(i)
 
     def rest(self, i: int) -> float:
-        """Return 1 - u_i, without the cancellation."""
+        """Return 1 - u_i, without cancellation near u = 1."""
         return ((self.steps - i) / self.steps) ** self.power
 
     def width(self, i: int) -> float:
@@ -137,7 +137,7 @@ def integrate(
         steps: T >= 1, the steps from u = 0 to u = 1.
         sampler: the scheme. Its first step is Euler's.
         power: of the `TimeGrid`.
-        first: the field of the first step, if that is another; the scheme then starts anew.
+        first: the field of the first step, if it is not ``v``; the sampler starts anew after it.
     """
     grid, x, last = TimeGrid(steps, power), x_0, None
     for i, u in enumerate(grid.times(x_0)):

@@ -15,7 +15,7 @@ Integrator = Literal["shifted_euler", "denoiser"]
 class Scheme(Protocol):
     """A discretisation.
 
-    `adjoint_matching_loss` and `control_cost` hold for each, with the σ_i of its path.
+    `adjoint_matching_loss` and `control_cost` take the σ_i of its path.
     """
 
     def simulate(self, v: Field, last: Field, x_0: Tensor, z: Tensor) -> Path:
@@ -34,7 +34,7 @@ class Scheme(Protocol):
         ...
 
     def divergence(self, control: Tensor, path: Path) -> Tensor:
-        """Return the divergence KL of a path from the behaviour's, per sample, (B,).
+        """Return the KL divergence of a path from the behaviour's, per sample, (B,).
 
         ``control`` is v - f_β at the path's states, (T, B, D).
         """
@@ -42,7 +42,7 @@ class Scheme(Protocol):
 
 
 class ShiftedEuler(NamedTuple):
-    """The paper's scheme, of a uniform step by which u is shifted (Eq. 24-25).
+    """The paper's scheme: uniform steps, with u shifted by one step (Eq. 24-25).
 
     Attributes:
         grid: the flow times, uniform.
@@ -59,9 +59,9 @@ class ShiftedEuler(NamedTuple):
         return lean_adjoint(behavior_vjp, terminal, self.grid.steps)
 
     def divergence(self, control: Tensor, path: Path) -> Tensor:
-        """Return Σ_i (2 h / σ_i²) ‖v - f_β‖², of two Gaussians of variance h σ_i² in each step.
+        """Return Σ_i (2 h / σ_i²) ‖v - f_β‖²: each step compares Gaussians of variance h σ_i².
 
-        The last step counts too: only the SDE takes it without control, and not the sampler.
+        The last step counts too: the SDE takes it without control, but the sampler with control.
         """
         return control_cost(control, path.sigma) / self.grid.steps
 

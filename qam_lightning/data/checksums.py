@@ -1,4 +1,4 @@
-"""``sha256.json``: what every downloaded file of a folder was when it first came."""
+"""``sha256.json``: checksums of the files of a folder, from when each was first downloaded."""
 
 import hashlib
 from pathlib import Path
@@ -16,7 +16,7 @@ Sums = dict[Text, Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")]]
 
 
 def recorded(path: Path) -> str | None:
-    """Return the checksum of a file when it first came; None if it never did.
+    """Return the checksum of a file at its first download; None if there is none.
 
     Raises:
         UserError: The record in the file's folder is damaged.

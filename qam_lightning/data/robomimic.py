@@ -23,7 +23,8 @@ def import_robomimic(path: str, store: str | None = None) -> str:
 
     Args:
         path: An HDF5 file, by its name; anything else is returned unchanged.
-        store: Folder of stores, whose presence makes the files unnecessary; beside it if not given.
+        store: Folder of stores; the file's own folder if not given. Once a store is there, the
+            files are not needed.
 
     Raises:
         UserError: h5py is not installed, or this is no such file.

@@ -128,7 +128,7 @@ def check_files(folder: Path, config: Config, *names: str) -> None:
     """Check that files are those that the configuration was written with; all of them by default.
 
     Raises:
-        UserError: one is missing or another one.
+        UserError: a file is missing or has another hash.
     """
     for name in names or config.files:
         if sha256(folder / name) != config.files.get(name):
@@ -178,11 +178,12 @@ def load_exported(
 ) -> tuple[Method, dict[str, Any]]:
     """Rebuild a method from an exported folder; see `qam_lightning.checkpoints.load_method`.
 
-    What acting does not read is not in the folder: it is NaN, so that nobody takes it for trained.
+    The folder holds only the weights that acting reads. All others are NaN, so that nobody takes
+    them for trained weights.
 
     Raises:
-        UserError: the folder is damaged, its files do not belong together, or it lacks what is to
-            act.
+        UserError: the folder is damaged, its files do not belong together, or it lacks weights that
+            acting reads.
     """
     from qam_lightning.checkpoints import build_method
 

@@ -23,16 +23,15 @@ def check_push(url: str) -> Address:
 
 
 def push(folder: Path, url: str, public: bool = False) -> str:
-    """Upload an exported folder: the files that its description names, that, and the model card.
+    """Upload an exported folder: its description, the files that this names, and the model card.
 
-    A repository that does not exist is made, as is the branch that the URL names. Files that the
-    repository has besides stay.
+    A repository or a branch that does not exist is created. Other files in the repository stay.
 
     Args:
         folder: the folder; it stays as it is.
         url: ``hf://owner/name``, perhaps with a branch and a folder.
-        public: everybody may see the repository. Otherwise a new one is private, and an old one has
-            to be.
+        public: everybody may see the repository. If False, a new repository is private, and a
+            public one is refused.
 
     Returns:
         The address of the commit, and who may see it.

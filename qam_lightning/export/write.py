@@ -55,7 +55,7 @@ def export(
 
     Args:
         method: the policy, in evaluation mode.
-        metadata: what `qam_lightning.checkpoints.load_method` says of it.
+        metadata: what `qam_lightning.checkpoints.load_method` returns with the method.
         output: the folder, which must not exist.
         run: the run's folder; scores and the learning curve are read from it, where it has them.
         formats: graphs to write, of `FORMATS`.
@@ -65,8 +65,8 @@ def export(
         What the check found; None without ``onnx`` among the formats.
 
     Raises:
-        UserError: the policy cannot be exported, a package is missing, or the export acts in
-            another way.
+        UserError: the policy cannot be exported, a package is missing, or the export acts
+            differently.
         ArgumentError: ``output`` exists or a format is unknown.
     """
     for name in formats:

@@ -6,9 +6,9 @@ Citation
 Trained by what
     behaviour f_β    flow matching on dataset chunks (Eq. 17)
 
-It is no method of the paper, but a part of most of them: there is no critic, so an update costs
-what cloning costs. Its flow and the flow's average are what other methods start from with
-``pretrained``.
+BC is not a method of the paper, but a part of most of its methods. It has no critic, so an update
+costs only what cloning costs. With ``pretrained``, other methods start from its flow and the flow's
+moving average.
 """
 
 from torch import Tensor

@@ -15,9 +15,9 @@ and moves λ for the next one:
     KL̄ ← 0.9 KL̄ + 0.1 min(KL, 2 ε),   λ ← clip(λ + 0.01 c (KL̄ - ε), 0.01 c, 100 c)
 from KL̄ = 0 and λ = c. The authors write λ = c · l and adapt l; that is the same.
 
-It is no method of the QAM paper. The sum has all T steps, as the published code has it: also the
-last, where the SDE follows f_β and only the sampler follows v. With ``integrator: denoiser``, KL is
-that scheme's own, of its T - 1 steps with noise.
+It is not a method of the QAM paper. As in the published code, the sum has all T steps. The last one
+counts too, although the SDE follows f_β there and only the sampler follows v. With
+``integrator: denoiser``, KL is that of this scheme, over its T - 1 steps with noise.
 """
 
 from typing import ClassVar

@@ -25,7 +25,7 @@ class Address(NamedTuple):
 
 
 def address(url: str, kind: str) -> Address | None:
-    """Take an ``hf://`` URL apart; None if it is none.
+    """Return the parts of an ``hf://`` URL; None if it is not one.
 
     Args:
         url: the URL.
@@ -60,15 +60,14 @@ def reason(error: Exception) -> str:
 
 
 def is_url(source: str | Path) -> bool:
-    """Whether a name is, or was meant to be, one of the hub."""
+    """Whether a name is, or was meant to be, an ``hf://`` URL."""
     return bool(_SCHEME.match(str(source)))
 
 
 def policy_folder(source: str | Path, *names: str) -> Path:
     """Return the folder of an exported policy, downloaded first if it is on the hub.
 
-    The client keeps what it downloads in its cache, which the folder is in, and downloads nothing
-    twice.
+    The returned folder is in the hub client's cache. The client downloads nothing twice.
 
     Args:
         source: a folder, or an ``hf://`` URL.
