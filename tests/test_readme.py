@@ -46,7 +46,7 @@ def commands(name: str) -> list[list[str]]:
 
 def test_every_command_is_of_a_tested_kind() -> None:
     kinds = {command(words)[0] for words in COMMANDS}
-    assert kinds - set(OTHERS) <= {"fit", "eval", "generate", "data", "study"}
+    assert kinds - set(OTHERS) <= {"fit", "eval", "export", "generate", "data", "study"}
     assert {"fit", "eval", "make"} <= kinds
 
 
@@ -97,6 +97,20 @@ def test_eval_commands_get_as_far_as_the_missing_run(arguments: list[str], tmp_p
     )
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1 and arguments[0] in result.stderr
+
+
+@pytest.mark.parametrize("arguments", commands("export"), ids=" ".join)
+def test_export_commands_get_as_far_as_the_missing_run(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """tests/export runs the Python that goes with it."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1 and arguments[0] in message
 
 
 @pytest.mark.parametrize("target", ["quickstart", "test", "docs"])
@@ -214,6 +228,7 @@ def test_the_supported_versions_are_those_that_can_be_installed() -> None:
 
 
 def test_the_python_example_is_the_one_that_the_library_page_tests() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    found = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (example,) = (block for block in found if "load_policy" in block)
     library = (ROOT / "docs/library.md").read_text("utf-8")
     assert example in re.sub(r"  # .*", "", library)

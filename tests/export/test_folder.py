@@ -23,7 +23,7 @@ from qam_lightning.export.card import with_latency
 from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS
 from qam_lightning.export.write import verify
 from qam_lightning.runtime import ExportedPolicy
-from tests.docs.pages import DOCS, blocks
+from tests.docs.pages import DOCS, ROOT, blocks
 
 STATES = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
 Copied = Callable[[], Path]
@@ -181,6 +181,10 @@ def test_the_guides_code_runs(
     for block in blocks(DOCS / "export.md", "python"):
         exec(block, scope)
     assert scope["action"].shape == (2,)
+    (shown,) = (b for b in blocks(ROOT / "README.md", "python") if "ExportedPolicy" in b)
+    seen: dict[str, Any] = {"observation": np.zeros(2)}
+    exec(shown, seen)
+    assert seen["action"].shape == (2,)
 
 
 def test_the_program_of_torch_acts_alike(exported: Path) -> None:
