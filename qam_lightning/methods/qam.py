@@ -196,9 +196,9 @@ class QAM(FlowMethod):
             behavior: its field; where f_θ is no residual, it has the last state's value at most.
             fine_tuned: its field, with the values at N states.
         """
-        v = fine_tuned.values
+        v = torch.stack(fine_tuned.values)
         if self.residual:
             return v
-        n = len(path.states) - len(behavior)
+        n = len(path.states) - len(behavior.values)
         f = behavior.field(path.states[:n], path.times[:n, None, None])
-        return v - (torch.cat([f, behavior.values]) if len(behavior) else f)[: len(v)]
+        return v - torch.stack([*f, *behavior.values])[: len(v)]

@@ -14,6 +14,7 @@ from qam_lightning.data.batch import Batch
 from qam_lightning.methods.qam import QAM
 from qam_lightning.methods.trqam import TRQAM
 from qam_lightning.util.errors import ArgumentError
+from tests.core.gaussian import gaussian_field
 from tests.methods.test_every_method import Build
 from tests.methods.test_update import by_update
 
@@ -115,10 +116,7 @@ def test_there_is_no_temperature_to_set(build: Build) -> None:
     assert "tau" not in build(TRQAM).hparams
 
 
-def narrow(a: Tensor, u: Tensor) -> Tensor:
-    """The flow of N(0.3, 0.2²), elementwise."""
-    variance = (1.0 - u) ** 2 + u**2 * 0.04
-    return 0.3 + (u * 0.04 - (1.0 - u)) / variance * (a - u * 0.3)
+narrow = gaussian_field(0.3, 0.2**2)
 
 
 def tilted(a: Tensor, u: Tensor) -> Tensor:
