@@ -199,9 +199,10 @@ def load_policy(
             no such device here, or nothing can be compiled here.
     """
     from qam_lightning.checkpoints import load_method, run_of
+    from qam_lightning.export.folder import CONFIG, WEIGHTS
     from qam_lightning.util.hub import policy_folder
 
-    path = policy_folder(run_or_checkpoint, "config.json", "model.safetensors")
+    path = policy_folder(run_or_checkpoint, CONFIG, WEIGHTS)
     wanted = {
         "best_of_n": best_of_n,
         "flow_steps": flow_steps,

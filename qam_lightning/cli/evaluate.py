@@ -355,14 +355,13 @@ def locate(source: Path, which: str) -> tuple[Path, Path]:
     from qam_lightning.checkpoints import checkpoint_path, run_of
     from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS, is_exported
 
-    hub = is_url(source)
-    folder = policy_folder(source, CONFIG, WEIGHTS, ONNX) if hub else source
+    folder = policy_folder(source, CONFIG, WEIGHTS, ONNX)
     if is_exported(folder):
         if which == "best":
             raise UserError(
                 f"{source}: an exported folder holds one policy; leave out --checkpoint"
             )
-        return folder, Path(source.name.partition("@")[0]) if hub else source
+        return folder, Path(source.name.partition("@")[0]) if is_url(source) else source
     if source.is_dir():
         return checkpoint_path(source, which), source
     if not source.exists():

@@ -11,7 +11,7 @@ from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.imports import uncollected
 
 if TYPE_CHECKING:
-    from qam_lightning.export.check import Checked
+    from qam_lightning.export.check import Comparison
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -145,7 +145,7 @@ def _checkpoint(source: Path, which: str) -> Path:
     return checkpoint_path(source, which)
 
 
-def _told(checked: "Checked") -> str:
+def _told(checked: "Comparison") -> str:
     words = f"actions differ by at most {checked.difference:.1g}"
     if checked.successes is None:
         return f"{words}; no episodes were compared"

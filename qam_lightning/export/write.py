@@ -14,7 +14,7 @@ import torch
 from qam_lightning.checkpoints import check_env
 from qam_lightning.envs.make import make_env
 from qam_lightning.export.card import draw_curve, model_card, score_of
-from qam_lightning.export.check import Checked, check
+from qam_lightning.export.check import Comparison, check
 from qam_lightning.export.folder import (
     CARD,
     CONFIG,
@@ -50,7 +50,7 @@ def export(
     run: Path | None = None,
     formats: Sequence[str] = ("onnx",),
     episodes: int = EPISODES,
-) -> Checked | None:
+) -> Comparison | None:
     """Write a policy as a folder that appears when it is whole and checked.
 
     Args:
@@ -117,7 +117,9 @@ def export(
     return checked
 
 
-def verify(folder: Path, episodes: int = EPISODES, method: type[Method] | None = None) -> Checked:
+def verify(
+    folder: Path, episodes: int = EPISODES, method: type[Method] | None = None
+) -> Comparison:
     """Check a folder's files against its description, and its graph against its weights.
 
     Raises:
