@@ -14,7 +14,7 @@ from typing import Any
 
 from qam_lightning.cli.dispatch import called
 from qam_lightning.util.arguments import Parser, answered, at_least, path, spelled
-from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.errors import UserError, reason_of, shown
 from qam_lightning.util.hub import is_url, policy_folder
 from qam_lightning.util.imports import uncollected
 
@@ -341,9 +341,9 @@ def import_modules(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # also what a user's module raises
-            reason = " ".join(str(error).split()) or type(error).__name__
+            told = reason_of(error, 400)
             raise UserError(
-                f"--import {name}: cannot be imported: {reason}; is its folder on PYTHONPATH?"
+                f"--import {name}: cannot be imported: {told}; is its folder on PYTHONPATH?"
             ) from error
 
 

@@ -30,13 +30,12 @@ from qam_lightning.export.folder import (
     load_exported,
     plain,
     read_config,
-    sha256,
 )
 from qam_lightning.export.graph import Acting, Graph, onnx_of, program_of, trace
 from qam_lightning.export.lerobot import TYPE, write_processors
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import ArgumentError, UserError, shown
-from qam_lightning.util.files import sync, writing
+from qam_lightning.util.files import sha256, sync, writing
 from qam_lightning.util.provenance import versions
 
 FORMATS = ("onnx", "pt2")
