@@ -13,6 +13,7 @@ import torch
 
 from qam_lightning.checkpoints import check_env
 from qam_lightning.envs.make import make_env
+from qam_lightning.export import EPISODES, FORMATS
 from qam_lightning.export.card import draw_curve, model_card, score_of
 from qam_lightning.export.check import Comparison, check
 from qam_lightning.export.folder import (
@@ -37,9 +38,6 @@ from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import ArgumentError, UserError, shown
 from qam_lightning.util.files import sha256, sync, writing
 from qam_lightning.util.provenance import versions
-
-FORMATS = ("onnx", "pt2")
-EPISODES = 10
 
 
 def export(

@@ -55,7 +55,7 @@ def test_an_update_ends_with_a_step_of_dual_descent(build: Build, batch: Batch) 
     for _ in range(4):
         noise = method.step_noise(len(batch.rewards)).actor
         s, h = batch.observations, 1.0 / method.flow_steps
-        path = method.sample_path(s, noise)
+        path = method.sample_path(*method.recorded(s), noise)
         kl = 0.0
         for a, u in zip(path.states, path.times, strict=True):
             squared = 2.0 * (1.0 - u + h) / (u + h)
@@ -90,15 +90,6 @@ def test_the_multiplier_moves_in_training_and_is_part_of_the_state(
     twin = build(TRQAM, budget=1e-3)
     twin.load_state_dict(method.state_dict())
     assert torch.equal(twin.multiplier, method.multiplier)
-
-
-def test_an_update_in_the_denoiser_scheme_is_one_graph(
-    build: Build, batch: Batch, traced: list[Any]
-) -> None:
-    settings = {"integrator": "denoiser", "grid_power": 2.0}
-    found = by_update(build(TRQAM, compile="default", **settings), batch)
-    assert len(traced) == 1
-    found.close_to(by_update(build(TRQAM, **settings), batch))
 
 
 @pytest.mark.parametrize("name", ["budget", "scale"])
