@@ -29,7 +29,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
 from qam_lightning.util.checkpoint import ENTRY, Config, Environment, Versions, check_content
-from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.errors import ArgumentError, UserError, reason_of, shown
 from qam_lightning.util.files import checksum, regular
 from qam_lightning.util.memory import memory_limit
 from qam_lightning.util.schema import Count, Number, Schema, Text, read_json
@@ -309,8 +309,7 @@ def build_method(
             raise
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # whatever a class makes of arguments that are not its own
-        reason = shown(" ".join(str(error).split()) or type(error).__name__)
-        raise UserError(f"{path}: cannot build {shown(name)}: {reason}") from error
+        raise UserError(f"{path}: cannot build {shown(name)}: {reason_of(error)}") from error
     return built
 
 

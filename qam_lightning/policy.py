@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qam_lightning.export import EPISODES
 from qam_lightning.util.errors import ArgumentError, UserError, require
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Policy:
         return make_env(**named)
 
     def export(
-        self, output: str | Path, formats: Sequence[str] = ("onnx",), episodes: int = 10
+        self, output: str | Path, formats: Sequence[str] = ("onnx",), episodes: int = EPISODES
     ) -> None:
         """Write the policy as a folder that needs no PyTorch, see `qam_lightning.runtime`.
 
@@ -199,9 +200,10 @@ def load_policy(
             no such device here, or nothing can be compiled here.
     """
     from qam_lightning.checkpoints import load_method, run_of
+    from qam_lightning.export.folder import CONFIG, WEIGHTS
     from qam_lightning.util.hub import policy_folder
 
-    path = policy_folder(run_or_checkpoint, "config.json", "model.safetensors")
+    path = policy_folder(run_or_checkpoint, CONFIG, WEIGHTS)
     wanted = {
         "best_of_n": best_of_n,
         "flow_steps": flow_steps,

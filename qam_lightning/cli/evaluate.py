@@ -14,7 +14,7 @@ from typing import Any
 
 from qam_lightning.cli.dispatch import called
 from qam_lightning.util.arguments import Parser, answered, at_least, path, spelled
-from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.errors import UserError, reason_of, shown
 from qam_lightning.util.hub import is_url, policy_folder
 from qam_lightning.util.imports import uncollected
 
@@ -341,9 +341,9 @@ def import_modules(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # also what a user's module raises
-            reason = " ".join(str(error).split()) or type(error).__name__
+            told = reason_of(error, 400)
             raise UserError(
-                f"--import {name}: cannot be imported: {reason}; is its folder on PYTHONPATH?"
+                f"--import {name}: cannot be imported: {told}; is its folder on PYTHONPATH?"
             ) from error
 
 
@@ -355,14 +355,13 @@ def locate(source: Path, which: str) -> tuple[Path, Path]:
     from qam_lightning.checkpoints import checkpoint_path, run_of
     from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS, is_exported
 
-    hub = is_url(source)
-    folder = policy_folder(source, CONFIG, WEIGHTS, ONNX) if hub else source
+    folder = policy_folder(source, CONFIG, WEIGHTS, ONNX)
     if is_exported(folder):
         if which == "best":
             raise UserError(
                 f"{source}: an exported folder holds one policy; leave out --checkpoint"
             )
-        return folder, Path(source.name.partition("@")[0]) if hub else source
+        return folder, Path(source.name.partition("@")[0]) if is_url(source) else source
     if source.is_dir():
         return checkpoint_path(source, which), source
     if not source.exists():

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qam_lightning.cli.dispatch import called
+from qam_lightning.export import EPISODES, FORMATS
 from qam_lightning.util.arguments import Parser, answered, at_least, path
 from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.imports import uncollected
 
 if TYPE_CHECKING:
-    from qam_lightning.export.check import Checked
+    from qam_lightning.export.check import Comparison
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -37,7 +38,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--formats",
-        choices=("onnx", "pt2"),
+        choices=FORMATS,
         nargs="+",
         default=["onnx"],
         help="graphs to write; pt2 is torch.export's; default: onnx",
@@ -45,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--episodes",
         type=at_least(0),
-        default=10,
+        default=EPISODES,
         metavar="N",
         help="episodes to compare success in, 0 for none; default: %(default)s",
     )
@@ -145,7 +146,7 @@ def _checkpoint(source: Path, which: str) -> Path:
     return checkpoint_path(source, which)
 
 
-def _told(checked: "Checked") -> str:
+def _told(checked: "Comparison") -> str:
     words = f"actions differ by at most {checked.difference:.1g}"
     if checked.successes is None:
         return f"{words}; no episodes were compared"

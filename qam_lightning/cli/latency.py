@@ -50,13 +50,12 @@ def _exported(
         yield checkpoint
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder: Path | None = Path(temporary) / "policy"
+        folder = Path(temporary) / "policy"
         try:
-            export(method, metadata, Path(temporary) / "policy", episodes=0)
+            export(method, metadata, folder, episodes=0)
         except UserError as error:
             _tell(f"ONNX: {error}")
-            folder = None
-        yield folder
+        yield folder if folder.exists() else None
 
 
 def _tell(reason: str) -> None:

@@ -22,7 +22,7 @@ from qam_lightning.core.memoryless import Path
 
 
 class Step(NamedTuple):
-    """The coefficients of a_{i+1} = keep · a_i + toward · D + bend · dD/du + noise · z.
+    """The coefficients of a_{i+1} = keep · a_i + toward · D_i + bend · (D_i - D_{i-1}) + noise · z.
 
     Attributes:
         u: u_i.
@@ -30,7 +30,8 @@ class Step(NamedTuple):
         ratio: r_i.
         keep: q_i r_i.
         toward: u_{i+1} - u_i q_i r_i = u_{i+1} (1 - q_i²).
-        bend: weight of dD/du, the slope of D in u.
+        bend: for D that changes during the step as since the step before; 0 in the first and the
+            last step.
         noise: (1 - u_{i+1}) sqrt(1 - q_i²).
         sigma: σ_i, such that 2 ‖f_θ‖² / (T σ_i²) is the KL divergence that a control f_θ adds, as
             with the paper's σ_i. In the last step, which has no noise, it is Eq. 7's σ.
@@ -54,12 +55,14 @@ class Step(NamedTuple):
         q = ratio * u / ahead
         toward = ahead * (1.0 - q * q)
         noise = left * math.sqrt(1.0 - q * q)
+        bend = 0.0
         if left == 0.0:
-            bend, sigma = 0.0, math.sqrt(2.0 * rest / (u * h * grid.steps))
+            sigma = math.sqrt(2.0 * rest / (u * h * grid.steps))
         else:
-            passed = 1.0 / left - 1.0 / rest + 2.0 * math.log(ratio) + h  # ∫ u² / (1 - u)² du
-            bend = left**2 / ahead * (h * (ahead / left) ** 2 - passed)
             sigma = 2.0 * noise / (toward * rest * math.sqrt(grid.steps))
+        if 0 < i < grid.steps - 1:
+            passed = 1.0 / left - 1.0 / rest + 2.0 * math.log(ratio) + h  # ∫ u² / (1 - u)² du
+            bend = left**2 / ahead * (h * (ahead / left) ** 2 - passed) / grid.width(i - 1)
         return cls(u, rest, ratio, q * ratio, toward, bend, noise, sigma)
 
 
@@ -97,15 +100,15 @@ class Denoiser(NamedTuple):
         """
         times = self.grid.times(x_0)
         states, before = [x_0], None
-        for i, (step, u, z_i) in enumerate(zip(self.steps[:-1], times, z, strict=False)):
+        for step, u, z_i in zip(self.steps[:-1], times, z, strict=False):
             a = states[-1]
             denoised = a + step.rest * v(a, u)
             ahead = step.keep * a + step.toward * denoised + step.noise * z_i
             if before is not None:
-                ahead = ahead + step.bend / self.grid.width(i - 1) * (denoised - before)
+                ahead = ahead + step.bend * (denoised - before)
             states.append(ahead)
             before = denoised
-        end = states[-1] + self.grid.rest(len(z)) * last(states[-1], times[-1])
+        end = states[-1] + self.steps[-1].rest * last(states[-1], times[-1])
         sigma = torch.stack([x_0.new_full((), step.sigma) for step in self.steps])
         return Path(torch.stack(states), end, times, sigma, times)
 
@@ -143,11 +146,11 @@ class Denoiser(NamedTuple):
             path: from `simulate`.
         """
         total, before = torch.zeros_like(control[0, :, 0]), None
-        for i, (step, f) in enumerate(zip(self.steps[:-1], control, strict=False)):
+        for step, f in zip(self.steps[:-1], control, strict=False):
             moved = step.rest * f
             shift = step.toward * moved
             if before is not None:
-                shift = shift + step.bend / self.grid.width(i - 1) * (moved - before)
+                shift = shift + step.bend * (moved - before)
             total = total + shift.square().sum(-1) / (2.0 * step.noise**2)
             before = moved
         return total

@@ -24,22 +24,15 @@ class Recorded:
     """
 
     def __init__(self, field: Field) -> None:
-        self.field, self._values = field, list[Tensor]()
+        self.field = field
+        self.values: list[Tensor] = []
+        """The values so far, (B, D) each."""
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         """Return the field's value."""
         with torch.enable_grad():
-            self._values.append(self.field(x, u))
-        return self._values[-1]
-
-    def __len__(self) -> int:
-        """How many values there are so far."""
-        return len(self._values)
-
-    @property
-    def values(self) -> Tensor:
-        """All N values so far, (N, B, D)."""
-        return torch.stack(self._values)
+            self.values.append(self.field(x, u))
+        return self.values[-1]
 
 
 def interpolate(x_0: Tensor, x_1: Tensor, u: Tensor) -> Tensor:
@@ -141,13 +134,14 @@ def integrate(
     """
     grid, x, last = TimeGrid(steps, power), x_0, None
     for i, u in enumerate(grid.times(x_0)):
-        velocity = (v if first is None or i else first)(x, u)
+        field = v if first is None or i > 0 else first
+        velocity = field(x, u)
         stepped = torch.add(x, velocity, alpha=grid.width(i))
         if sampler != "euler":
             smooth = velocity if sampler == "ab2" else x + grid.rest(i) * velocity
             if last is not None:
                 stepped = stepped + grid.extrapolation(sampler, i) * (smooth - last)
-            last = None if first is not None and i == 0 else smooth
+            last = smooth if field is v else None
         x = stepped
     return x
 

@@ -1,18 +1,14 @@
 """``sha256.json``: checksums of the files of a folder, from when each was first downloaded."""
 
-import hashlib
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from qam_lightning.util.errors import UserError
-from qam_lightning.util.files import locked, save_json
-from qam_lightning.util.schema import Text, read_json
+from qam_lightning.util.files import locked, save_json, sha256
+from qam_lightning.util.schema import Sha256, Text, read_json
 
 RECORD = "sha256.json"
-Sums = dict[Text, Annotated[Text, Field(pattern=r"^[0-9a-f]{64}$")]]
-"""SHA-256 of every file, in hexadecimal digits, by name."""
+Sums = dict[Text, Sha256]
+"""SHA-256 of every file by name."""
 
 
 def recorded(path: Path) -> str | None:
@@ -29,12 +25,6 @@ def record(path: Path, digest: str) -> None:
     file = path.with_name(RECORD)
     with locked(path.with_name(f"{RECORD}.lock")):
         save_json(file, _sums(file) | {path.name: digest}, alone=True)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sum(digest: str, path: Path) -> None:

@@ -23,12 +23,12 @@ from rich.progress import (
 )
 
 from qam_lightning.data import hub
-from qam_lightning.data.checksums import check_sum, record, recorded, sha256
+from qam_lightning.data.checksums import check_sum, record, recorded
 from qam_lightning.data.layout import Layout
 from qam_lightning.data.npz import check_npz
 from qam_lightning.data.source import COLLECTABLE, Source, unwritable
 from qam_lightning.util.errors import UserError, shown
-from qam_lightning.util.files import locked
+from qam_lightning.util.files import locked, sha256
 from qam_lightning.util.hub import address
 
 # Seconds without a byte after which a transfer counts as broken.

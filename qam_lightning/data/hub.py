@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from qam_lightning.util.errors import UserError, shown
-from qam_lightning.util.hub import Address, client, reason
+from qam_lightning.util.errors import UserError, reason_of, shown
+from qam_lightning.util.hub import Address, client
 
 
 def download(where: Address, wanted: str, place: Path) -> Path:
@@ -37,7 +37,7 @@ def download(where: Address, wanted: str, place: Path) -> Path:
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise ConnectionError(reason(error)) from None
+        raise ConnectionError(reason_of(error, 400)) from None
 
 
 def find(files: list[str], folder: str, wanted: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from qam_lightning.data.episodes import Episode, save_episodes
 from qam_lightning.data.source import place
-from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.errors import ArgumentError, UserError, reason_of, shown
 
 PREFIX = "minari:"
 
@@ -52,8 +52,7 @@ def _episodes(name: str) -> Iterator[Episode]:
     try:
         dataset = minari.load_dataset(name, download=True)
     except Exception as error:  # it raises whatever its storage or the network does
-        reason = shown(" ".join(str(error).split()), 400)
-        raise UserError(f"Minari cannot load {name}: {reason}") from None
+        raise UserError(f"Minari cannot load {name}: {reason_of(error, 400)}") from None
     space = dataset.observation_space
     low, high = _bounds(name, space, dataset.action_space)
     if not dataset.total_steps:

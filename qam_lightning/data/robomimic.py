@@ -8,7 +8,7 @@ import numpy as np
 
 from qam_lightning.data.episodes import Episode, save_episodes
 from qam_lightning.data.source import place
-from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.errors import ArgumentError, UserError, reason_of, shown
 
 SUFFIXES = (".hdf5", ".h5")
 ARM = ("eef_pos", "eef_quat", "gripper_qpos")  # of each robot, before "object"
@@ -75,8 +75,7 @@ def _convert(given: Path, made: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # h5py raises many kinds, and anything may be in the file
-        reason = shown(" ".join(str(error).split()), 400)
-        raise UserError(f"{given}: cannot be read: {reason}") from None
+        raise UserError(f"{given}: cannot be read: {reason_of(error, 400)}") from None
     time = given.stat().st_mtime_ns
     os.utime(made, ns=(time, time))
 

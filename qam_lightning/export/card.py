@@ -8,7 +8,7 @@ from typing import Any
 
 from qam_lightning.evaluation.plots import draw_picture
 from qam_lightning.evaluation.statistics import wilson_interval
-from qam_lightning.export.check import TOLERANCE, Checked
+from qam_lightning.export.check import TOLERANCE, Comparison
 from qam_lightning.export.folder import CARD, CURVE, PROGRAM, WEIGHTS, Config, Score
 from qam_lightning.methods.base import Method
 from qam_lightning.util.checkpoint import configuration
@@ -65,7 +65,7 @@ def draw_curve(folder: Path, run: Path, method: str, environment: Mapping[str, A
     return None
 
 
-def model_card(config: Config, checked: Checked | None, curve: bool) -> str:
+def model_card(config: Config, checked: Comparison | None, curve: bool) -> str:
     """Return the model card, Markdown."""
     kind = config.method.rpartition(".")[2]
     env, spaces, noise = config.environment, config.spaces, config.noise
@@ -155,7 +155,7 @@ def _scored(score: Score | None) -> str:
     )
 
 
-def _checks(checked: Checked | None) -> str:
+def _checks(checked: Comparison | None) -> str:
     if checked is None:
         return "None: there is no ONNX graph to compare."
     ties = f", apart from {checked.ties} ties of candidates" if checked.ties else ""

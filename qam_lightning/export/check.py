@@ -21,7 +21,7 @@ _NEAR = 1e-4
 """Values of two candidates are equal if they differ by no more, relative to the larger one."""
 
 
-class Checked(NamedTuple):
+class Comparison(NamedTuple):
     """What a comparison found.
 
     Attributes:
@@ -40,7 +40,7 @@ class Checked(NamedTuple):
 
 def check(
     folder: Path, method: Method, environment: dict[str, Any], episodes: int, seed: int = 0
-) -> Checked:
+) -> Comparison:
     """Compare an exported folder with its policy: over a batch, and episode by episode.
 
     Args:
@@ -57,13 +57,13 @@ def check(
     exported = ExportedPolicy(folder, seed)
     difference, ties = _compare(exported, method, seed, folder)
     if not environment or not episodes:
-        return Checked(difference, ties, None, 0)
+        return Comparison(difference, ties, None, 0)
     place = environment["env"], environment["task"], environment["sparse"]
     with RolloutPool(*place, workers=0, num_envs=1) as pool:
         trained = pool.run(EpisodePolicy(method, seed), episodes, seed)
         again = pool.run(_Rollout(exported, seed), episodes, seed)
     _same(folder, trained, again)
-    return Checked(difference, ties, sum(bool(e.success) for e in trained), episodes)
+    return Comparison(difference, ties, sum(bool(e.success) for e in trained), episodes)
 
 
 def _compare(
@@ -82,9 +82,8 @@ def _compare(
         expected = acting(states, noise).numpy()
     found = exported.predict_action_chunk(states.numpy(), noise.numpy())
     row = np.abs(found - expected).reshape(BATCH, -1).max(1)
-    other = row > TOLERANCE
-    ties = int(other.sum()) if method.best_of_n > 1 and other.any() else 0
-    if ties:
+    other, ties = row > TOLERANCE, 0
+    if method.best_of_n > 1 and other.any():
         with torch.no_grad():
             s = method.obs_norm(states[other])
             pairs = [torch.from_numpy(x[other]).flatten(1) for x in (expected, found)]

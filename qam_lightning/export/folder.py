@@ -5,7 +5,6 @@ the safetensors format, and nothing here reads a pickle. ``policy.pt2`` is for o
 code here opens it.
 """
 
-import hashlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,8 +19,8 @@ from qam_lightning.methods.restore import check_weights
 from qam_lightning.runtime import FORMAT
 from qam_lightning.util.checkpoint import Environment, Versions
 from qam_lightning.util.errors import UserError, shown
-from qam_lightning.util.files import regular
-from qam_lightning.util.schema import Checked, Count, Number, Schema, Text, read_json
+from qam_lightning.util.files import sha256
+from qam_lightning.util.schema import Checked, Count, Number, Schema, Sha256, Text, read_json
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -31,12 +30,6 @@ CARD, CURVE = "README.md", "learning_curve.png"
 INSTALL = "pip install 'qam_lightning[export]'"
 _ADVICE = "the folder was changed or is damaged; export the policy anew"
 _INFINITE = "Infinity"
-
-
-def _hash(text: str) -> str:
-    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
-        raise ValueError("a sha256, 64 hexadecimal digits")
-    return text
 
 
 def _name(text: str) -> str:
@@ -107,7 +100,7 @@ class Config(Schema):
     score: Score | None
     versions: Versions
     exported_with: Versions
-    files: dict[Annotated[Text, Checked(_name)], Annotated[Text, Checked(_hash)]]
+    files: dict[Annotated[Text, Checked(_name)], Sha256]
 
 
 def is_exported(path: Path) -> bool:
@@ -131,24 +124,16 @@ def check_files(folder: Path, config: Config, *names: str) -> None:
         UserError: a file is missing or has another hash.
     """
     for name in names or config.files:
-        if sha256(folder / name) != config.files.get(name):
+        path = folder / name
+        try:
+            found = sha256(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        if found != config.files.get(name):
             raise UserError(
-                f"{folder / name}: is not the file that {CONFIG} names, so the files do not belong "
+                f"{path}: is not the file that {CONFIG} names, so the files do not belong "
                 "together; export the policy anew"
             )
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        with regular(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def extra(name: str) -> "ModuleType":

@@ -6,7 +6,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,20 +65,21 @@ class _Counting(NoiseSource):
     def __init__(self) -> None:
         self.draws: list[int] = []
 
-    def _draw(self, sample: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
-        if sample is not torch.randn:
-            raise UserError("its policy draws other than normal noise, which no file here can hold")
+    def normal(self, *shape: int) -> Tensor:
         self.draws.append(math.prod(shape))
         return torch.zeros(1, *shape)
 
+    def uniform(self, *shape: int) -> Tensor:
+        raise UserError("its policy draws other than normal noise, which no file here can hold")
+
 
 class _Given(NoiseSource):
-    """Takes its draws from given numbers (B, P), in turn."""
+    """Takes its draws from given normal numbers (B, P), in turn."""
 
     def __init__(self, numbers: Tensor) -> None:
         self._numbers, self._taken = numbers, 0
 
-    def _draw(self, sample: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+    def normal(self, *shape: int) -> Tensor:
         begin, self._taken = self._taken, self._taken + math.prod(shape)
         return self._numbers[:, begin : self._taken].unflatten(1, shape)
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from qam_lightning.export.folder import CARD, CONFIG, check_files, read_config
-from qam_lightning.util.errors import ArgumentError, UserError, shown
-from qam_lightning.util.hub import FORM, Address, address, client, reason
+from qam_lightning.util.errors import ArgumentError, UserError, reason_of, shown
+from qam_lightning.util.hub import FORM, Address, address, client
 
 
 def check_push(url: str) -> Address:
@@ -61,5 +61,6 @@ def push(folder: Path, url: str, public: bool = False) -> str:
             commit_message=f"Policy of {config.method}, exported by qam_lightning",
         )
     except Exception as error:
-        raise UserError(f"{folder}: cannot be pushed to {shown(url)}: {reason(error)}") from None
+        told = reason_of(error, 400)
+        raise UserError(f"{folder}: cannot be pushed to {shown(url)}: {told}") from None
     return f"{done.commit_url}, {'private' if private else 'public'}"

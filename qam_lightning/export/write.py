@@ -13,8 +13,9 @@ import torch
 
 from qam_lightning.checkpoints import check_env
 from qam_lightning.envs.make import make_env
+from qam_lightning.export import EPISODES, FORMATS
 from qam_lightning.export.card import draw_curve, model_card, score_of
-from qam_lightning.export.check import Checked, check
+from qam_lightning.export.check import Comparison, check
 from qam_lightning.export.folder import (
     CARD,
     CONFIG,
@@ -30,17 +31,13 @@ from qam_lightning.export.folder import (
     load_exported,
     plain,
     read_config,
-    sha256,
 )
 from qam_lightning.export.graph import Acting, Graph, onnx_of, program_of, trace
 from qam_lightning.export.lerobot import TYPE, write_processors
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import ArgumentError, UserError, shown
-from qam_lightning.util.files import sync, writing
+from qam_lightning.util.files import sha256, sync, writing
 from qam_lightning.util.provenance import versions
-
-FORMATS = ("onnx", "pt2")
-EPISODES = 10
 
 
 def export(
@@ -50,7 +47,7 @@ def export(
     run: Path | None = None,
     formats: Sequence[str] = ("onnx",),
     episodes: int = EPISODES,
-) -> Checked | None:
+) -> Comparison | None:
     """Write a policy as a folder that appears when it is whole and checked.
 
     Args:
@@ -117,7 +114,9 @@ def export(
     return checked
 
 
-def verify(folder: Path, episodes: int = EPISODES, method: type[Method] | None = None) -> Checked:
+def verify(
+    folder: Path, episodes: int = EPISODES, method: type[Method] | None = None
+) -> Comparison:
     """Check a folder's files against its description, and its graph against its weights.
 
     Raises:

@@ -40,7 +40,7 @@ class BAM(QAM):
     def actor_losses(self, batch: Batch, noise: QAMNoise) -> tuple[Losses, Metrics]:
         s = batch.observations
         behavior, fine_tuned = self.recorded(s)
-        path = self.sample_path(s, noise, (behavior, fine_tuned))
+        path = self.sample_path(behavior, fine_tuned, noise)
         value = pessimistic(frozen(self.critic)(s, path.end), self.rho)
         cost = control_cost(self.control(path, behavior, fine_tuned), path.sigma)
         losses = {

@@ -204,9 +204,8 @@ class Method(Configurable):
             self.critic_ema = ema_copy(self.critic)
         self.gradient_step, self.env_step, self.phase = 0, 0, "offline"
         self.metrics: Metrics = {}
-        self.pretrained: Clone | None = (
-            None  # where the behaviour flow comes from, if not from here
-        )
+        # Where the behaviour flow comes from, if not from here.
+        self.pretrained: Clone | None = None
         self._update: Callable[..., Metrics] | None = None
 
     # What a method defines ---------------------------------------------------------------------

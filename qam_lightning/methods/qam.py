@@ -99,7 +99,7 @@ class QAM(FlowMethod):
         behavior, fine_tuned = self.recorded(s)
         with torch.no_grad():
             # 1. Sample a path of the memoryless SDE (Eq. 24).
-            path = self.sample_path(s, noise, (behavior, fine_tuned))
+            path = self.sample_path(behavior, fine_tuned, noise)
             if not self.controls_last_step:  # f_θ is learned there all the same
                 fine_tuned(path.states[-1], path.times[-1])
             # 2. Differentiate the critic where the path ends (Eq. 22).
@@ -152,17 +152,14 @@ class QAM(FlowMethod):
         """Return the EMA of f_β, and f_θ, at states (B, O), as fields that keep their values."""
         return Recorded(self.behavior_ema.at(s)), Recorded(self.fine_tuned.at(s))
 
-    def sample_path(
-        self, s: Tensor, noise: QAMNoise, fields: tuple[Recorded, Recorded] | None = None
-    ) -> Path:
-        """Simulate the memoryless SDE of v with the EMA behaviour flow (Eq. 24).
+    def sample_path(self, behavior: Field, fine_tuned: Field, noise: QAMNoise) -> Path:
+        """Simulate the memoryless SDE of v (Eq. 24).
 
         Args:
-            s: (B, O).
+            behavior: the EMA of f_β at the states.
+            fine_tuned: f_θ there.
             noise: the path's part of it is read.
-            fields: from `recorded`, if the caller wants the values of the fields.
         """
-        behavior, fine_tuned = fields or self.recorded(s)
         velocity = self.velocity(behavior, fine_tuned)
         last = velocity if self.controls_last_step else behavior
         return self.scheme.simulate(velocity, last, noise.path_x_0, noise.path_z.transpose(0, 1))
@@ -196,9 +193,9 @@ class QAM(FlowMethod):
             behavior: its field; where f_θ is no residual, it has the last state's value at most.
             fine_tuned: its field, with the values at N states.
         """
-        v = fine_tuned.values
+        v = torch.stack(fine_tuned.values)
         if self.residual:
             return v
-        n = len(path.states) - len(behavior)
+        n = len(path.states) - len(behavior.values)
         f = behavior.field(path.states[:n], path.times[:n, None, None])
-        return v - (torch.cat([f, behavior.values]) if len(behavior) else f)[: len(v)]
+        return v - torch.stack([*f, *behavior.values])[: len(v)]

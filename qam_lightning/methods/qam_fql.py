@@ -21,7 +21,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import FLOW_ACTING, Losses, Metrics
+from qam_lightning.methods.base import Losses, Metrics
 from qam_lightning.methods.losses import one_step_losses
 from qam_lightning.methods.noise import NoiseSource, PolicyNoise
 from qam_lightning.methods.qam import QAM, QAMNoise
@@ -68,7 +68,9 @@ class QAMFQL(QAM):
     @property
     def acting_settings(self) -> tuple[str, ...]:  # type: ignore[override]
         """Without the steps of the flow where the one-step policy acts."""
-        return FLOW_ACTING if self.one_step is None else ("best_of_n", "temperature")
+        if self.one_step is None:
+            return super().acting_settings
+        return ("best_of_n", "temperature")
 
     def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
         if self.one_step is None:

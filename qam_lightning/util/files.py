@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import zlib
@@ -89,6 +90,12 @@ def checksum(path: Path, from_disk: bool = False) -> int:
         while block := file.read(1 << 22):
             total = zlib.crc32(block, total)
     return total
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
+    with regular(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_at(file: IO, path: Path) -> bool:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.errors import UserError, reason_of, shown
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -54,11 +54,6 @@ def client() -> "ModuleType":
     return huggingface_hub
 
 
-def reason(error: Exception) -> str:
-    """Return what the client says, on one line; it raises whatever its libraries do."""
-    return shown(" ".join(str(error).split()) or type(error).__name__, 400)
-
-
 def is_url(source: str | Path) -> bool:
     """Whether a name is, or was meant to be, an ``hf://`` URL."""
     return bool(_SCHEME.match(str(source)))
@@ -87,8 +82,8 @@ def policy_folder(source: str | Path, *names: str) -> Path:
     files = [f"{where.folder}/{name}" if where.folder else name for name in names]
     try:
         found = hub.snapshot_download(where.repo, revision=where.revision, allow_patterns=files)
-    except Exception as error:
-        raise UserError(f"{url}: cannot be downloaded: {reason(error)}") from None
+    except Exception as error:  # it raises whatever its libraries do
+        raise UserError(f"{url}: cannot be downloaded: {reason_of(error, 400)}") from None
     if lacking := [name for name in files if not (Path(found) / name).is_file()]:
         raise UserError(f"{url}: holds no {lacking[0]}, expected an exported policy")
     return Path(found) / where.folder

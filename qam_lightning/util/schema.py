@@ -10,10 +10,11 @@
 """
 
 import functools
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator as Checked  # noqa: F401
+from pydantic import AfterValidator as Checked
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
@@ -37,6 +38,16 @@ Number = Annotated[float, BeforeValidator(_plain), Field(allow_inf_nan=False, st
 
 Text = Annotated[str, Field(strict=True)]
 """A text."""
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError("a sha256, 64 hexadecimal digits")
+    return text
+
+
+Sha256 = Annotated[Text, Checked(_sha256)]
+"""The SHA-256 of a file, see `qam_lightning.util.files.sha256`."""
 
 
 class Schema(BaseModel):

@@ -390,5 +390,6 @@ def test_a_method_acts_by_the_settings_that_it_names(kind: type[Method], build: 
 
 
 def test_qam_fql_without_its_one_step_policy_follows_the_flow(build: Build) -> None:
-    assert "flow_steps" in build(QAMFQL, tau=1.0, alpha=float("inf")).acting_settings
-    assert "flow_steps" not in build(QAMFQL, tau=1.0, alpha=1.0).acting_settings
+    for name in ("flow_steps", "sampler"):
+        assert name in build(QAMFQL, tau=1.0, alpha=float("inf")).acting_settings
+        assert name not in build(QAMFQL, tau=1.0, alpha=1.0).acting_settings

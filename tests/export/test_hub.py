@@ -14,9 +14,10 @@ import pytest
 from qam_lightning import UserError, load_policy
 from qam_lightning.cli import main
 from qam_lightning.cli.evaluate import locate
-from qam_lightning.export.folder import CONFIG, sha256
+from qam_lightning.export.folder import CONFIG
 from qam_lightning.export.push import push
 from qam_lightning.runtime import ExportedPolicy
+from qam_lightning.util.files import sha256
 from qam_lightning.util.hub import address, policy_folder
 from tests.docs.pages import DOCS, blocks
 from tests.export.hub_server import TOKEN, Hub, Repository, hub

@@ -14,6 +14,7 @@ from qam_lightning.data.batch import Batch
 from qam_lightning.methods.qam import QAM
 from qam_lightning.methods.trqam import TRQAM
 from qam_lightning.util.errors import ArgumentError
+from tests.core.gaussian import gaussian_field
 from tests.methods.test_every_method import Build
 from tests.methods.test_update import by_update
 
@@ -54,7 +55,7 @@ def test_an_update_ends_with_a_step_of_dual_descent(build: Build, batch: Batch) 
     for _ in range(4):
         noise = method.step_noise(len(batch.rewards)).actor
         s, h = batch.observations, 1.0 / method.flow_steps
-        path = method.sample_path(s, noise)
+        path = method.sample_path(*method.recorded(s), noise)
         kl = 0.0
         for a, u in zip(path.states, path.times, strict=True):
             squared = 2.0 * (1.0 - u + h) / (u + h)
@@ -91,15 +92,6 @@ def test_the_multiplier_moves_in_training_and_is_part_of_the_state(
     assert torch.equal(twin.multiplier, method.multiplier)
 
 
-def test_an_update_in_the_denoiser_scheme_is_one_graph(
-    build: Build, batch: Batch, traced: list[Any]
-) -> None:
-    settings = {"integrator": "denoiser", "grid_power": 2.0}
-    found = by_update(build(TRQAM, compile="default", **settings), batch)
-    assert len(traced) == 1
-    found.close_to(by_update(build(TRQAM, **settings), batch))
-
-
 @pytest.mark.parametrize("name", ["budget", "scale"])
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_a_budget_is_above_0(name: str, value: float, build: Build) -> None:
@@ -115,10 +107,7 @@ def test_there_is_no_temperature_to_set(build: Build) -> None:
     assert "tau" not in build(TRQAM).hparams
 
 
-def narrow(a: Tensor, u: Tensor) -> Tensor:
-    """The flow of N(0.3, 0.2²), elementwise."""
-    variance = (1.0 - u) ** 2 + u**2 * 0.04
-    return 0.3 + (u * 0.04 - (1.0 - u)) / variance * (a - u * 0.3)
+narrow = gaussian_field(0.3, 0.2**2)
 
 
 def tilted(a: Tensor, u: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from qam_lightning.methods.base import Losses, Method, Metrics
 from qam_lightning.methods.optimization import clip_gradients, decayed_learning_rate
 from qam_lightning.methods.qam import QAM
 from qam_lightning.methods.rebrac import ReBRAC
+from qam_lightning.methods.trqam import TRQAM
 from qam_lightning.methods.update import Adam, prepare_update
 from qam_lightning.util.errors import ArgumentError, UserError
 from tests.methods.test_every_method import METHODS, Build, make
@@ -136,7 +137,7 @@ def test_an_update_is_one_graph_for_all_steps(
 DENOISER = {"integrator": "denoiser", "grid_power": 2.0, "sampler": "etd2"}
 
 
-@pytest.mark.parametrize("kind", [QAM, BAM])
+@pytest.mark.parametrize("kind", [QAM, BAM, TRQAM])
 def test_an_update_in_the_denoiser_scheme_is_one_graph(
     kind: type[Method], build: Build, batch: Batch, traced: list[Any]
 ) -> None:

@@ -53,7 +53,7 @@ def test_recorded_field_has_the_value_and_the_gradient_of_the_field() -> None:
     with torch.no_grad():
         called = [2 * recorded(x, u) for x, u in zip(states, times, strict=True)]
     assert not called[0].requires_grad
-    slow, fast = field.at(s)(states, times[:, None, None]), recorded.values
+    slow, fast = field.at(s)(states, times[:, None, None]), torch.stack(recorded.values)
     torch.testing.assert_close(torch.stack(called), 2 * slow.detach())
     torch.testing.assert_close(fast, slow)
     expected, found = (
