@@ -341,10 +341,8 @@ def import_modules(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # also what a user's module raises
-            told = reason_of(error, 400)
-            raise UserError(
-                f"--import {name}: cannot be imported: {told}; is its folder on PYTHONPATH?"
-            ) from error
+            problem = f"cannot be imported: {reason_of(error)}; is its folder on PYTHONPATH?"
+            raise UserError(f"--import {name}: {problem}") from error
 
 
 def locate(source: Path, which: str) -> tuple[Path, Path]:

@@ -37,7 +37,7 @@ def download(where: Address, wanted: str, place: Path) -> Path:
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise ConnectionError(reason_of(error, 400)) from None
+        raise ConnectionError(reason_of(error)) from None
 
 
 def find(files: list[str], folder: str, wanted: str) -> str:

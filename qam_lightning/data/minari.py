@@ -52,7 +52,7 @@ def _episodes(name: str) -> Iterator[Episode]:
     try:
         dataset = minari.load_dataset(name, download=True)
     except Exception as error:  # it raises whatever its storage or the network does
-        raise UserError(f"Minari cannot load {name}: {reason_of(error, 400)}") from None
+        raise UserError(f"Minari cannot load {name}: {reason_of(error)}") from None
     space = dataset.observation_space
     low, high = _bounds(name, space, dataset.action_space)
     if not dataset.total_steps:

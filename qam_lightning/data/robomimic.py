@@ -75,7 +75,7 @@ def _convert(given: Path, made: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # h5py raises many kinds, and anything may be in the file
-        raise UserError(f"{given}: cannot be read: {reason_of(error, 400)}") from None
+        raise UserError(f"{given}: cannot be read: {reason_of(error)}") from None
     time = given.stat().st_mtime_ns
     os.utime(made, ns=(time, time))
 

@@ -61,6 +61,6 @@ def push(folder: Path, url: str, public: bool = False) -> str:
             commit_message=f"Policy of {config.method}, exported by qam_lightning",
         )
     except Exception as error:
-        told = reason_of(error, 400)
-        raise UserError(f"{folder}: cannot be pushed to {shown(url)}: {told}") from None
+        problem = f"cannot be pushed to {shown(url)}: {reason_of(error)}"
+        raise UserError(f"{folder}: {problem}") from None
     return f"{done.commit_url}, {'private' if private else 'public'}"

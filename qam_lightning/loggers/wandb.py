@@ -17,7 +17,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.loggers.base import RunLogger
-from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.errors import UserError, reason_of, shown
 from qam_lightning.util.files import replacing, writing
 from qam_lightning.util.provenance import versions
 
@@ -113,7 +113,7 @@ class WandbLogger(RunLogger):
                     return
                 problem = "no API key found"
             except Exception as error:  # the network, the server, their library
-                problem = _reason(error)
+                problem = reason_of(error)
                 _tear_down()  # else the run's id stays in use
             print(f"wandb: {problem}; recording offline, upload later with `wandb sync`")
             mode = "offline"
@@ -144,7 +144,7 @@ class WandbLogger(RunLogger):
         """Go on without W&B."""
         self._run = None
         print(
-            f"wandb: {_reason(error)}; the run goes on without W&B, metrics/ has all rows; "
+            f"wandb: {reason_of(error)}; the run goes on without W&B, metrics/ has all rows; "
             "`wandb sync` uploads what W&B recorded"
         )
         _tear_down()
@@ -220,7 +220,7 @@ def upload_report(folder: Path, project: str | None = None, name: str | None = N
         raise
     except Exception as error:  # the network, the server, their library
         _tear_down()
-        raise UserError(f"W&B did not take the report: {_reason(error)}; {advice}") from error
+        raise UserError(f"W&B did not take the report: {reason_of(error)}; {advice}") from error
 
 
 def _logged_in() -> bool:
@@ -258,10 +258,4 @@ def _tear_down() -> None:
 
 
 def _cannot_start(error: Exception) -> UserError:
-    return UserError(f"W&B cannot start a run: {_reason(error)}; mend that, or train without W&B")
-
-
-def _reason(error: Exception) -> str:
-    """An error of another library in one line of at most 300 characters."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= 300 else f"{words[:299]}…"
+    return UserError(f"W&B cannot start a run: {reason_of(error)}; mend that, or train without W&B")

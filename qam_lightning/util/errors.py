@@ -52,9 +52,9 @@ def shown(value: object, limit: int = 200) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def reason_of(error: BaseException, limit: int = 200) -> str:
+def reason_of(error: BaseException) -> str:
     """Return what an error of another library says, or its class: on one line, not too long."""
-    return shown(" ".join(str(error).split()) or type(error).__name__, limit)
+    return shown(" ".join(str(error).split()) or type(error).__name__, 400)
 
 
 def require(holds: bool, owner: type | str, name: str, value: object, expected: str) -> None:

@@ -83,7 +83,7 @@ def policy_folder(source: str | Path, *names: str) -> Path:
     try:
         found = hub.snapshot_download(where.repo, revision=where.revision, allow_patterns=files)
     except Exception as error:  # it raises whatever its libraries do
-        raise UserError(f"{url}: cannot be downloaded: {reason_of(error, 400)}") from None
+        raise UserError(f"{url}: cannot be downloaded: {reason_of(error)}") from None
     if lacking := [name for name in files if not (Path(found) / name).is_file()]:
         raise UserError(f"{url}: holds no {lacking[0]}, expected an exported policy")
     return Path(found) / where.folder
