@@ -59,8 +59,10 @@ class ExportedPolicy:
         require(seed >= 0, ExportedPolicy, "seed", seed, "at least 0")
         require(threads >= 1, ExportedPolicy, "threads", threads, "at least 1")
         self._session = _session(_content(folder, "policy.onnx", self.config), folder, threads)
-        shapes = [(x.name, tuple(x.shape[1:])) for x in self._session.get_inputs()]
-        if shapes != [("observation", self._observation), ("noise", self.noise_shape)]:
+        graph = self._session.get_inputs(), self._session.get_outputs()
+        found = [[(x.name, *x.shape) for x in part] for part in graph]
+        inputs = [("observation", "B", *self._observation), ("noise", "B", *self.noise_shape)]
+        if found != [inputs, [("chunk", "B", self.horizon, spaces["action_dim"])]]:
             raise UserError(f"{folder}: policy.onnx and config.json tell of other sizes; {_ADVICE}")
         self._seed, self._episode = seed, -1
         self._left: list[np.ndarray] = []

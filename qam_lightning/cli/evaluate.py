@@ -200,7 +200,9 @@ def check(options: argparse.Namespace) -> None:
     if options.policy == "behavior" and len(options.best_of_n) > 1:
         raise UserError("--best_of_n: the behaviour acts with its first sample; give one value")
     if options.latency is not None:
-        others = {name: getattr(options, name) for name in ("output", "picture", "video")}
+        names = ("output", "picture", "video", "compile", "temperature", "task")
+        others = {name: getattr(options, name) for name in names}
+        others["device cuda"] = options.device == "cuda"
         others |= {"policy behavior": options.policy == "behavior", "a sweep": options.sweep}
         if wrong := next((name for name, given in others.items() if given), None):
             raise UserError(f"--latency: does not go together with {wrong}; leave one out")

@@ -70,6 +70,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("expected RUN_OR_CHECKPOINT and --output FOLDER, or --verify FOLDER")
     if options.verify is not None and (options.source or options.output):
         parser.error("--verify FOLDER takes neither a run nor --output")
+    for name in ("checkpoint", "best_of_n", "formats"):
+        if options.verify is not None and getattr(options, name) != parser.get_default(name):
+            parser.error(f"--verify FOLDER takes no --{name}: the folder holds one policy")
     if options.public and options.push is None:
         parser.error("--public goes with --push")
     return options
@@ -82,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _flag(error: ArgumentError) -> str:
-    flag = "--" if error.name in ("output", "formats", "best_of_n", "push") else ""
+    flag = "--" if error.name in ("output", "formats", "best_of_n", "episodes", "push") else ""
     return f"{flag}{error.name} {error.problem}"
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qam_lightning.checkpoints import check_env, load_method
+from qam_lightning.evaluation.limits import check_candidates
 from qam_lightning.export.card import with_latency
-from qam_lightning.export.folder import is_exported
+from qam_lightning.export.folder import ONNX, is_exported, read_config
 from qam_lightning.export.latency import latency_table, measure
 from qam_lightning.export.write import control_period, export
 from qam_lightning.util.errors import UserError
@@ -21,6 +22,7 @@ def latency(options: argparse.Namespace, checkpoint: Path, run: Path) -> int:
     """Measure, print a table and write it where the policy is; return the exit code."""
     (acting,) = options.grid
     method, metadata = load_method(checkpoint, **acting)
+    check_candidates(method, 1)
     environment = metadata["environment"]
     if environment:
         check_env(environment["env"], checkpoint)
@@ -46,7 +48,7 @@ def _exported(
     checkpoint: Path, method: Any, metadata: dict[str, Any], changed: bool
 ) -> Iterator[Path | None]:
     """Yield an exported folder of the policy, made for the moment if need be; None if it cannot."""
-    if is_exported(checkpoint) and not changed:
+    if is_exported(checkpoint) and not changed and ONNX in read_config(checkpoint).files:
         yield checkpoint
         return
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,6 +1,7 @@
 """Robomimic's low-dimensional HDF5 files, converted once to the format of all others."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def import_robomimic(path: str, store: str | None = None) -> str:
     done = [found for found in (made, stores / f"{given.name}.store") if found.exists()]
     if given.is_file():
         if not done or _changed(given, done[0]):
-            _convert(given, made)
+            _convert(given, made, stores)
     elif not done:
         problem = f"is {shown(given)}, which {'is no file' if given.exists() else 'does not exist'}"
         raise ArgumentError("ChunkDataModule", "path", problem)
@@ -52,7 +53,7 @@ def _changed(given: Path, made: Path) -> bool:
     return now > then if made.is_dir() else now != then  # the npz got the file's time
 
 
-def _convert(given: Path, made: Path) -> None:
+def _convert(given: Path, made: Path, stores: Path) -> None:
     try:
         import h5py
     except ImportError:
@@ -72,6 +73,9 @@ def _convert(given: Path, made: Path) -> None:
                 if chosen:
                     episodes = (_episode(given, file, name) for name in chosen)
                     save_episodes(part, episodes, "path")
+                else:  # an earlier state of the file had some
+                    part.unlink(missing_ok=True)
+                    shutil.rmtree(stores / f"{part.stem}.store", ignore_errors=True)
     except UserError:
         raise
     except Exception as error:  # h5py raises many kinds, and anything may be in the file

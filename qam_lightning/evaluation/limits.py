@@ -29,13 +29,18 @@ def check_rollouts(
     running = min(num_envs, episodes)
     each = _SIMULATOR if is_ogbench(env) else _OWN_ENVIRONMENT
     processes = min(running, available_cores() if workers is None else workers)
-    candidates = running * method.best_of_n
     check_memory(episodes * _RESULT, owner, "episodes", f"is {shown(episodes)}: their results")
     check_memory(running * each, owner, "num_envs", f"is {shown(num_envs)}: the simulators")
     check_memory(processes * _PROCESS, owner, "workers", f"is {workers}: the processes")
-    check_memory(
-        candidates * method.acting_bytes,
-        type(method),
-        "best_of_n",
-        f"is {shown(method.best_of_n)}: acting in {running} environments at once",
-    )
+    check_candidates(method, running, "environments")
+
+
+def check_candidates(method: Method, count: int, what: str = "states") -> None:
+    """Check that acting at several states at once fits into memory.
+
+    Raises:
+        ArgumentError: it does not, with the method's ``best_of_n``.
+    """
+    problem = f"is {shown(method.best_of_n)}: acting in {count} {what} at once"
+    needed = count * method.best_of_n * method.acting_bytes
+    check_memory(needed, type(method), "best_of_n", problem)

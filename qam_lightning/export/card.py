@@ -70,8 +70,8 @@ def model_card(config: Config, checked: Comparison | None, curve: bool) -> str:
     kind = config.method.rpartition(".")[2]
     env, spaces, noise = config.environment, config.spaces, config.noise
     place = f"{env['env']}, task {env['task']}" if env else "data of its user's"
-    steps = f"{config.training['gradient_step']:,} gradient steps"
-    online = config.training["env_step"]
+    steps = f"{config.training.gradient_step:,} gradient steps"
+    online = config.training.env_step
     steps += f" and {online:,} environment steps" if online else ""
     settings = [
         f"| `{name}` | {value} |"
@@ -102,7 +102,7 @@ def model_card(config: Config, checked: Comparison | None, curve: bool) -> str:
         "program of torch.export. `qam_lightning.load_policy` reads the folder too.",
         "## Training",
         f"Trained for {steps} on {_data(env)}."
-        + (f" On {found}." if (found := config.training["hardware"]) else ""),
+        + (f" On {found}." if (found := config.training.hardware) else ""),
         *([f"![Success over training]({CURVE})"] if curve else []),
         _table("setting", "value", settings),
         f"Software: {versions}.",

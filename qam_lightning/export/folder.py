@@ -58,6 +58,15 @@ class Noise(Schema):
     draws: list[Count]
 
 
+class Training(Schema):
+    """How far the policy was trained, and on what."""
+
+    gradient_step: Count
+    env_step: Count
+    phase: Literal["offline", "online"]
+    hardware: Text
+
+
 class Score(Schema):
     """A success rate with its 95% interval.
 
@@ -82,7 +91,6 @@ class Config(Schema):
             candidates, ``standardize`` says whether observations are normalised inside.
         environment: see `qam_lightning.util.checkpoint.Environment`.
         control_period: seconds between two actions, None if the environment does not say.
-        training: gradient steps, environment steps, phase, hardware.
         versions: the software that trained the policy, with its commit.
         exported_with: the software that wrote the folder, with its commit.
         files: sha256 of the other files.
@@ -96,7 +104,7 @@ class Config(Schema):
     noise: Noise
     environment: Environment
     control_period: Number | None
-    training: dict[Text, Any]
+    training: Training
     score: Score | None
     versions: Versions
     exported_with: Versions
@@ -175,6 +183,8 @@ def load_exported(
     config, path = read_config(folder), folder / WEIGHTS
     check_files(folder, config, WEIGHTS)
     settings = {k: math.inf if x == _INFINITE else x for k, x in config.settings.items()}
+    built = build_method(config.method, settings, folder, method, behavior)
+    _check_sizes(folder, config, built)
     built = build_method(config.method, settings, folder, method, behavior, acting)
     weights = _read_weights(path)
     needed = trace(Acting(built, behavior)).weights if behavior or acting else list(weights)
@@ -187,14 +197,21 @@ def load_exported(
     check_weights({**built.state_dict(), **weights}, built, path)
     absent = {n: torch.full_like(x, math.nan) for n, x in built.state_dict().items()}
     built.load_state_dict({**absent, **weights}, strict=True)
-    known = ("gradient_step", "env_step", "phase")
     return built.eval(), {
         "method": config.method,
         "model": settings,
         "environment": config.environment,
         "versions": config.versions,
-        **{name: config.training[name] for name in known},
+        **config.training.model_dump(),
     }
+
+
+def _check_sizes(folder: Path, config: Config, built: Method) -> None:
+    """Check that the settings and the sizes beside them tell of one policy."""
+    acting = Acting(built)
+    noise = Noise(candidates=built.best_of_n, draws=acting.draws)
+    if (config.spaces.model_dump(), config.noise) != (built.spaces._asdict(), noise):
+        raise UserError(f"{folder / CONFIG}: settings tell of other sizes than the rest; {_ADVICE}")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

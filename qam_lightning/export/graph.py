@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from qam_lightning.evaluation.episode_policy import evaluating
+from qam_lightning.evaluation.limits import check_candidates
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.noise import NoiseSource
 from qam_lightning.util.errors import UserError, shown
@@ -101,12 +102,14 @@ def trace(acting: Acting) -> Graph:
 
     Raises:
         UserError: it cannot be: it reads values on the host, for example.
+        ArgumentError: there are more candidates than fit into memory.
     """
     from torch._decomp import core_aten_decompositions  # not at the top: it takes a second
     from torch.fx.experimental.proxy_tensor import make_fx
 
     method, weights = acting.method, next(acting.method.parameters())
     size = _distinct(method)
+    check_candidates(method, size)
     inputs = [weights.new_zeros(size, *shape) for shape in acting.shapes]
     try:
         module = make_fx(

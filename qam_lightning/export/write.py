@@ -13,9 +13,10 @@ import torch
 
 from qam_lightning.checkpoints import check_env
 from qam_lightning.envs.make import make_env
+from qam_lightning.evaluation.limits import check_candidates, check_rollouts
 from qam_lightning.export import EPISODES, FORMATS
 from qam_lightning.export.card import draw_curve, model_card, score_of
-from qam_lightning.export.check import Comparison, check
+from qam_lightning.export.check import BATCH, Comparison, check
 from qam_lightning.export.folder import (
     CARD,
     CONFIG,
@@ -26,6 +27,7 @@ from qam_lightning.export.folder import (
     Config,
     Noise,
     Spaces,
+    Training,
     check_files,
     extra,
     load_exported,
@@ -79,6 +81,7 @@ def export(
     environment = dict(metadata["environment"])
     if environment:
         check_env(environment["env"], "export")
+    _check_sizes(method, environment, episodes)
     with _appearing(output) as folder:
         try:
             acting = Acting(method)
@@ -99,10 +102,10 @@ def export(
             noise=Noise(candidates=method.best_of_n, draws=acting.draws),
             environment=environment,
             control_period=control_period(environment),
-            training={
+            training=Training(
                 **{key: metadata[key] for key in ("gradient_step", "env_step", "phase")},
-                "hardware": metadata.get("hardware", ""),
-            },
+                hardware=metadata.get("hardware", ""),
+            ),
             score=score,
             versions=dict(metadata["versions"]),
             exported_with=versions(),
@@ -129,6 +132,7 @@ def verify(
     built, metadata = load_exported(folder, method)
     if config.environment and episodes:
         check_env(str(config.environment["env"]), folder)
+    _check_sizes(built, metadata["environment"], episodes)
     return check(folder, built, metadata["environment"], episodes)
 
 
@@ -147,6 +151,13 @@ def control_period(environment: Mapping[str, Any]) -> float | None:
         return None
     finally:
         env.close()
+
+
+def _check_sizes(method: Method, environment: Mapping[str, Any], episodes: int) -> None:
+    """Check that the comparison fits into memory."""
+    check_candidates(method, BATCH)
+    if environment:
+        check_rollouts("export", method, environment["env"], episodes, 1, 0)
 
 
 def _write_graphs(folder: Path, acting: Acting, graph: Graph, formats: Sequence[str]) -> None:

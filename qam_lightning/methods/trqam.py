@@ -35,9 +35,9 @@ class TRQAM(QAM):
     """QAM whose temperature follows from a budget for the distance to the behaviour."""
 
     tau: ClassVar[None] = None  # type: ignore[assignment, misc]  # 1/λ, which is learned
-    budget: float = setting(default=1.0, above=0)
+    budget: float = setting(default=1.0, above=0, at_most=1e6)
     """ε, the KL of the policy's paths from the behaviour's, per environment step of a chunk."""
-    scale: float = setting(default=3.0, above=0)
+    scale: float = setting(default=3.0, at_least=1e-6, at_most=1e6)
     """c, where λ starts; its steps and bounds are in proportion."""
     residual: bool = False
     """Whether f_θ is a residual on f_β or the full velocity v (the authors' choice)."""

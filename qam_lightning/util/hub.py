@@ -37,6 +37,8 @@ def address(url: str, kind: str) -> Address | None:
         return None
     revision = match["revision"]
     folder = (match["folder"] or "").strip("/")
+    if ".." in folder.split("/"):
+        return None
     return Address(match["repo"], revision and revision.replace("%2F", "/"), folder)
 
 

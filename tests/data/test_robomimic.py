@@ -129,6 +129,17 @@ def test_demonstrations_held_out_are_the_validation_part(tmp_path, demos, capsys
     assert "9 trajectories of 4 to 13 transitions" in capsys.readouterr().out
 
 
+def test_a_changed_file_that_holds_nothing_out_has_no_validation_part(tmp_path, demos):
+    path = save(tmp_path / "low_dim.hdf5", demos, valid=["demo_2"])
+    load(path)
+    made = [tmp_path / f"low_dim.hdf5-val.{end}" for end in ("npz", "store")]
+    made[1].mkdir()
+    os.utime(save(path, demos), ns=(1, 1))
+    load(path)
+    assert not any(part.exists() for part in made)
+    assert own(f"{path}.npz", validation=True) is None
+
+
 def test_a_changed_file_is_read_again_and_a_store_needs_no_file(tmp_path, demos):
     path = save(tmp_path / "low_dim.hdf5", demos)
     before = load(path).fingerprint

@@ -76,7 +76,7 @@ def test_the_card_has_the_best_known_score(run: Path, tmp_path: Path) -> None:
         main(["eval", str(run), "--episodes=2", "--workers=0", "--num_envs=1", "--best_of_n=2"])
         == 0
     )
-    load_policy(run).export(tmp_path / "export", episodes=0)
+    load_policy(run).export(tmp_path / "export", formats=())
     score = json.loads((tmp_path / "export" / CONFIG).read_text())["score"]
     assert score["episodes"] == 1 and score["source"] == "eval.py, 1 episodes, seed 1"
     assert score["low"] <= score["mean"] <= score["high"]
@@ -256,7 +256,11 @@ def test_a_pickle_is_never_read(copied: Copied) -> None:
         verify(folder, episodes=0)
 
 
-SETTINGS = {"spaces": {"obs_dim": 2, "action_dim": 2, "horizon": 2}, "tau": 1.0}
+SETTINGS: dict[str, Any] = {
+    "spaces": {"obs_dim": 2, "action_dim": 2, "horizon": 2},
+    "tau": 1.0,
+    "best_of_n": 3,
+}
 
 
 @pytest.mark.parametrize(
@@ -270,6 +274,9 @@ SETTINGS = {"spaces": {"obs_dim": 2, "action_dim": 2, "horizon": 2}, "tau": 1.0}
         ({"settings": {**SETTINGS, "other": 1}}, "other"),
         ({"files": {"../x": "0" * 64}}, "expected the name of a file in the folder"),
         ({"noise": {"candidates": "3", "draws": [4]}}, "noise.candidates is '3'"),
+        ({"noise": {"candidates": 10**12, "draws": [4]}}, "tell of other sizes"),
+        ({"spaces": {**SETTINGS["spaces"], "horizon": 4}}, "tell of other sizes"),
+        ({"training": {}}, "training.gradient_step is missing"),
     ],
     ids=lambda x: str(x)[:40],
 )
@@ -291,8 +298,16 @@ def test_the_runtime_refuses_other_descriptions(text: str, copied: Copied) -> No
         ExportedPolicy(folder)
 
 
-def test_a_description_of_another_size(copied: Copied) -> None:
-    folder = described(copied(), noise={"candidates": 3, "draws": [5]})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise": {"candidates": 3, "draws": [5]}},
+        {"spaces": {"obs_dim": 2, "action_dim": 2, "horizon": 9}},
+        {"spaces": {"obs_dim": 2, "action_dim": 1, "horizon": 2}},
+    ],
+)
+def test_a_description_of_another_size(changes: dict[str, Any], copied: Copied) -> None:
+    folder = described(copied(), **changes)
     with pytest.raises(UserError, match=r"policy.onnx and config.json tell of other sizes"):
         ExportedPolicy(folder)
 
@@ -360,7 +375,33 @@ def test_a_run_that_is_not_finished_is_refused(run: Path, tmp_path: Path, capsys
         assert "no such checkpoint file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["run"], ["--verify=x", "--output=y"]])
+@pytest.mark.parametrize("flag", ["--best_of_n=1000000000", "--episodes=999999999999999"])
+def test_what_memory_cannot_hold_is_refused(
+    flag: str, run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    source = str(run / "checkpoints" / "last.ckpt")
+    assert main(["export", source, f"--output={tmp_path / 'export'}", flag]) == 2
+    told = capsys.readouterr().err
+    assert f"error: {flag.replace('=', ' is ')}: " in told and "GB for this process" in told
+    assert not list(tmp_path.iterdir())
+    if "best" in flag:
+        assert main(["eval", str(run), "--latency=1", flag]) == 2
+        with pytest.raises(UserError, match="acting in 11 states at once would take"):
+            load_policy(run).export(tmp_path / "export", formats=())
+            load_policy(tmp_path / "export", best_of_n=10**9)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["run"],
+        ["--verify=x", "--output=y"],
+        ["--verify=x", "--best_of_n=2"],
+        ["--verify=x", "--formats", "pt2"],
+        ["--verify=x", "--checkpoint=best"],
+    ],
+)
 def test_arguments_that_do_not_go_together(arguments: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["export", *arguments])
@@ -384,6 +425,15 @@ def test_latency_of_a_run(run: Path, no_compiler: None) -> None:
     assert "| ONNX | 2 |" in (run / "eval" / "latency.md").read_text()
 
 
+def test_latency_of_a_folder_without_a_graph(
+    run: Path, tmp_path: Path, no_compiler: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    load_policy(run).export(tmp_path / "export", formats=())
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # a graph for the moment takes seconds
+    assert main(["eval", str(tmp_path / "export"), "--latency=2"]) == 0
+    assert "left out: ONNX: exported policies need onnxscript" in capsys.readouterr().err
+
+
 def test_a_card_keeps_what_follows_the_latency(tmp_path: Path) -> None:
     card = tmp_path / "README.md"
     card.write_text("# Title\n\n## Latency\n\nold\n\n## Mine\n\ntext\n")
@@ -392,7 +442,8 @@ def test_a_card_keeps_what_follows_the_latency(tmp_path: Path) -> None:
 
 
 def test_latency_goes_with_no_rollouts(run: Path, capsys: Any) -> None:
-    for other in ("--video", "--best_of_n=1 --best_of_n=2", "--policy=behavior"):
+    more = ("--task=2", "--temperature=0.5", "--device=cuda", "--compile")
+    for other in ("--video", "--best_of_n=1 --best_of_n=2", "--policy=behavior", *more):
         with pytest.raises(SystemExit, match="2"):
             main(["eval", str(run), "--latency", *other.split()])
         assert "--latency: does not go together with" in capsys.readouterr().err

@@ -149,6 +149,8 @@ def test_what_the_hub_has_is_checked_as_a_folder_is(server: Hub) -> None:
             load("hf://me/nothing")
         with pytest.raises(UserError, match="^hf://me: is no place on the hub, expected hf://own"):
             load("hf://me")
+        with pytest.raises(UserError, match=r"^hf://me/tiny/\.\./x: is no place on the hub"):
+            load("hf://me/tiny/../x")
 
 
 def test_a_refused_push_is_one_line(

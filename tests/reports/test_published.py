@@ -30,7 +30,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def test_every_method_and_domain_of_the_paper_is_found(rows):
-    names = {path.stem for path in METHODS.glob("*.yaml")}
+    names = {path.stem for path in METHODS.glob("*.yaml")} - {"bc", "trqam"}  # not the paper's
     assert {published.title(name) for name in names} == {row["method"] for row in rows}
     assert published.title("my_own") == "my_own"
     units = set()
