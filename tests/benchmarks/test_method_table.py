@@ -45,6 +45,7 @@ def test_the_parameters_that_acting_reads(
     assert counts["stored"] == size(method) == counts["trained"] + targets
 
 
+@pytest.mark.slow
 def test_a_method_is_measured_once(
     table: ModuleType,
     tmp_path: Path,

@@ -335,6 +335,7 @@ def test_two_processes_convert_once(shards, tmp_path):
     assert_holds(Store(folder), range(3))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path):
     rows, path = 400_000, tmp_path / "a.npz"
     terminals = np.zeros(rows, bool)

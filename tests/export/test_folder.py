@@ -207,6 +207,7 @@ def test_the_command_exports_and_verifies(run: Path, tmp_path: Path, capsys: Any
     assert f"--output is {folder}, which exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failed_export_leaves_nothing(run: Path, tmp_path: Path) -> None:
     policy = load_policy(run)
     next(policy.method.behavior.parameters()).data.fill_(float("nan"))
@@ -420,6 +421,7 @@ def test_latency_goes_into_the_card(copied: Copied, no_compiler: None, capsys: A
     verify(folder, episodes=0)  # a card may be edited
 
 
+@pytest.mark.slow
 def test_latency_of_a_run(run: Path, no_compiler: None) -> None:
     assert main(["eval", str(run), "--latency=3", "--best_of_n=2"]) == 0
     assert "| ONNX | 2 |" in (run / "eval" / "latency.md").read_text()

@@ -13,7 +13,6 @@ from qam_lightning.methods.base import Method
 from qam_lightning.methods.cgql import CGQL
 from qam_lightning.methods.noise import NoiseSource, map_noise
 from qam_lightning.methods.qam import QAM
-from qam_lightning.methods.qsm import QSM
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.normal import Normal
 from tests.methods.test_every_method import METHODS, Build, make, spread
@@ -30,8 +29,8 @@ def session(acting: Acting) -> Any:
     return onnxruntime.InferenceSession(onnx_of(program_of(trace(acting), acting.shapes)))
 
 
-# An export takes seconds. By default: a flow, a critic's gradient, a diffusion.
-SOME = (QAM, CGQL, QSM)
+# An export takes seconds. By default: a flow, and a critic's gradient.
+SOME = (QAM, CGQL)
 ALL = [pytest.param(m, marks=() if m in SOME else pytest.mark.slow, id=m.__name__) for m in METHODS]
 
 
