@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qam_lightning.cli.dispatch import called
-from qam_lightning.util.arguments import Parser, answered, at_least, path, spelled
+from qam_lightning.util.arguments import Parser, answered, at_least, path, spelled, takes_imports
 from qam_lightning.util.errors import UserError, reason_of, shown
 from qam_lightning.util.hub import is_url, policy_folder
 from qam_lightning.util.imports import uncollected
@@ -133,15 +133,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="RUN",
         help="further runs (other seeds) to average into the picture's learning curve",
     )
-    add(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module first: one with a method or an environment of your own; a checkpoint "
-        "imports nothing by itself; may be repeated",
-    )
+    takes_imports(parser)
     add("--output", type=path, metavar="FILE", help="where to write the JSON instead")
     options = parser.parse_args(one_by_one(sys.argv[1:] if arguments is None else arguments))
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qam_lightning.cli.dispatch import called
 from qam_lightning.export import EPISODES, FORMATS
-from qam_lightning.util.arguments import Parser, answered, at_least, path
+from qam_lightning.util.arguments import Parser, answered, at_least, path, takes_imports
 from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.imports import uncollected
 
@@ -57,14 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "hub; a repository that is not there yet is made, for its owner alone",
     )
     add("--public", action="store_true", help="the whole world may see what is pushed")
-    add(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module first: one with a method or an environment of your own",
-    )
+    takes_imports(parser)
     options = parser.parse_args(arguments)
     if options.verify is None and (options.source is None or options.output is None):
         parser.error("expected RUN_OR_CHECKPOINT and --output FOLDER, or --verify FOLDER")

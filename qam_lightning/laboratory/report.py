@@ -7,7 +7,7 @@ run of a few methods joins an earlier one of the others.
 import csv
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -267,28 +267,9 @@ def draw_overview(path: Path, cells: dict[tuple[str, str], tuple[Entry, Row]]) -
         path: the PNG file to write.
         cells: (problem, method) to its samples and its line of the table.
     """
-    problems = [p for p in PROBLEMS if any(p == problem for problem, _ in cells)]
-    methods = [m for m in SHOWN if any(m == method for _, method in cells)]
-    if not methods:
-        return
-    size = (1.75 * len(methods), 1.55 * len(problems) + 0.7)
-    figure = Figure(figsize=size, dpi=140, layout="constrained", facecolor="white")
-    axes = figure.subplots(len(problems), len(methods), squeeze=False)
-    figure.suptitle(
-        "grey or outlined: exact tilt, dashed: behaviour, blue: method; numbers: (sliced) W1",
-        x=0.01, ha="left", color=_INK, fontsize=10,
-    )  # fmt: skip
-    for line, name in zip(axes, problems, strict=True):
-        panel = _panel_1d if PROBLEMS[name].dim == 1 else _panel_2d
-        for cell, method in zip(line, methods, strict=True):
-            if (name, method) not in cells:
-                cell.set_axis_off()
-                continue
-            entry, row = cells[name, method]
-            panel(cell, PROBLEMS[name], entry.samples[0])
-            cell.set_title(f"{method}  {row.w1:.3f}", fontsize=9, color=_INK, loc="left", pad=3)
-        line[0].set_ylabel(name, fontsize=10, color=_INK)
-    figure.savefig(path)
+    columns = {(m,): m for m in SHOWN if any(m == method for _, method in cells)}
+    if columns:
+        _draw_grid(path, cells, columns, "method", 9)
 
 
 def draw_schemes(path: Path, cells: dict[tuple[str, str, int], tuple[Entry, Row]]) -> None:
@@ -298,29 +279,51 @@ def draw_schemes(path: Path, cells: dict[tuple[str, str, int], tuple[Entry, Row]
         path: the PNG file to write.
         cells: (problem, method, T) to its samples and its line of the table.
     """
-    columns = [(method, t) for t in CONVERGENCE for method in ("qam", DENOISER)]
-    columns = [c for c in columns if any(c == (method, t) for _, method, t in cells)]
-    problems = [p for p in PROBLEMS if any((p, *c) in cells for c in columns)]
-    if len({method for method, _ in columns}) < 2:
-        return
+    schemes = {"qam": "paper's", DENOISER: "denoiser"}
+    columns = {
+        (method, t): f"T {t}, {scheme}"
+        for t in CONVERGENCE
+        for method, scheme in schemes.items()
+        if any(key[1:] == (method, t) for key in cells)
+    }
+    if len({method for method, _ in columns}) == 2:
+        _draw_grid(path, cells, columns, "QAM", 8)
+
+
+def _draw_grid(
+    path: Path,
+    cells: Mapping[Any, tuple[Entry, Row]],
+    columns: Mapping[Any, str],
+    blue: str,
+    fontsize: int,
+) -> None:
+    """Draw densities, a row per problem.
+
+    Args:
+        path: the PNG file to write.
+        cells: (problem, ...) to its samples and its line of the table.
+        columns: the rest of a cell's key, and what its title begins with.
+        blue: what the blue densities are of.
+        fontsize: of the titles.
+    """
+    problems = [p for p in PROBLEMS if any((p, *key) in cells for key in columns)]
     size = (1.75 * len(columns), 1.55 * len(problems) + 0.7)
     figure = Figure(figsize=size, dpi=140, layout="constrained", facecolor="white")
     axes = figure.subplots(len(problems), len(columns), squeeze=False)
     figure.suptitle(
-        "grey or outlined: exact tilt, dashed: behaviour, blue: QAM; numbers: (sliced) W1",
+        f"grey or outlined: exact tilt, dashed: behaviour, blue: {blue}; numbers: (sliced) W1",
         x=0.01, ha="left", color=_INK, fontsize=10,
     )  # fmt: skip
     for line, name in zip(axes, problems, strict=True):
         panel = _panel_1d if PROBLEMS[name].dim == 1 else _panel_2d
-        for cell, (method, steps) in zip(line, columns, strict=True):
-            if (name, method, steps) not in cells:
+        for cell, (key, title) in zip(line, columns.items(), strict=True):
+            if (name, *key) not in cells:
                 cell.set_axis_off()
                 continue
-            entry, row = cells[name, method, steps]
+            entry, row = cells[name, *key]
             panel(cell, PROBLEMS[name], entry.samples[0])
-            scheme = "paper's" if method == "qam" else "denoiser"
-            title = f"T {steps}, {scheme}  {row.w1:.3f}"
-            cell.set_title(title, fontsize=8, color=_INK, loc="left", pad=3)
+            text = f"{title}  {row.w1:.3f}"
+            cell.set_title(text, fontsize=fontsize, color=_INK, loc="left", pad=3)
         line[0].set_ylabel(name, fontsize=10, color=_INK)
     figure.savefig(path)
 

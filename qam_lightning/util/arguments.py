@@ -54,6 +54,19 @@ def path(text: str) -> Path:
     return Path(found)
 
 
+def takes_imports(parser: argparse.ArgumentParser) -> None:
+    """Let a command line take ``--import MODULE``, as ``modules``."""
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module first: one with a method or an environment of your own; a checkpoint "
+        "imports nothing by itself; may be repeated",
+    )
+
+
 def _by_name(error: ArgumentError) -> str:
     return f"{error.name} {error.problem}"
 
