@@ -93,7 +93,8 @@ class Policy:
         they observe.
 
         Raises:
-            ArgumentError: the observation has another shape, for example that of a batch.
+            ArgumentError: the observation has another shape, for example that of a batch, or
+                numbers that are not finite.
         """
         for action in self._chunk:
             return action
@@ -104,12 +105,14 @@ class Policy:
         """Return a chunk of actions (H, A) in [-1, 1] at an observation (O,).
 
         Raises:
-            ArgumentError: the observation has another shape.
+            ArgumentError: the observation has another shape, or numbers that are not finite.
         """
         observation = np.asarray(observation, np.float32)
         size = (self.method.spaces.obs_dim,)
         shape = observation.shape
         require(shape == size, "Policy", "the shape of observation", shape, f"{size}, no batch")
+        finite = bool(np.isfinite(observation).all())
+        require(finite, "Policy", "observation", observation, "finite numbers")
         self._episode = max(self._episode, 0)  # reset before the first episode may be left out
         return self._act(observation[None], [self._episode])[0]
 

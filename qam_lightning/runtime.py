@@ -84,7 +84,8 @@ class ExportedPolicy:
         """Return the action (A,) in [-1, 1] at an observation (O,).
 
         Raises:
-            ArgumentError: the observation has another shape, for example that of a batch.
+            ArgumentError: the observation has another shape, for example that of a batch, or
+                numbers that are not finite.
         """
         shape, size = np.shape(observation), self._observation
         require(shape == size, ExportedPolicy, "the shape of observation", shape, f"{size}")
@@ -103,13 +104,15 @@ class ExportedPolicy:
                 out.
 
         Raises:
-            ArgumentError: a shape does not fit.
+            ArgumentError: a shape does not fit, or an observation has numbers that are not finite.
         """
         states = np.asarray(observation, np.float32)
         batch, shape = states.shape[:-1], states.shape
         fits = len(batch) <= 1 and 0 not in batch and states.shape[-1:] == self._observation
         expected = f"{self._observation}, or a batch of them"
         require(fits, ExportedPolicy, "the shape of observation", shape, expected)
+        finite = bool(np.isfinite(states).all())
+        require(finite, ExportedPolicy, "observation", states, "finite numbers")
         given = self._noise(batch) if noise is None else np.asarray(noise, np.float32)
         wanted = (*batch, *self.noise_shape)
         require(

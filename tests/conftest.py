@@ -1,5 +1,7 @@
 """Fixtures and builders that several rooms' tests share."""
 
+import contextlib
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -46,6 +48,17 @@ def unforeseen() -> Iterator[Callable[[Exception], str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arguments, "unforeseen", pass_on)
         yield answer
+
+
+@contextlib.contextmanager
+def limited(size: int) -> Iterator[None]:
+    """Let the system refuse files of more than so many bytes, as a full disk refuses."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 
 from qam_lightning.data.episodes import Episode, save_episodes
 from qam_lightning.data.source import place
+from qam_lightning.envs.make import made_of_vectors
 from qam_lightning.util.errors import ArgumentError, UserError, reason_of, shown
 
 PREFIX = "minari:"
@@ -68,7 +69,7 @@ def _episodes(name: str) -> Iterator[Episode]:
 
 
 def _bounds(name: str, observations: Any, actions: Any) -> tuple[np.ndarray, np.ndarray]:
-    if not _vectors(observations):
+    if not made_of_vectors(observations):
         found = f"its observations are {shown(observations, 400)}"
         raise UserError(f"Minari's {name}: {found}, expected vectors (Box), or a Dict of them")
     if len(getattr(actions, "shape", None) or ()) != 1:
@@ -80,13 +81,6 @@ def _bounds(name: str, observations: Any, actions: Any) -> tuple[np.ndarray, np.
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
         raise UserError(f"Minari's {name}: its actions are {shown(actions)}, expected bounds")
     return low, high
-
-
-def _vectors(space: gymnasium.Space) -> bool:
-    """Whether a space is one of vectors, perhaps in dictionaries."""
-    if isinstance(space, gymnasium.spaces.Dict):
-        return all(map(_vectors, space.spaces.values()))
-    return isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
 
 
 def _flat(space: gymnasium.Space, values: Any) -> np.ndarray:

@@ -156,9 +156,12 @@ def _make(name: str, size: dict[str, int]) -> gymnasium.Env:
     if _TASK_ID.fullmatch(name):
         return gymnasium.make(name, disable_env_checker=True, **size)
     made = _make_own(name, bool(size))
+    seen = made.observation_space
+    if isinstance(seen, gymnasium.spaces.Dict) and made_of_vectors(seen):
+        made = gymnasium.wrappers.FlattenObservation(made)
     spaces = {"observations": made.observation_space, "actions": made.action_space}
     for role, space in spaces.items():
-        expected = "vectors"
+        expected = "vectors, or dictionaries of them"
         fits = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and space.shape[0]
         if role == "actions":
             expected = "vectors with bounds, of floating-point numbers"
@@ -168,6 +171,13 @@ def _make(name: str, size: dict[str, int]) -> gymnasium.Env:
             problem = f"is {name}, whose {role} are {shown(space)}, expected {expected}"
             raise ArgumentError("make_env", "env", problem)
     return SuccessAtEnd(gymnasium.wrappers.RescaleAction(made, np.float32(-1), np.float32(1)))
+
+
+def made_of_vectors(space: gymnasium.Space) -> bool:
+    """Whether a space is one of vectors, perhaps in dictionaries."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return all(map(made_of_vectors, space.spaces.values()))
+    return isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
 
 
 def _make_own(name: str, render: bool) -> gymnasium.Env:

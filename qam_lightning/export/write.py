@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,7 +165,9 @@ def _write_graphs(folder: Path, acting: Acting, graph: Graph, formats: Sequence[
     if formats:
         program = program_of(graph, acting.shapes)
     if "pt2" in formats:
-        torch.export.save(program, folder / PROGRAM)
+        content = io.BytesIO()
+        torch.export.save(program, content)
+        (folder / PROGRAM).write_bytes(content.getvalue())
     if "onnx" in formats:
         (folder / ONNX).write_bytes(onnx_of(program))
 
@@ -172,8 +175,8 @@ def _write_graphs(folder: Path, acting: Acting, graph: Graph, formats: Sequence[
 def _write_weights(folder: Path, method: Method, names: Sequence[str]) -> None:
     held = method.state_dict()
     weights = {name: held[name].contiguous() for name in names}
-    extra("safetensors.torch").save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)  # it would be for its owner alone
+    content = extra("safetensors.torch").save(weights, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -182,12 +185,11 @@ def _appearing(output: Path) -> Iterator[Path]:
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        temporary.chmod(0o755)
-    try:
-        yield temporary
-        with writing(output):
+        try:
+            temporary.chmod(0o755)
+            yield temporary
             for path in temporary.iterdir():
                 sync(path)
             temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

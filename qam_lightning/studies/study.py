@@ -461,8 +461,10 @@ def _arguments(settings: Mapping[str, Any], path: Path) -> list[str]:
     for key, value in settings.items():
         values = value if key == "config" and isinstance(value, list) else [value]
         for one in values:
-            if key == "config" and isinstance(one, str) and (path.parent / one).is_file():
-                one = str(path.parent / one)
+            if key == "config" and isinstance(one, str):
+                beside = path.parent / one
+                if beside.is_file() and not beside.samefile(path):  # a study may share its name
+                    one = str(beside)
             arguments.append(f"--{key}={_written(one)}")
     return arguments
 

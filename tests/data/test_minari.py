@@ -27,24 +27,24 @@ KITCHEN = Dict(
 ACTIONS = Box(-0.5, 2.0, (2,), np.float32)
 
 
-class Flat(gymnasium.Env):
-    """An environment that gives D4RL's observations as vectors, as FlattenObservation does."""
+class Robot(gymnasium.Env):
+    """An environment with observations of D4RL's kind."""
 
     action_space = ACTIONS
 
-    def __init__(self, size):
-        self.observation_space = Box(-np.inf, np.inf, (size,), np.float64)
+    def __init__(self, space):
+        self.observation_space = space
 
     def reset(self, *, seed=None, options=None):
-        return np.zeros(self.observation_space.shape), {}
+        return self.observation_space.sample(), {}
 
     def step(self, action):
-        return np.zeros(self.observation_space.shape), 0.0, False, False, {"success": False}
+        return self.observation_space.sample(), 0.0, False, False, {"success": False}
 
 
-for name, size in (("FlatMaze-v0", 8), ("FlatKitchen-v0", 21)):
+for name, space in (("Maze-v0", MAZE), ("Kitchen-v0", KITCHEN)):
     if name not in gymnasium.registry:
-        gymnasium.register(name, Flat, max_episode_steps=5, kwargs={"size": size})
+        gymnasium.register(name, Robot, max_episode_steps=5, kwargs={"space": space})
 
 
 def play(space, seed, steps, terminated=False):
@@ -93,8 +93,8 @@ def load(env, name, folder):
 @pytest.mark.parametrize(
     ("name", "space", "env"),
     [
-        ("D4RL/pointmaze/umaze-v2", MAZE, "FlatMaze-v0"),
-        ("D4RL/kitchen/complete-v2", KITCHEN, "FlatKitchen-v0"),
+        ("D4RL/pointmaze/umaze-v2", MAZE, "Maze-v0"),
+        ("D4RL/kitchen/complete-v2", KITCHEN, "Kitchen-v0"),
     ],
 )
 def test_dictionaries_are_flattened_as_gymnasium_does(folder, name, space, env):
@@ -119,11 +119,11 @@ def test_observations_of_another_kind_are_refused(folder):
     space = Dict({"observation": vector(2), "picture": Box(0, 255, (4, 4, 3), np.uint8)})
     save("D4RL/pictures-v0", space, [play(space, 0, 3)[0]])
     with pytest.raises(UserError, match=r"expected vectors \(Box\), or a Dict of them"):
-        load("FlatMaze-v0", "D4RL/pictures-v0", folder)
+        load("Maze-v0", "D4RL/pictures-v0", folder)
 
 
 @pytest.mark.filterwarnings("ignore:.*is set to None")
 def test_data_of_another_environment_are_refused(folder):
     save("D4RL/pointmaze/open-v2", MAZE, [play(MAZE, 0, 3)[0]])
     with pytest.raises(UserError, match=r"observations has shape \(4, 8\), expected \(4, 21\)"):
-        load("FlatKitchen-v0", "D4RL/pointmaze/open-v2", folder)
+        load("Kitchen-v0", "D4RL/pointmaze/open-v2", folder)

@@ -3,11 +3,9 @@
 import errno
 import os
 import random
-import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -30,6 +28,7 @@ from qam_lightning.methods.base import Method
 from qam_lightning.util import arguments as command_line
 from qam_lightning.util.errors import UserError
 from tests.app.conftest import read_csv
+from tests.conftest import limited
 from tests.online.conftest import build
 from tests.online.test_online import assert_same_runs, kill_at, last
 from tests.online.tiny import DEATH
@@ -213,17 +212,6 @@ def test_the_best_is_not_replaced_by_a_worse_one_after_a_resume(killed, tmp_path
 
 
 # -- full disks ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def limited(size: int) -> Iterator[None]:
-    """Has the system refuse files of more than so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_the_checkpoints_before_whole(

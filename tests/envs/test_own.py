@@ -5,7 +5,7 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, flatten
 
 from qam_lightning.cli import main
 from qam_lightning.data.datamodule import ChunkDataModule
@@ -137,7 +137,10 @@ WRONG = {
     "no action": ({"action_space": Box(-1, 1, (0,))}, "whose actions are Box"),
     "matrix": ({"action_space": Box(-1, 1, (2, 2))}, "whose actions are Box"),
     "no space": ({"action_space": None}, "whose actions are None"),
-    "dict": ({"observation_space": Dict(a=Box(-1, 1, (3,)))}, "whose observations are Dict"),
+    "picture": (
+        {"observation_space": Dict(a=Box(-1, 1, (3,)), b=Box(0, 1, (2, 2)))},
+        "whose observations are Dict.*, expected vectors, or dictionaries of them",
+    ),
     "image": ({"observation_space": Box(0, 255, (8, 8, 3), np.uint8)}, "observations are Box"),
     "number": ({"observation_space": Discrete(3)}, "whose observations are Discrete"),
     "constructor": ({"__init__": failing}, "cannot make: RuntimeError: out of order"),
@@ -235,3 +238,12 @@ def test_a_module_that_cannot_be_imported_is_refused(tmp_path, monkeypatch, sour
 def test_ogbenchs_other_names_are_taken_apart(name, words):
     with pytest.raises(ArgumentError, match=f"make_env: env is '{name}', {words}"):
         make_env(name, 1)
+
+
+def test_a_dictionary_of_vectors_is_flattened_in_the_order_of_its_space(monkeypatch):
+    one, two = Box(-9, 9, (1,)), Box(-9, 9, (2,))
+    space = Dict({"goal": Dict({"z": one, "a": one}), "arm": two})
+    seen = {"goal": {"z": [1.0], "a": [2.0]}, "arm": [3.0, 4.0]}
+    env = make_env(registered(monkeypatch, observation_space=space, reset=resetting(seen)), 1)
+    assert env.observation_space.shape == (4,)
+    assert env.reset(seed=0)[0].tolist() == flatten(space, seen).tolist() == [3, 4, 2, 1]

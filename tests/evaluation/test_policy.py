@@ -62,6 +62,11 @@ def test_a_batch_is_refused(run, shape):
         load_policy(run)(np.zeros(shape))
 
 
+def test_an_observation_that_is_not_finite_is_refused(run):
+    with pytest.raises(UserError, match=r"observation is \[ ?0\. inf\], expected finite numbers"):
+        load_policy(run)(np.array([0, np.inf]))
+
+
 def test_a_missing_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such checkpoint"):
         load_policy(tmp_path)

@@ -23,6 +23,7 @@ from qam_lightning.export.card import with_latency
 from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS
 from qam_lightning.export.write import verify
 from qam_lightning.runtime import ExportedPolicy
+from tests.conftest import limited
 from tests.docs.pages import DOCS, ROOT, blocks
 
 STATES = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
@@ -337,6 +338,15 @@ def test_arguments_of_the_runtime(exported: Path, tmp_path: Path) -> None:
         policy.select_action(np.zeros((1, 2)))
     with pytest.raises(UserError, match=r"the shape of noise is \(2,\), expected \(3, 4\)"):
         policy.predict_action_chunk(np.zeros(2), np.zeros(2))
+    with pytest.raises(UserError, match=r"observation is \[nan  ?0\.\], expected finite numbers"):
+        policy.select_action(np.array([np.nan, 0]))
+
+
+def test_a_full_disk_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "export"
+    with limited(300), pytest.raises(UserError, match="export: cannot be written: File too large"):
+        load_policy(run).export(output, formats=())
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_the_folder_lacks_cannot_act(run: Path, tmp_path: Path) -> None:

@@ -87,6 +87,11 @@ def test_files_beside_the_study_are_found(write: Write, tmp_path: Path) -> None:
     assert run.arguments[2:4] == [f"--config={tmp_path / 'own.yaml'}", "--config=quickstart.yaml"]
 
 
+def test_a_study_may_be_named_like_the_configuration_it_uses(write: Write) -> None:
+    (run,) = read_study(str(write(settings={"config": "mine.yaml"}))).runs
+    assert run.arguments[2] == "--config=mine.yaml"
+
+
 def test_names_of_folders_are_safe_and_short(write: Write) -> None:
     values = ["a/b", "../c", "x" * 300, "x" * 301]
     runs = read_study(str(write(grid={"log.name": values}))).runs
