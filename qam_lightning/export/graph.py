@@ -164,9 +164,8 @@ def onnx_of(program: ExportedProgram) -> bytes:
     """
     from torch.onnx.errors import OnnxExporterError
 
-    spoken = logging.getLogger("torch.onnx")
-    level = spoken.level
-    spoken.setLevel(logging.ERROR)  # it tells of packages that are not there
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it tells of missing packages, and of what it does not fold
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -182,6 +181,6 @@ def onnx_of(program: ExportedProgram) -> bytes:
     except OnnxExporterError as error:
         raise UserError(f"PyTorch's ONNX exporter: {_told(error)}") from error
     finally:
-        spoken.setLevel(level)
+        logging.disable(before)
     assert exported is not None
     return exported.model_proto.SerializeToString()
