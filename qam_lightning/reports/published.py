@@ -56,11 +56,12 @@ def curves() -> Mapping[tuple[str, str], Mapping[int, Point]]:
 
 @functools.cache
 def _titles() -> Mapping[str, str]:
-    return {name.lower().replace("-", "_"): name for _, name in curves()}
+    published = {name.lower().replace("-", "_"): name for _, name in curves()}
+    return {"bc": "BC", "trqam": "TRQAM", **published}
 
 
 def title(method: str) -> str:
-    """Return the paper's name of a method, e.g. ``QAM-EDIT`` of ``qam_edit``; other names as is."""
+    """Return a method's name in texts, e.g. ``QAM-EDIT`` of ``qam_edit``; unknown names as is."""
     return _titles().get(method, method)
 
 

@@ -1,0 +1,69 @@
+"""The tables of results in the documentation are those that ``study report`` wrote."""
+
+import csv
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from qam_lightning.evaluation.statistics import over_seeds
+from qam_lightning.reports.page import GENERATOR
+from qam_lightning.reports.published import title
+from qam_lightning.reports.report import check_output
+from qam_lightning.studies.study import STUDIES
+from tests.docs.pages import DOCS, ROOT
+
+REPORTS = sorted(path.parent for path in (DOCS / "reports").glob("*/report.md"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(page: str, heading: str) -> dict[str, dict[str, str]]:
+    """Return the first table below a heading: name of a row -> name of a column -> cell."""
+    lines = page.partition(f"## {heading}\n")[2].split("\n")
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    columns, body = cells[0], cells[2:]
+    length = next((i for i, row in enumerate(body) if len(row) != len(columns)), len(body))
+    return {row[0]: dict(zip(columns[1:], row[1:], strict=True)) for row in body[:length]}
+
+
+def percent(scores: list[float]) -> str:
+    estimate = over_seeds(scores)
+    return estimate.percent() + ("" if estimate.bounds.startswith("95%") else "†")
+
+
+@pytest.mark.parametrize("folder", REPORTS, ids=lambda folder: folder.name)
+def test_a_report_is_of_a_study_that_ships_and_of_one_commit(folder: Path) -> None:
+    check_output(folder)
+    assert GENERATOR in (folder / "index.html").read_text("utf-8")
+    assert (STUDIES / f"{folder.name}.yaml").exists()
+    (commit,) = {row["commit"] for row in rows(folder / "runs.csv")}
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+
+
+@pytest.mark.parametrize("folder", REPORTS, ids=lambda folder: folder.name)
+def test_the_page_shows_what_the_runs_scored(folder: Path) -> None:
+    """The scores of runs.csv are the last evaluations; the page's table is made of them."""
+    last: dict[str, dict[str, str]] = {}
+    for row in rows(folder / "evaluations.csv"):
+        last[row["folder"]] = row
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows(folder / "runs.csv"):
+        assert float(row["final"]) == float(last[row["folder"]]["success"])
+        found[row["method"], row["domain"]].append(float(row["final"]))
+    shown = table((folder / "report.md").read_text("utf-8"), "Success after training")
+    assert len(shown) == len({method for method, _ in found})
+    for (method, domain), scores in found.items():
+        assert shown[title(method)][domain] == percent(scores)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "results.md"])
+def test_pages_quote_the_report_of_the_quickstart(page: Path) -> None:
+    report = DOCS / "reports" / "quickstart_seeds" / "report.md"
+    shown = table(report.read_text("utf-8"), "Success after training")
+    for method, cells in shown.items():
+        assert f"| {method} | {cells['cube-single']} |" in page.read_text("utf-8")
