@@ -1,10 +1,12 @@
 """Fixtures and builders that several rooms' tests share."""
 
 import contextlib
+import http.server
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -19,6 +21,7 @@ with uncollected():  # every process of the tests imports these
     from qam_lightning.methods.base import Method
     from qam_lightning.util import arguments
 
+Server = TypeVar("Server", bound=http.server.HTTPServer)
 SPACES = Spaces(obs_dim=7, action_dim=3, horizon=2)
 SMALL: dict[str, Any] = {
     "discount": 0.97,
@@ -48,6 +51,19 @@ def unforeseen() -> Iterator[Callable[[Exception], str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arguments, "unforeseen", pass_on)
         yield answer
+
+
+@contextlib.contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """Run a server in a thread."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Downloading, from a real server on loopback: resumed, checked, and explained when it fails."""
 
-import contextlib
 import errno
 import hashlib
 import http.server
@@ -15,6 +14,7 @@ from qam_lightning.cli import main
 from qam_lightning.data import download, source
 from qam_lightning.data.checksums import RECORD, changed_files
 from qam_lightning.util.errors import UserError
+from tests.conftest import serving
 from tests.data.test_npz import LAYOUT, patched, write
 
 
@@ -67,19 +67,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
-
-
-@contextlib.contextmanager
-def serving(server):
-    """Run a server in a thread."""
-    with server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 TRAIN, VAL = "/sets/scene-play-v0.npz", "/sets/scene-play-v0-val.npz"

@@ -14,7 +14,7 @@ import pytest
 from qam_lightning.data import download, hub, source
 from qam_lightning.data.checksums import RECORD
 from qam_lightning.util.errors import UserError
-from tests.data.test_download import serving
+from tests.conftest import serving
 from tests.data.test_npz import LAYOUT, patched, write
 
 TRAIN = "scene-play-v0.npz"

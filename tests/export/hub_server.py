@@ -8,10 +8,7 @@ import hashlib
 import http.server
 import json
 import re
-import threading
 import urllib.parse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,19 +44,6 @@ class Hub(http.server.ThreadingHTTPServer):
     def url(self) -> str:
         """The address, for ``HF_ENDPOINT``."""
         return f"http://127.0.0.1:{self.server_port}"
-
-
-@contextmanager
-def hub() -> Iterator[Hub]:
-    """Run a hub in a thread."""
-    with Hub() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

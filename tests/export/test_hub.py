@@ -19,8 +19,9 @@ from qam_lightning.export.push import push
 from qam_lightning.runtime import ExportedPolicy
 from qam_lightning.util.files import sha256
 from qam_lightning.util.hub import address, policy_folder
+from tests.conftest import serving
 from tests.docs.pages import DOCS, blocks
-from tests.export.hub_server import TOKEN, Hub, Repository, hub
+from tests.export.hub_server import TOKEN, Hub, Repository
 from tests.export.test_lerobot import TINY
 
 constants = pytest.importorskip("huggingface_hub.constants")
@@ -31,7 +32,7 @@ NAMES = {path.name for path in TINY.iterdir()}
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """Return a hub that this process's client uses, with the right token and an empty cache."""
-    with hub() as running:
+    with serving(Hub()) as running:
         # What HF_ENDPOINT and HF_HOME set when the client is first imported.
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -68,7 +69,7 @@ def test_a_pushed_folder_loads_from_the_hub_and_acts_alike(tmp_path: Path) -> No
         "found = load_policy('hf://me/tiny@v1').sample_chunk(state)\n"
         "np.testing.assert_allclose(found, expected, atol=1e-5)\n"
     )
-    with hub() as server:
+    with serving(Hub()) as server:
         home = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, env=os.environ | home, capture_output=True, text=True)
