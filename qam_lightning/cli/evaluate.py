@@ -234,7 +234,7 @@ def evaluate(options: argparse.Namespace) -> int:
             raise UserError(f"--output {error}") from error
 
     import_modules(options.modules)
-    checkpoint, run = locate(options.source, options.checkpoint)
+    checkpoint, run = locate(options.source, options.checkpoint, options.latency is not None)
     if options.latency is not None:
         from qam_lightning.cli.latency import latency
 
@@ -339,16 +339,19 @@ def import_modules(names: Sequence[str]) -> None:
             raise UserError(f"--import {name}: {problem}") from error
 
 
-def locate(source: Path, which: str) -> tuple[Path, Path]:
+def locate(source: Path, which: str, graph: bool = False) -> tuple[Path, Path]:
     """Find the checkpoint file and the run folder it belongs to; an exported folder is both.
 
-    Results of a policy on the hub go to a folder of its name.
+    Results of a policy on the hub go to a folder of its name. ``graph`` asks for its ONNX graph,
+    if it has one.
     """
     from qam_lightning.checkpoints import checkpoint_path, run_of
-    from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS, is_exported
+    from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS, is_exported, read_config
 
-    folder = policy_folder(source, CONFIG, WEIGHTS, ONNX)
+    folder = policy_folder(source, CONFIG, WEIGHTS)
     if is_exported(folder):
+        if graph and ONNX in read_config(folder).files:
+            policy_folder(source, ONNX)  # into the same folder
         if which == "best":
             raise UserError(
                 f"{source}: an exported folder holds one policy; leave out --checkpoint"
@@ -466,7 +469,7 @@ def finite(policy: Any, acting: Mapping[str, Any]) -> Any:
     def act(observations: np.ndarray, episodes: list[int]) -> np.ndarray:
         actions = policy(observations, episodes)
         if acting and not np.isfinite(actions).all():
-            settings = ", ".join(f"{name} {value:g}" for name, value in acting.items())
+            settings = ", ".join(f"{name} {spelled(value)}" for name, value in acting.items())
             raise UserError(f"with {settings}, the policy's actions are no numbers; lower them")
         return actions
 

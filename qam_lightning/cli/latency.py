@@ -38,7 +38,7 @@ def latency(options: argparse.Namespace, checkpoint: Path, run: Path) -> int:
     target = run / "eval" / "latency.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
-        temporary.write_text(f"{table}\n")
+        temporary.write_text(f"{table}\n", "utf-8")
     print(f"wrote {target}")
     return 0
 

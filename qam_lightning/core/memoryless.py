@@ -23,7 +23,7 @@ class Path(NamedTuple):
     Attributes:
         states: (T, B, D), the points a_0..a_{T-1}.
         end: (B, D), the final point a_T.
-        times: (T,), u_i = i / T.
+        times: (T,), u_0..u_{T-1}.
         sigma: (T,), σ_i.
         jacobian_times: (T,), where the lean adjoint takes the behaviour's Jacobian at a_i.
     """

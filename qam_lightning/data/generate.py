@@ -6,7 +6,6 @@ worker processes nor an interruption changes a bit of it.
 
 import functools
 import math
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from qam_lightning.data.source import (
 )
 from qam_lightning.data.workers import steps_bar, work_off
 from qam_lightning.envs.make import make_env, parts_of
+from qam_lightning.envs.rollout import available_cores
 from qam_lightning.envs.worker import PROCESS_BYTES, WorkerError
 from qam_lightning.util.errors import ArgumentError, UserError, require, shown
 from qam_lightning.util.files import replacing, save_json
@@ -102,7 +102,7 @@ def generate(
     usual = OFFICIAL.get((env, dataset), (EPISODES, EPISODE_STEPS))
     episodes = usual[0] if episodes is None else episodes
     episode_steps = usual[1] if episode_steps is None else episode_steps
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = available_cores() if workers is None else workers
     _check(env, dataset, episodes, seed, workers, episode_steps)
     name = dataset_name(env, dataset)
     folder = place("generate", "directory", directory)

@@ -59,6 +59,7 @@ def _convert(given: Path, made: Path, stores: Path) -> None:
     except ImportError:
         problem = f"is {shown(given)}, which needs h5py: pip install 'qam_lightning[hdf5]'"
         raise ArgumentError("ChunkDataModule", "path", problem) from None
+    time = given.stat().st_mtime_ns  # before it is read: a file that changes now is read again
     try:
         with h5py.File(given) as file:
             names = _demonstrations(given, file)
@@ -80,7 +81,6 @@ def _convert(given: Path, made: Path, stores: Path) -> None:
         raise
     except Exception as error:  # h5py raises many kinds, and anything may be in the file
         raise UserError(f"{given}: cannot be read: {reason_of(error)}") from None
-    time = given.stat().st_mtime_ns
     os.utime(made, ns=(time, time))
 
 

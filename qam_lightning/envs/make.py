@@ -20,7 +20,6 @@ import ogbench  # noqa: F401  (registers the environments)
 from numpy.random import mtrand
 
 from qam_lightning.envs.gl import gl_problem, import_mujoco
-from qam_lightning.envs.gl import headless_gl as headless_gl
 from qam_lightning.util.errors import ArgumentError, UserError, shown
 
 TASKS = range(1, 6)

@@ -123,10 +123,10 @@ class RolloutPool:
         expected = f"1 to {MOST_ENVS}"
         require(1 <= num_envs <= MOST_ENVS, RolloutPool, "num_envs", num_envs, expected)
         many = f"is {shown(workers)}: so many processes"
-        count = min(workers or 0, num_envs)
+        self._wanted = available_cores() if workers is None else workers
+        count = min(self._wanted, num_envs)
         check_memory(count * PROCESS_BYTES, RolloutPool, "workers", many)
         self._settings = EnvSettings(env, task, sparse, render_size)
-        self._wanted = available_cores() if workers is None else workers
         self._num_envs = num_envs
         self._share = share
         self._rank, self._ranks = (0, 1) if share is None else share[:2]

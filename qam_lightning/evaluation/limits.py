@@ -2,12 +2,13 @@
 
 from qam_lightning.envs.make import is_ogbench
 from qam_lightning.envs.rollout import available_cores
+from qam_lightning.envs.worker import PROCESS_BYTES
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import shown
 from qam_lightning.util.memory import check_memory
 
 # Bytes, each well below what was measured.
-_RESULT, _PROCESS, _SIMULATOR, _OWN_ENVIRONMENT = 1_000, 50_000_000, 2_000_000, 10_000
+_RESULT, _SIMULATOR, _OWN_ENVIRONMENT = 1_000, 2_000_000, 10_000
 
 
 def check_rollouts(
@@ -31,7 +32,7 @@ def check_rollouts(
     processes = min(running, available_cores() if workers is None else workers)
     check_memory(episodes * _RESULT, owner, "episodes", f"is {shown(episodes)}: their results")
     check_memory(running * each, owner, "num_envs", f"is {shown(num_envs)}: the simulators")
-    check_memory(processes * _PROCESS, owner, "workers", f"is {workers}: the processes")
+    check_memory(processes * PROCESS_BYTES, owner, "workers", f"is {workers}: the processes")
     check_candidates(method, running, "environments")
 
 

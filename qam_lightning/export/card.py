@@ -131,7 +131,7 @@ def with_latency(folder: Path, table: str) -> None:
     following = after.partition("\n## ")
     rest = f"\n## {following[2]}" if found and following[1] else ""
     with replacing(path) as temporary:
-        temporary.write_text(f"{before.rstrip()}\n\n{LATENCY}\n\n{table}\n{rest}")
+        temporary.write_text(f"{before.rstrip()}\n\n{LATENCY}\n\n{table}\n{rest}", "utf-8")
 
 
 def _table(left: str, right: str, rows: list[str]) -> str:

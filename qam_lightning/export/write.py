@@ -87,11 +87,14 @@ def export(
         try:
             acting = Acting(method)
             graph = trace(acting)
-            _write_graphs(folder, acting, graph, formats)
+            files = _graphs(acting, graph, formats)
         except UserError as error:
             raise UserError(f"{type(method).__name__} cannot be exported: {error}") from error
-        _write_weights(folder, method, graph.weights)
-        write_processors(folder)
+        files[WEIGHTS] = _weights(method, graph.weights)
+        with writing(output):
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            write_processors(folder)
         score = score_of(run, metadata, method) if run else None
         curve = draw_curve(folder, run, type(method).__name__, environment) if run else None
         config = Config(
@@ -112,9 +115,11 @@ def export(
             exported_with=versions(),
             files={path.name: sha256(path) for path in sorted(folder.iterdir())},
         )
-        (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
+        with writing(output):
+            (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
         checked = check(folder, method, environment, episodes) if "onnx" in formats else None
-        (folder / CARD).write_text(model_card(config, checked, curve is not None))
+        with writing(output):
+            (folder / CARD).write_text(model_card(config, checked, curve is not None), "utf-8")
     return checked
 
 
@@ -161,22 +166,25 @@ def _check_sizes(method: Method, environment: Mapping[str, Any], episodes: int) 
         check_rollouts("export", method, environment["env"], episodes, 1, 0)
 
 
-def _write_graphs(folder: Path, acting: Acting, graph: Graph, formats: Sequence[str]) -> None:
+def _graphs(acting: Acting, graph: Graph, formats: Sequence[str]) -> dict[str, bytes]:
+    """Return the graph's files, by name."""
+    found = dict[str, bytes]()
     if formats:
         program = program_of(graph, acting.shapes)
     if "pt2" in formats:
         content = io.BytesIO()
         torch.export.save(program, content)
-        (folder / PROGRAM).write_bytes(content.getvalue())
+        found[PROGRAM] = content.getvalue()
     if "onnx" in formats:
-        (folder / ONNX).write_bytes(onnx_of(program))
+        found[ONNX] = onnx_of(program)
+    return found
 
 
-def _write_weights(folder: Path, method: Method, names: Sequence[str]) -> None:
+def _weights(method: Method, names: Sequence[str]) -> bytes:
+    """Return weights in the safetensors format."""
     held = method.state_dict()
     weights = {name: held[name].contiguous() for name in names}
-    content = extra("safetensors.torch").save(weights, metadata={"format": "pt"})
-    (folder / WEIGHTS).write_bytes(content)
+    return extra("safetensors.torch").save(weights, metadata={"format": "pt"})
 
 
 @contextlib.contextmanager
@@ -185,11 +193,12 @@ def _appearing(output: Path) -> Iterator[Path]:
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        try:
-            temporary.chmod(0o755)
-            yield temporary
+        temporary.chmod(0o755)
+    try:
+        yield temporary
+        with writing(output):
             for path in temporary.iterdir():
                 sync(path)
             temporary.rename(output)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from qam_lightning.cli import main
+from qam_lightning.data import robomimic
 from qam_lightning.data.datamodule import ChunkDataModule
+from qam_lightning.data.episodes import save_episodes
 from qam_lightning.data.source import own
 from qam_lightning.util.errors import UserError
 
@@ -150,6 +152,19 @@ def test_a_changed_file_is_read_again_and_a_store_needs_no_file(tmp_path, demos)
     assert load(path).num_transitions == 4 + 5 + 6 + 7 + 8
     path.unlink()
     (tmp_path / "low_dim.hdf5.npz").unlink()
+    assert load(path).num_transitions == 4 + 5 + 6 + 7 + 8
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, demos, monkeypatch):
+    path = save(tmp_path / "low_dim.hdf5", demos)
+
+    def changing(*arguments):
+        save_episodes(*arguments)
+        save(tmp_path / "other.hdf5", dict(list(demos.items())[:5])).replace(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(robomimic, "save_episodes", changing)
+        load(path)
     assert load(path).num_transitions == 4 + 5 + 6 + 7 + 8
 
 

@@ -37,7 +37,7 @@ except Exception as error:
 """
 MANIPULATION = """
 import numpy as np
-from qam_lightning.envs.make import headless_gl
+from qam_lightning.envs.gl import headless_gl
 from qam_lightning.envs.rollout import RolloutPool
 still = lambda seen, episodes: np.zeros((len(seen), 50, 5), np.float32)
 for workers in (1, 0):

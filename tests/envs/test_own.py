@@ -10,7 +10,8 @@ from gymnasium.spaces import Box, Dict, Discrete, flatten
 from qam_lightning.cli import main
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.envs.chunked import EnvSettings, check_in_process
-from qam_lightning.envs.make import headless_gl, make_env
+from qam_lightning.envs.gl import headless_gl
+from qam_lightning.envs.make import make_env
 from qam_lightning.envs.rollout import RolloutPool
 from qam_lightning.util.errors import ArgumentError, UserError
 from tests.data.test_datamodule import own_file, pendulum

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from qam_lightning.envs.chunked import ChunkedEnv
-from qam_lightning.envs.make import headless_gl, make_env
+from qam_lightning.envs.gl import headless_gl
+from qam_lightning.envs.make import make_env
 from qam_lightning.envs.rollout import RolloutPool, Share, WorkerError, episode_seed
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.methods.qam import QAM

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qam_lightning.cli import evaluate as command
-from qam_lightning.envs.make import headless_gl
+from qam_lightning.envs.gl import headless_gl
 from tests.thinning import thinned
 
 FAST = ["--episodes", "2", "--workers", "0"]

@@ -332,9 +332,13 @@ def test_samplers_are_swept_by_name(fresh: Path, rolled_out: list[Any]) -> None:
 def test_settings_that_overflow_are_refused(
     fresh: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main([str(fresh), *FAST, "--temperature", "1", "3e38"]) == 2
+    grid = ["--temperature", "1", "3e38", "--sampler", "ab2"]
+    assert command.main([str(fresh), *FAST, *grid]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "error: with temperature 3e+38, the policy's actions are no numbers; lower them"
+    assert (
+        line
+        == "error: with sampler ab2, temperature 3e+38, the policy's actions are no numbers; lower them"
+    )
     assert len(list(fresh.glob("eval/*"))) == 1  # what was evaluated before
 
 

@@ -125,8 +125,9 @@ def test_the_guides_lines_run(server: Hub) -> None:
 def test_eval_takes_a_place_on_the_hub(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     push(TINY, "hf://me/tiny@v1")
     folder, results = locate(Path("hf://me/tiny@v1"), "last")
+    assert results == Path("tiny") and not (folder / "policy.onnx").exists()
+    folder, _ = locate(Path("hf://me/tiny@v1"), "last", graph=True)
     assert sha256(folder / "policy.onnx") == sha256(TINY / "policy.onnx")
-    assert results == Path("tiny")
     assert main(["eval", "hf://me/tiny@v1"]) == 2
     assert "names no environment" in capsys.readouterr().err.splitlines()[-1]
     assert main(["eval", "hf://me"]) == 2
