@@ -25,6 +25,8 @@ Statistic = Callable[[Sequence[np.ndarray]], np.ndarray]
 RESAMPLES = 2_000
 """Bootstrap resamples: the ends of an interval are exact to about a hundredth."""
 
+_NO_WIDTH = 1e-9  # an interval of equal scores is this narrow, but for rounding
+
 
 def task_mean(tasks: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean over tasks of the mean over seeds."""
@@ -57,7 +59,10 @@ def mean(scores: Scores) -> Estimate:
         return over_seeds(np.array(scores).T)
     if _fewest(scores) < MIN_SEEDS:
         return _without_interval(scores, task_mean)
-    return Estimate(*stratified_interval(scores), f"95% interval, {_seeds(scores)}")
+    interval = stratified_interval(scores)
+    if interval.high - interval.low < _NO_WIDTH:
+        return _without_interval(scores, task_mean)
+    return Estimate(*interval, f"95% interval, {_seeds(scores)}")
 
 
 def estimate(scores: Scores, statistic: Statistic) -> Estimate:
@@ -67,7 +72,7 @@ def estimate(scores: Scores, statistic: Statistic) -> Estimate:
     tasks = _arrays(scores)
     drawn = [x[_draws(len(x), number)] for number, x in enumerate(tasks)]
     low, high = _percentiles(statistic(drawn))
-    if high - low < 1e-9:
+    if high - low < _NO_WIDTH:
         return _without_interval(scores, statistic)
     return Estimate(float(statistic(tasks)), low, high, f"95% bootstrap, {_seeds(scores)}")
 
@@ -89,7 +94,7 @@ def improvement(first: Scores, second: Scores) -> Estimate:
             resampled += ((of_x @ wins) * of_y).sum(1) / len(first)
     seeds = _seeds([*first, *second])
     low, high = _percentiles(resampled)
-    if not enough or high - low < 1e-9:
+    if not enough or high - low < _NO_WIDTH:
         return Estimate(value, value, value, f"no interval, {seeds}")
     return Estimate(value, low, high, f"95% bootstrap, {seeds}")
 

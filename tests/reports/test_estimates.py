@@ -158,6 +158,13 @@ def test_equal_scores_have_no_interval():
     assert found == (0.0, 0.0, 0.0, "min–max of 6 seeds")
 
 
+@pytest.mark.parametrize("score", [1.0, 0.7])  # whose variance is 0, and not 0 but for rounding
+def test_equal_scores_of_unequal_numbers_have_no_interval(score):
+    found = estimates.mean([[score] * 5, [score] * 6])
+    assert found[:3] == pytest.approx((score,) * 3, abs=1e-12)
+    assert found.bounds == "min–max of 5 to 6 seeds"
+
+
 def test_a_report_is_reproducible():
     estimates._draws.cache_clear()
     first = estimates.estimate(table("few"), estimates.iqm)
