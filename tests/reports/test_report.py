@@ -243,6 +243,12 @@ def test_a_study_in_which_nothing_is_finished_has_curves(tmp_path):
         ("config.yaml", "", "config.yaml: a configuration is None, expected a mapping"),
         ("config.yaml", "seed: 1\n", "config.yaml: method is missing"),
         ("config.yaml", "a: &a [1]\nb: [*a, *a]\n", "config.yaml: a configuration is None"),
+        pytest.param(
+            "config.yaml",
+            "[" * 100_000 + "]" * 100_000,
+            "config.yaml: a configuration is None",
+            id="deep",
+        ),
         ("config.yaml", b"\xff\xfe\x00", "config.yaml: is no YAML"),
         ("metrics/eval.csv", "no,csv\n1,2\n", "eval.csv, line 1: has no column"),
         ("metrics/eval.csv", "", "eval.csv: holds no evaluation yet"),
