@@ -4,10 +4,10 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qam_lightning.evaluation.plots import draw_picture
-from qam_lightning.evaluation.statistics import wilson_interval
+from qam_lightning.evaluation.statistics import Interval, wilson_interval
 from qam_lightning.export.check import TOLERANCE, Comparison
 from qam_lightning.export.folder import CARD, CURVE, PROGRAM, WEIGHTS, Config, Score
 from qam_lightning.methods.base import Method
@@ -21,39 +21,67 @@ _SAME = ("env", "task", "gradient_step", "env_step")
 _TRAINING_ONLY = ("spaces", "compile", "seed")
 
 
+class _Evaluated(NamedTuple):
+    """How a checkpoint scored during training.
+
+    Attributes:
+        rate: success, with Wilson's interval.
+        episodes: their number.
+        seed: of the episodes; None if it is not recorded.
+        chose: whether it is the highest of several evaluations and not the last. Then it may be why
+            this checkpoint is exported (``best.ckpt``), and is too high on average.
+    """
+
+    rate: Interval
+    episodes: int
+    seed: int | None
+    chose: bool
+
+
 def score_of(run: Path, metadata: Mapping[str, Any], method: Method) -> Score | None:
     """Return how the policy scored in its run; None if it was never evaluated as it acts now.
 
-    An evaluation by ``eval.py`` comes first, that of most episodes; then one during training.
+    An evaluation by ``eval.py`` comes first, that of most episodes; then one during training. The
+    episodes that chose the checkpoint among others do not count.
     """
     known = {**metadata, **metadata["environment"]}
     # Older reports lack settings that could not be changed then.
     acts = {name: getattr(method, name, 1.0) for name in method.acting_settings}
+    trained = _evaluated(run, metadata)
     best: Score | None = None
     for path in sorted((run / "eval").glob("*.json")):
         with contextlib.suppress(ValueError, LookupError, TypeError, OSError):
             report = json.loads(path.read_text())
             same = report["policy"] == "learned" and all(report[k] == known[k] for k in _SAME)
-            if same and all(report.get(name, value) == value for name, value in acts.items()):
+            chose = trained is not None and trained.chose and report["seed"] == trained.seed
+            acts_so = all(report.get(name, value) == value for name, value in acts.items())
+            if same and acts_so and not chose:
                 success, count = report["success"], report["episodes"]
                 source = f"eval.py, {count} episodes, seed {report['seed']}"
                 numbers = {key: float(success[key]) for key in ("mean", "low", "high")}
                 score = Score(**numbers, episodes=count, source=source)
                 best = score if best is None or count > best.episodes else best
-    return best or _score_in_training(run, metadata, method)
-
-
-def _score_in_training(run: Path, metadata: Mapping[str, Any], method: Method) -> Score | None:
+    if best is not None or trained is None or trained.chose:
+        return best
     if dict(method.hparams) != metadata["model"]:
         return None  # it acts with other settings than it was trained with
+    source = f"an evaluation during training, {trained.episodes} episodes"
+    return Score(**trained.rate._asdict(), episodes=trained.episodes, source=source)
+
+
+def _evaluated(run: Path, metadata: Mapping[str, Any]) -> _Evaluated | None:
+    """Return the evaluation of a checkpoint during training; None if there is none."""
     with contextlib.suppress(UserError, ValueError, LookupError, TypeError):
-        episodes = configuration(metadata["config"])["evaluation"]["episodes"]
+        settings = configuration(metadata["config"])["evaluation"]
         keys = ("gradient_step", "env_step", "success")
-        for row in read_metrics(run / "metrics" / "eval.csv", keys)[1]:
+        rows = read_metrics(run / "metrics" / "eval.csv", keys)[1]
+        highest = max(float(row["success"]) for row in rows)
+        for row in rows:
             if all(int(row[key]) == metadata[key] for key in keys[:2]):
-                rate = wilson_interval(round(float(row["success"]) * episodes), episodes)
-                source = f"an evaluation during training, {episodes} episodes"
-                return Score(**rate._asdict(), episodes=episodes, source=source)
+                success, episodes = float(row["success"]), settings["episodes"]
+                rate = wilson_interval(round(success * episodes), episodes)
+                chose = success == highest and row is not rows[-1]
+                return _Evaluated(rate, episodes, settings.get("seed"), chose)
     return None
 
 
@@ -107,7 +135,7 @@ def model_card(config: Config, checked: Comparison | None, curve: bool) -> str:
         _table("setting", "value", settings),
         f"Software: {versions}.",
         "## Score",
-        _scored(config.score),
+        _scored(config),
         "## Checks",
         _checks(checked),
         "## Limits",
@@ -145,9 +173,16 @@ def _data(environment: Mapping[str, Any]) -> str:
     return f"the dataset {environment['env']}-{environment['dataset']}, with {rewards}"
 
 
-def _scored(score: Score | None) -> str:
+def _scored(config: Config) -> str:
+    score = config.score
     if score is None:
-        return "Not evaluated with these settings."
+        text = "Not evaluated with these settings; episodes that chose the checkpoint do not count."
+        if not config.environment:
+            return text
+        return (
+            f"{text} `eval.py RUN` with these settings (`--best_of_n {config.noise.candidates}`) "
+            "makes a score, and `--checkpoint best` that of the best checkpoint; then export again."
+        )
     return (
         f"Success {score.mean:.1%} (95% Wilson interval {score.low:.1%} to {score.high:.1%}; "
         f"{score.source}). Success is the success flag of an episode's last step. The interval "

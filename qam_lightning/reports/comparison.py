@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from qam_lightning.reports.published import title
+from qam_lightning.reports.published import defaults, title
 from qam_lightning.reports.results import Result, Score
 from qam_lightning.util.errors import shown
 
@@ -107,7 +107,7 @@ def compare(results: Sequence[Result], axes: Sequence[str] | None = None) -> Com
     """Sort results into variants.
 
     A setting tells variants apart if it differs between runs of one method, domain and task: values
-    that are tuned for a domain do not.
+    that are tuned for a domain do not. A run that is older than a setting counts with its default.
 
     Args:
         results: of distinct folders.
@@ -133,7 +133,7 @@ def compare(results: Sequence[Result], axes: Sequence[str] | None = None) -> Com
         if result.changed
     ]
     for key in (key for key in varying if key not in chosen):
-        values = dict.fromkeys(shown(result.settings.get(key), 60) for result in kept)
+        values = dict.fromkeys(shown(_value(result, key), 60) for result in kept)
         lines.append(f"{key} differs between runs that are averaged: {', '.join(values)}")
     groups: dict[str, list[Result]] = {}
     for result in kept:
@@ -141,7 +141,7 @@ def compare(results: Sequence[Result], axes: Sequence[str] | None = None) -> Com
     variants = [
         Variant(
             group[0].method,
-            {key: group[0].settings[key] for key in chosen if key in group[0].settings},
+            _settings(group[0], chosen),
             sorted(group, key=lambda r: (r.domain, r.task, r.seed)),
         )
         for group in groups.values()
@@ -157,17 +157,36 @@ def has_effect(key: str) -> bool:
 
 def _varying(results: Sequence[Result]) -> list[str]:
     """Return the settings that differ between runs of one method, domain and task."""
-    values: dict[tuple, set[str]] = {}
+    groups: dict[tuple, list[Result]] = {}
     for result in results:
-        for key, value in result.settings.items():
-            if has_effect(key):
-                where = (key, result.method, result.domain, result.task)
-                values.setdefault(where, set()).add(json.dumps(value, default=str))
-    return list(dict.fromkeys(key for (key, *_), found in values.items() if len(found) > 1))
+        groups.setdefault((result.method, result.domain, result.task), []).append(result)
+    varying: dict[str, None] = {}  # in order, each once
+    for runs in groups.values():
+        for key in dict.fromkeys(key for run in runs for key in run.settings):
+            if has_effect(key) and len({_text(_value(run, key)) for run in runs}) > 1:
+                varying[key] = None
+    return list(varying)
+
+
+def _value(result: Result, key: str) -> Any:
+    """Return a setting; where the run has none, its default today, and None without one."""
+    if key in result.settings:
+        return result.settings[key]
+    return defaults(str(result.settings["model.class_path"])).get(key)
+
+
+def _settings(result: Result, axes: Sequence[str]) -> dict[str, Any]:
+    """Return the settings among ``axes`` that the run or its method has."""
+    values = {key: _value(result, key) for key in axes}
+    return {key: x for key, x in values.items() if x is not None or key in result.settings}
 
 
 def _key(result: Result, axes: Sequence[str]) -> str:
-    return json.dumps([result.method, *(result.settings.get(key) for key in axes)], default=str)
+    return _text([result.method, *(_value(result, key) for key in axes)])
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, default=str)
 
 
 def _repeated(results: Sequence[Result], axes: Sequence[str]) -> list[tuple[Result, Result]]:

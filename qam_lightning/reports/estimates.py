@@ -6,7 +6,7 @@ Tasks may have different numbers of seeds. With equal numbers, all values are th
 
 The stratified bootstrap draws seeds with replacement within every task. The draws come from fixed
 seeds, so equal scores give equal intervals. With fewer than `MIN_SEEDS` seeds in a task there is no
-interval. Then the bounds are the smallest and the largest value of single seeds.
+interval. Then the bounds are the smallest and the largest value of single seeds and of all seeds.
 """
 
 import functools
@@ -24,6 +24,8 @@ Statistic = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 RESAMPLES = 2_000
 """Bootstrap resamples: the ends of an interval are exact to about a hundredth."""
+
+_NO_WIDTH = 1e-9  # an interval of equal scores is this narrow, but for rounding
 
 
 def task_mean(tasks: Sequence[np.ndarray]) -> np.ndarray:
@@ -57,7 +59,10 @@ def mean(scores: Scores) -> Estimate:
         return over_seeds(np.array(scores).T)
     if _fewest(scores) < MIN_SEEDS:
         return _without_interval(scores, task_mean)
-    return Estimate(*stratified_interval(scores), f"95% interval, {_seeds(scores)}")
+    interval = stratified_interval(scores)
+    if interval.high - interval.low < _NO_WIDTH:
+        return _without_interval(scores, task_mean)
+    return Estimate(*interval, f"95% interval, {_seeds(scores)}")
 
 
 def estimate(scores: Scores, statistic: Statistic) -> Estimate:
@@ -67,7 +72,7 @@ def estimate(scores: Scores, statistic: Statistic) -> Estimate:
     tasks = _arrays(scores)
     drawn = [x[_draws(len(x), number)] for number, x in enumerate(tasks)]
     low, high = _percentiles(statistic(drawn))
-    if high - low < 1e-9:
+    if high - low < _NO_WIDTH:
         return _without_interval(scores, statistic)
     return Estimate(float(statistic(tasks)), low, high, f"95% bootstrap, {_seeds(scores)}")
 
@@ -89,7 +94,7 @@ def improvement(first: Scores, second: Scores) -> Estimate:
             resampled += ((of_x @ wins) * of_y).sum(1) / len(first)
     seeds = _seeds([*first, *second])
     low, high = _percentiles(resampled)
-    if not enough or high - low < 1e-9:
+    if not enough or high - low < _NO_WIDTH:
         return Estimate(value, value, value, f"no interval, {seeds}")
     return Estimate(value, low, high, f"95% bootstrap, {seeds}")
 
@@ -129,11 +134,17 @@ def _seeds(scores: Scores) -> str:
 
 
 def _without_interval(scores: Scores, statistic: Statistic) -> Estimate:
-    """Bound a statistic by its values of the k-th seed of every task alone, k = 1, 2, ..."""
-    single = [statistic(_arrays([[x] for x in row])) for row in zip(*scores, strict=False)]
-    bounds = float(min(single)), float(max(single))
-    value = float(statistic(_arrays(scores)))
-    return Estimate(value, *bounds, f"min–max of {_seeds(scores)}" if len(single) > 1 else "1 seed")
+    """Bound a statistic by its values of single seeds, and by that of all seeds.
+
+    The k-th value is that of the k-th seed of every task, k = 1, 2, ..., up to the most seeds of a
+    task. A task with fewer seeds begins again with its first. The value of all seeds can lie beyond
+    these: the median of tasks (0, 1), (0, 0), (1, 0) is 0.5, and 0 for either seed alone.
+    """
+    longest = max(map(len, scores))
+    rows = ([[task[k % len(task)]] for task in scores] for k in range(longest))
+    value, *single = (float(statistic(_arrays(x))) for x in (scores, *rows))
+    bounds = min(value, *single), max(value, *single)
+    return Estimate(value, *bounds, f"min–max of {_seeds(scores)}" if longest > 1 else "1 seed")
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:

@@ -7,6 +7,7 @@ tasks, a domain's name the mean over its five. Steps are gradient steps up to 1,
 there on environment steps of the online phase.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -116,7 +117,7 @@ def _paper(method: str, domain: str) -> Mapping[str, Any]:
     names.append(CONFIGS / f"{domain.replace('-', '_')}.yaml")
     config = OmegaConf.merge(*(OmegaConf.load(name) for name in names), {"tuned_as": domain})
     settings = dict(flat(OmegaConf.to_container(config, resolve=True)))
-    found = {**_defaults(settings["model.class_path"]), **settings}
+    found = {**defaults(settings["model.class_path"]), **settings}
     found |= {"trainer.max_steps": OFFLINE_STEPS, "trainer.precision": "32-true"}
     labels = ("data.env", "data.task", "model.class_path", "model.compile", "online.steps")
     places = ("data.directory", "data.base_url", "data.store", "data.storage", "data.prefetch")
@@ -128,14 +129,22 @@ def _paper(method: str, domain: str) -> Mapping[str, Any]:
     }
 
 
-def _defaults(class_path: str) -> dict[str, Any]:
-    """Return the defaults of the settings of method, data and online phase."""
+@functools.cache
+def defaults(class_path: str) -> Mapping[str, Any]:
+    """Return the defaults of the settings of method, data and online phase.
+
+    Only methods of this package are imported; those of any other class are left out.
+    """
     from qam_lightning.callbacks.online import Online
     from qam_lightning.data.datamodule import ChunkDataModule
 
+    found: dict[str, Any] = {}
     module, _, name = class_path.rpartition(".")
-    method = getattr(importlib.import_module(module), name)
-    found = {f"model.{f.name}": f.default for f in dataclasses.fields(method)}
+    if module.startswith("qam_lightning.methods."):
+        # An older run may name a class that is gone.
+        with contextlib.suppress(ImportError, AttributeError, TypeError, ValueError):
+            method = getattr(importlib.import_module(module), name)
+            found = {f"model.{f.name}": f.default for f in dataclasses.fields(method)}
     for group, kind in (("data", ChunkDataModule), ("online", Online)):
         found |= {f"{group}.{name}": value for name, value in _arguments(kind)}
     missing = (dataclasses.MISSING, inspect.Parameter.empty)

@@ -113,8 +113,12 @@ def check_output(output: Path) -> None:
 
 def _with_axes(found: Comparison) -> tuple[list[Result], list[dict[str, Any]]]:
     """Return all runs, and what varies for each of them."""
-    results = found.results
-    return results, [{key: r.settings.get(key, "") for key in found.axes} for r in results]
+    varied = [
+        {key: variant.settings.get(key, "") for key in found.axes}
+        for variant in found.variants
+        for _ in variant.results
+    ]
+    return found.results, varied
 
 
 def _run_row(result: Result, varied: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from qam_lightning.util.metrics_csv import Row, read_metrics
 from qam_lightning.util.schema import Count, Schema, Text, read_json, validated
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MOST = 1_000_000  # bytes of a configuration
+_MOST, _DEEPEST = 1_000_000, 100  # bytes of a configuration, and levels
 
 
 class _Trainer(Schema, extra="allow"):
@@ -252,12 +252,20 @@ def _config(path: Path) -> tuple[bytes, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; {_ADVICE}") from None
     try:
-        plain = len(text) <= _MOST and not any(
-            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_LOADER)
-        )
-        return text, yaml.load(text, Loader=_LOADER) if plain else None
+        return text, yaml.load(text, Loader=_LOADER) if _is_plain(text) else None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
         raise UserError(f"{path}: is no YAML; {_ADVICE}") from None
+
+
+def _is_plain(text: bytes) -> bool:
+    """Whether YAML is small and without aliases; the C loader crashes where it is nested deeply."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER) if len(text) <= _MOST else ():
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST or isinstance(event, yaml.AliasEvent):
+            return False
+    return len(text) <= _MOST
 
 
 def flat(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:

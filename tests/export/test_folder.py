@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qam_lightning import UserError, load_policy
-from qam_lightning.checkpoints import read_checkpoint
+from qam_lightning.checkpoints import load_method, read_checkpoint
 from qam_lightning.cli import main
-from qam_lightning.export.card import with_latency
+from qam_lightning.export.card import score_of, with_latency
 from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS
 from qam_lightning.export.write import verify
 from qam_lightning.runtime import ExportedPolicy
@@ -67,6 +67,7 @@ def test_its_description_and_card_tell_where_it_is_from(exported: Path) -> None:
     card = (exported / "README.md").read_text()
     assert "QAM on pointmaze-medium, task 1" in card and "learning_curve.png" in card
     assert "| `tau` | 1.0 |" in card and "Not evaluated with these settings" in card
+    assert "`eval.py RUN` with these settings (`--best_of_n 3`) makes a score" in card
     assert "In 1 episodes with equal noise, success was equal in each" in card
 
 
@@ -82,6 +83,31 @@ def test_the_card_has_the_best_known_score(run: Path, tmp_path: Path) -> None:
     assert score["episodes"] == 1 and score["source"] == "eval.py, 1 episodes, seed 1"
     assert score["low"] <= score["mean"] <= score["high"]
     assert "there is no ONNX graph to compare" in (tmp_path / "export" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [((0.2, 0.5, 0.3), None), ((0.2, 0.3, 0.5), 0.3), ((0.2, 0.5), 0.5), ((0.6, 0.5), 0.5)],
+)
+def test_a_score_did_not_choose_its_checkpoint(
+    run: Path, tmp_path: Path, rates: tuple[float, ...], expected: float | None
+) -> None:
+    """The tiny policy after step 4, with made-up evaluations of every second step."""
+    method, metadata = load_method(run / "checkpoints" / "last.ckpt")
+    metadata["config"] = "evaluation: {episodes: 10, seed: 0}"
+    rows = [f"{2 * n},0,{rate}\n" for n, rate in enumerate(rates, 1)]
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics/eval.csv").write_text("gradient_step,env_step,success\n" + "".join(rows))
+    found = score_of(tmp_path, metadata, method)
+    assert (found and found.mean) == expected
+    (tmp_path / "eval").mkdir()
+    success = {"mean": 0.4, "low": 0.2, "high": 0.6}
+    report = {**metadata, **metadata["environment"], "policy": "learned", "success": success}
+    for seed, scored in ((0, expected and 0.4), (1, 0.4)):  # seed 0: training's episodes
+        content = {**report, "seed": seed, "episodes": 20}
+        (tmp_path / "eval" / f"{seed}.json").write_text(json.dumps(content, default=str))
+        found = score_of(tmp_path, metadata, method)
+        assert (found and found.mean) == scored
 
 
 def test_a_policy_loads_from_it_and_acts_alike(exported: Path, run: Path) -> None:

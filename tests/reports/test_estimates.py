@@ -99,6 +99,37 @@ def test_few_seeds_have_the_smallest_and_the_largest_and_no_interval():
     assert np.isnan(estimates.profile(scores, np.array([0.5]))[1:]).all()
 
 
+@pytest.mark.parametrize(
+    ("scores", "statistic", "expected"),
+    [
+        ([[0, 0, 1], [0, 0]], "mean", (1 / 6, 0, 0.5, "min–max of 2 to 3 seeds")),
+        ([[0, 0, 0, 1], [0]], "mean", (1 / 8, 0, 0.5, "min–max of 1 to 4 seeds")),
+        ([[0, 0, 1], [0, 0]], "optimality_gap", (5 / 6, 0.5, 1, "min–max of 2 to 3 seeds")),
+        ([[0, 1], [0, 0], [1, 0]], "median", (0.5, 0, 0.5, "min–max of 2 seeds")),
+        ([[1] * 7, [0] * 5], "iqm", (2 / 3, 0.5, 2 / 3, "min–max of 5 to 7 seeds")),
+    ],
+)
+def test_no_seed_is_left_out_of_the_smallest_and_the_largest(scores, statistic, expected):
+    found = estimates.estimate(scores, STATISTICS[statistic])
+    assert found[:3] == pytest.approx(expected[:3]) and found.bounds == expected[3]
+    if statistic == "mean":
+        assert estimates.mean(scores) == found
+
+
+def test_bounds_hold_their_value():
+    """Of random tables: one to six tasks of one to seven seeds, of ten episodes each."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        most = rng.choice([2, 4, 7])
+        counts = rng.integers(1, most + 1, rng.integers(1, 7))
+        rates = rng.choice([0.02, 0.5, 0.98], len(counts))
+        pairs = zip(rates, counts, strict=True)
+        scores = [(rng.binomial(10, p, n) / 10).tolist() for p, n in pairs]
+        found = [estimates.estimate(scores, statistic) for statistic in STATISTICS.values()]
+        for value in (estimates.mean(scores), *found):
+            assert value.low - 1e-12 <= value.mean <= value.high + 1e-12, (scores, value)
+
+
 def test_the_mean_is_the_one_of_the_other_tables():
     scores = np.random.default_rng(0).random((6, 3))
     assert estimates.mean(scores.T.tolist()) == over_seeds(scores)
@@ -125,6 +156,13 @@ def test_of_one_task_the_two_intervals_agree():
 def test_equal_scores_have_no_interval():
     found = estimates.estimate([[0.0] * 6], estimates.iqm)
     assert found == (0.0, 0.0, 0.0, "min–max of 6 seeds")
+
+
+@pytest.mark.parametrize("score", [1.0, 0.7])  # whose variance is 0, and not 0 but for rounding
+def test_equal_scores_of_unequal_numbers_have_no_interval(score):
+    found = estimates.mean([[score] * 5, [score] * 6])
+    assert found[:3] == pytest.approx((score,) * 3, abs=1e-12)
+    assert found.bounds == "min–max of 5 to 6 seeds"
 
 
 def test_a_report_is_reproducible():

@@ -171,6 +171,48 @@ def test_settings_that_were_mixed_are_named(tmp_path):
     assert "model.rho differs between runs that are averaged: 0.0, 0.1" in text
 
 
+OLD_AND_NEW = {"old": {}, "new": {"model__integrator": "denoiser", "model__grid_power": 2.0}}
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_run_that_is_older_than_a_setting_has_its_default(tmp_path, first):
+    """Old runs have seeds 0 and 1, new ones the same or further seeds."""
+    runs = [
+        make_run(tmp_path / f"{age}{seed}", [0.5], seed=seed, **settings)
+        for (age, settings), start in zip(OLD_AND_NEW.items(), (0, first), strict=True)
+        for seed in (start, start + 1)
+    ]
+    text = report(tmp_path, runs)
+    assert "left out" not in text
+    assert cells(text.replace("\\", ""), "Success after training") == [
+        ["QAM, integrator shifted_euler, grid_power 1.0", "50% (50–50)†", "2"],
+        ["QAM, integrator denoiser, grid_power 2.0", "50% (50–50)†", "2"],
+    ]
+    rows = read(tmp_path / "report/runs.csv")
+    assert [row["model.grid_power"] for row in rows] == ["1.0", "1.0", "2.0", "2.0"]
+
+
+def test_an_older_run_is_averaged_with_newer_ones_of_default_settings(tmp_path):
+    runs = [
+        make_run(tmp_path / "old", [0.2], seed=0),
+        make_run(tmp_path / "new", [0.4], seed=1, model__grid_power=1.0, online__utd_ratio=1),
+    ]
+    assert cells(report(tmp_path, runs), "Success after training") == [["QAM", "30% (20–40)†", "2"]]
+
+
+def test_a_setting_without_a_known_default_tells_apart_who_has_it(tmp_path):
+    """Of a method of one's own; a report does not import it."""
+    runs = [
+        make_run(tmp_path / f"{n}", [0.5], method="custom", seed=n, **changes)
+        for n, changes in enumerate(({}, {"model__mine": 3}))
+    ]
+    for run in runs:
+        path = run / "config.yaml"
+        path.write_text(path.read_text().replace("qam_lightning.methods.qam.QAM", "my_own.Mine"))
+    names = [row[0] for row in cells(report(tmp_path, runs), "Success after training")]
+    assert names == ["Mine", "Mine, mine 3"]
+
+
 # -- partial, damaged and foreign ------------------------------------------------------------------
 
 
@@ -201,6 +243,12 @@ def test_a_study_in_which_nothing_is_finished_has_curves(tmp_path):
         ("config.yaml", "", "config.yaml: a configuration is None, expected a mapping"),
         ("config.yaml", "seed: 1\n", "config.yaml: method is missing"),
         ("config.yaml", "a: &a [1]\nb: [*a, *a]\n", "config.yaml: a configuration is None"),
+        pytest.param(
+            "config.yaml",
+            "[" * 100_000 + "]" * 100_000,
+            "config.yaml: a configuration is None",
+            id="deep",
+        ),
         ("config.yaml", b"\xff\xfe\x00", "config.yaml: is no YAML"),
         ("metrics/eval.csv", "no,csv\n1,2\n", "eval.csv, line 1: has no column"),
         ("metrics/eval.csv", "", "eval.csv: holds no evaluation yet"),
