@@ -16,6 +16,8 @@ from qam_lightning.studies.study import read_study
 from qam_lightning.util.errors import UserError
 from tests.studies.conftest import Write
 
+ONLINE = {"online.steps": 12, "online.learning_starts": 10, "online.async_env": False}
+
 
 def planned(path: Path) -> list[Planned]:
     return plan(read_study(str(path)), lambda *_: None)
@@ -127,6 +129,18 @@ def test_states_of_a_run(write: Write, tiny: dict[str, Any], tmp_path: Path) -> 
     assert state_of(folder).kind == "finished"  # whatever was said
     (folder / "exit.json").write_text("nonsense")
     assert state_of(folder, Length(8, 0)).kind == "stopped"
+
+
+def test_an_online_run_may_grow_online_only(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its offline phase is over: more gradient steps there make another run."""
+    online = {**tiny, **ONLINE}
+    folder = trained(write(settings=online))
+    assert kinds(write(settings={**online, "online.steps": 14})) == ["stopped"]
+    assert main(["study", "run", str(write(settings={**online, "trainer.max_steps": 8}))]) == 2
+    first, _ = capsys.readouterr().err.splitlines()[-2:]
+    assert f"{folder} was made with other settings (trainer.max_steps: 6 -> 8)" in first
 
 
 def test_a_folder_of_another_run_is_refused(
