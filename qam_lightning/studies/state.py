@@ -153,6 +153,14 @@ def ended(run_dir: Path) -> End:
     return End()
 
 
+def failed_since(run_dir: Path, moment: float) -> bool:
+    """Whether a run's last process ended with an error after a time, in seconds as of a file."""
+    with contextlib.suppress(OSError):  # nothing is recorded
+        later = (run_dir / EXIT).stat().st_mtime > moment
+        return later and ended(run_dir).code in _FAILURES
+    return False
+
+
 def _after(end: End, state: State) -> State:
     """Return a state as a failed one if the run's last process failed."""
     failed = end.code in _FAILURES
