@@ -50,6 +50,8 @@ class CheckpointInfo(Schema):
         gradient_step: gradient steps taken.
         env_step: environment steps taken.
         phase: ``"offline"`` or ``"online"``.
+        offline_steps: gradient steps of the offline phase of a run that has an online phase, 0 if
+            its method has none; None for other runs, which are offline for all of their steps.
         method: full name of the method's class.
         shapes: name -> shape of every tensor of the method's ``state_dict``.
         best: the best evaluated success rate up to this checkpoint, None before the first.
@@ -63,6 +65,7 @@ class CheckpointInfo(Schema):
     gradient_step: Count
     env_step: Count
     phase: Literal["offline", "online"]
+    offline_steps: Count | None
     method: Text
     shapes: dict[Text, list[Count]]
     best: Number | None
@@ -77,9 +80,11 @@ class CheckpointInfo(Schema):
         entry = checkpoint[ENTRY]
         state = checkpoint.get("callbacks", {}).get("Checkpoints")
         best = state.get("best") if isinstance(state, dict) else None
+        online = checkpoint.get("online")
         return cls(
             fingerprint=fingerprint(path),
             **checkpoint["counters"],
+            offline_steps=online["settings"]["trainer.max_steps"] if online else None,
             shapes={name: list(x.shape) for name, x in checkpoint["state_dict"].items()},
             best=best if isinstance(best, float) and math.isfinite(best) else None,
             config=entry.get("config", ""),

@@ -31,8 +31,9 @@ class Checkpoints(Callback):
 
     ``last.ckpt`` is written before the first gradient step, so that a run can always be resumed,
     then every ``every_n_steps`` gradient steps, at the end of training, at the next step boundary
-    after SIGINT, SIGTERM, SIGUSR1 or SIGHUP, and when training fails, unless it failed mid-step.
-    It replaces the older one only after its bytes were read back from disk.
+    after SIGINT, SIGTERM, SIGUSR1 or SIGHUP, and when training fails, unless it failed mid-step or
+    after its last step: the final state is saved only after the final evaluation. ``last.ckpt``
+    replaces the older one only after its bytes were read back from disk.
     ``best.ckpt`` follows the evaluated success rate; of equal rates the newer wins. Nothing is
     written when a loss, a weight or the optimizer's state is not finite.
 
@@ -152,11 +153,14 @@ class Checkpoints(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Save what a failure would lose, unless training failed mid-step."""
+        """Save what a failure would lose, unless training failed mid-step or after its last."""
         self._restore_handlers()
         whole = self._boundary is not None and self._boundary == pl_module.gradient_step
         whole &= not isinstance(exception, KeyboardInterrupt)  # which may have come anywhere
         whole &= not any(callback.mid_step for callback in ours(trainer))
+        # Lightning does nothing when it resumes from the last step: a final evaluation that failed
+        # would never be repeated.
+        whole &= self._boundary != trainer.max_steps
         # On several devices the other ranks may be gone, and saving would wait for them for ever.
         if whole and trainer.world_size == 1 and self._written != self._boundary:
             with contextlib.suppress(UserError):  # the first failure is the one to report

@@ -14,7 +14,7 @@ from qam_lightning.cli.explain import spoken
 from qam_lightning.cli.resume import changed
 from qam_lightning.cli.training import FitCLI
 from qam_lightning.envs.make import env_id
-from qam_lightning.studies.state import Length, State, state_of
+from qam_lightning.studies.state import Length, State, length, state_of
 from qam_lightning.studies.study import Run, Study
 from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.provenance import mismatches
@@ -26,7 +26,7 @@ FREE = (
 """Settings that may change while a study runs: they do not change what it finds."""
 
 LONGER = ("trainer.max_steps", "online.steps")
-"""Settings that may grow: a finished run goes on."""
+"""Settings that may grow: a finished run goes on. The first may not once the run is online."""
 
 
 class Planned(NamedTuple):
@@ -115,8 +115,7 @@ def _built(run: Run) -> _Built:
     if not last_checkpoints(run.run_dir):
         cli.start_from_clone()  # later it may be gone
     settings = yaml.safe_load(cli.settings())
-    offline = cli.config.trainer.max_steps if cli.model.offline_phase else 0
-    return _Built(settings, Length(offline, cli.config.online.steps))
+    return _Built(settings, length(settings, None if cli.model.offline_phase else 0))
 
 
 def _planned(run: Run, built: "_Built | UserError", any_version: bool) -> Planned:
@@ -158,9 +157,10 @@ def _check_fits(run: Run, state: State, settings: dict[str, Any], any_version: b
     before = yaml.safe_load(state.info.config) or {}
     if not before:
         raise UserError(f"{run.run_dir} holds a run that is not of this command line; move it away")
-    if differences(before, settings):
+    phase = state.info.phase
+    if differences(before, settings, phase):
         settings = _built(run).settings  # its own: others may hold its seed in further places
-    if found := differences(before, settings):
+    if found := differences(before, settings, phase):
         raise UserError(
             f"{run.run_dir} was made with other settings ({'; '.join(found[:3])}); move it away, "
             "or undo the change"
@@ -169,17 +169,20 @@ def _check_fits(run: Run, state: State, settings: dict[str, Any], any_version: b
         raise UserError(f"{run.run_dir}: {lines[0]}; move it away, or take it with --any_version")
 
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """List the changed settings that make another run, see `FREE` and `LONGER`."""
+def differences(before: dict[str, Any], after: dict[str, Any], phase: str) -> list[str]:
+    """List the changed settings that make another run of one in a phase: see `FREE`, `LONGER`."""
+    longer = LONGER if phase == "offline" else ("online.steps",)
     return [
-        line for line in changed(before, after) if not line.startswith(FREE) and not _longer(line)
+        line
+        for line in changed(before, after)
+        if not line.startswith(FREE) and not _grows(line, longer)
     ]
 
 
-def _longer(line: str) -> bool:
+def _grows(line: str, keys: Sequence[str]) -> bool:
     key, _, values = line.partition(": ")
     old, _, new = values.partition(" -> ")
-    return key in LONGER and old.isdigit() and new.isdigit() and int(new) > int(old)
+    return key in keys and old.isdigit() and new.isdigit() and int(new) > int(old)
 
 
 def missing(planned: Iterable[Planned]) -> list[Planned]:

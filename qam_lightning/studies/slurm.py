@@ -265,7 +265,7 @@ def _entry(planned: Planned) -> Entry:
 def queued(study: Study) -> dict[str, str]:
     """Return the runs that jobs of this study hold, pending or running: `Run.name` -> job.
 
-    A failed run of a running job is not held: the job does not try it again.
+    A run that has failed since its job was submitted is not held: the job does not try it again.
 
     Raises:
         UserError: SLURM does not answer.
@@ -273,14 +273,15 @@ def queued(study: Study) -> dict[str, str]:
     files = {f"{study.name}-{path.parent.name}": path for path in _files(study)}
     if not files:
         return {}
-    form = "%F|%K|%T|%j"  # number of the array, of the task, state, name
+    form = "%F|%K|%j"  # number of the array, of the task, name
     asked = ("squeue", "--noheader", "--array", f"--format={form}", f"--name={','.join(files)}")
     held = {}
     for line in _answer(*asked).splitlines():
-        array, number, state, name = line.strip().split("|", 3)
+        array, number, name = line.strip().split("|", 2)
         single = not number.isdecimal()
+        submitted = files[name].stat().st_mtime
         for entry in read_tasks(files[name])[0 if single else int(number)].entries:
-            if state == "PENDING" or entry.state().kind != "failed":
+            if not entry.failed_since(submitted):
                 held[entry.run.name] = array if single else f"{array}_{number}"
     return held
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from qam_lightning.envs.rollout import available_cores
 from qam_lightning.studies import launch
-from qam_lightning.studies.state import Length, State, state_of
+from qam_lightning.studies.state import Length, State, failed_since, state_of
 from qam_lightning.studies.study import Run
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.schema import Count, Schema, read_json
@@ -63,6 +63,10 @@ class Entry(Schema):
         """
         return state_of(Path(self.run_dir), self.length)
 
+    def failed_since(self, submitted: float) -> bool:
+        """Whether the run has failed since its job was submitted: the job does not try it again."""
+        return failed_since(Path(self.run_dir), submitted)
+
 
 class Task(Schema):
     """What one task of an array does.
@@ -98,7 +102,8 @@ def work(path: str, number: int) -> None:
         SystemExit: always, with 0: nothing is left to do; 1: a run failed, and none is left to do,
             or no run got further before the time was up; `AGAIN`.
     """
-    raise SystemExit(_Job(read_tasks(Path(path))[number]).work())
+    tasks = read_tasks(Path(path))
+    raise SystemExit(_Job(tasks[number], Path(path).stat().st_mtime).work())
 
 
 class _Process(NamedTuple):
@@ -118,12 +123,11 @@ class _Process(NamedTuple):
 
 
 class _Job:
-    """A task at work."""
+    """A task at work, which was submitted at a time."""
 
-    def __init__(self, task: Task) -> None:
-        self._task, self._waiting = task, list(task.entries)
+    def __init__(self, task: Task, submitted: float) -> None:
+        self._task, self._submitted, self._waiting = task, submitted, list(task.entries)
         self._slots: dict[int, _Process] = {}
-        self._restarted = bool(int(os.environ.get("SLURM_RESTART_COUNT", 0)))
         self._tried_again: set[str] = set()
         self._signal: int | None = None
         self._told = self._again = self._failed = self._further = False
@@ -187,12 +191,12 @@ class _Job:
 
     def _is_left_out(self, entry: Entry, state: State) -> bool:
         """Whether a run needs no process of this job's."""
-        kinds = ["finished", "running", "pruned"]
-        if self._restarted:
-            kinds.append("failed")  # in this job, which has tried it
-        if state.kind in kinds:
+        failed = state.kind == "failed" and entry.failed_since(self._submitted)
+        self._failed |= failed
+        left_out = failed or state.kind in ("finished", "running", "pruned")
+        if left_out:
             _say(f"{entry.run.name}: {state.kind}{f', {state.line}' if state.line else ''}")
-        return state.kind in kinds
+        return left_out
 
     def _ended(self, at: _Process) -> None:
         """Note how a run's process ended, and what follows from it."""

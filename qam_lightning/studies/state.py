@@ -1,12 +1,14 @@
 """What became of a run, read from its folder."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
 from qam_lightning.checkpoints import CheckpointInfo, describe, last_checkpoints
+from qam_lightning.online.schedule import Schedule
 from qam_lightning.run_folder import contents, holder
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.metrics_csv import last_row
@@ -27,10 +29,12 @@ class Length(NamedTuple):
     Attributes:
         gradient_steps: of the offline phase, ``trainer.max_steps``; 0 if the method has none.
         env_steps: of the online phase, ``online.steps``.
+        updates: gradient steps of the online phase.
     """
 
     gradient_steps: int = 0
     env_steps: int = 0
+    updates: int = 0
 
 
 class State(NamedTuple):
@@ -64,13 +68,21 @@ class State(NamedTuple):
     @property
     def total(self) -> int:
         """Steps of a finished run."""
-        return sum(self.length)
+        return self.length.gradient_steps + self.length.env_steps
 
 
-def length(settings: str) -> Length:
-    """Return how long a run with a resolved configuration (YAML) is; 0 steps if it is empty."""
-    config = yaml.safe_load(settings) or {}
-    return Length(_steps(config.get("trainer"), "max_steps"), _steps(config.get("online"), "steps"))
+def length(settings: Mapping[str, Any], offline: int | None = None) -> Length:
+    """Return how long a run with a resolved configuration is; 0 steps if it is empty.
+
+    Args:
+        settings: the configuration.
+        offline: gradient steps of the offline phase if they are not ``trainer.max_steps``.
+    """
+    keys = ("learning_starts", "steps", "utd_ratio")
+    schedule = Schedule(0, *(_steps(settings.get("online"), key) for key in keys))
+    if offline is None:
+        offline = _steps(settings.get("trainer"), "max_steps")
+    return Length(offline, schedule.steps, max(0, schedule.gradient_steps))
 
 
 def _steps(section: Any, key: str) -> int:
@@ -100,12 +112,12 @@ def state_of(run_dir: Path, wanted: Length | None = None) -> State:
             )
         return _after(end, State("stopped" if end.code else "new", length=wanted or Length()))
     info = describe(found[0])
-    goal = wanted or length(info.config)
+    goal = wanted or length(yaml.safe_load(info.config) or {}, info.offline_steps)
     steps = State("stopped", info.gradient_step, info.env_step, goal, info=info)
     if (who := holder(run_dir)) is not None:
         return _newest(run_dir, steps)._replace(kind="running", line=who)
-    offline = info.gradient_step >= goal.gradient_steps or info.phase == "online"
-    if sum(goal) and offline and info.env_step >= goal.env_steps:
+    updated = info.gradient_step >= goal.gradient_steps + goal.updates
+    if any(goal) and updated and info.env_step >= goal.env_steps:
         return steps._replace(kind="finished")
     end = ended(run_dir)
     return steps._replace(kind="pruned") if end.pruned else _after(end, steps)
@@ -139,6 +151,14 @@ def ended(run_dir: Path) -> End:
         end: End = read_json(End, run_dir / EXIT, "how a run ended", "")
         return end.model_copy(update={"line": shown(end.line, 300)})
     return End()
+
+
+def failed_since(run_dir: Path, moment: float) -> bool:
+    """Whether a run's last process ended with an error after a time, in seconds as of a file."""
+    with contextlib.suppress(OSError):  # nothing is recorded
+        later = (run_dir / EXIT).stat().st_mtime > moment
+        return later and ended(run_dir).code in _FAILURES
+    return False
 
 
 def _after(end: End, state: State) -> State:

@@ -211,6 +211,18 @@ class RandomStates(Schema):
     cuda: Annotated[Tensor, Checked(_cuda_state)] | None = None
 
 
+class OnlineSettings(Schema, extra="allow"):
+    """What the schedule of a run with an online phase is known by."""
+
+    offline: Count = Key("trainer.max_steps")
+
+
+class Online(Schema, extra="allow"):
+    """The entry of such a run; `qam_lightning.online.state` checks the rest."""
+
+    settings: OnlineSettings
+
+
 class OptimizerState(Schema):
     """What `torch.optim.Optimizer.state_dict` returns."""
 
@@ -226,6 +238,7 @@ class Content(Schema, extra="allow"):
     state_dict: dict[Text, Dense]
     metrics: dict[Text, Annotated[Tensor, Checked(_scalar)]] = {}
     random: RandomStates | None = None
+    online: Online | None = None
     lightning: Annotated[Text, Checked(_lightnings_version)] = Key("pytorch-lightning_version")
     epoch: Count
     global_step: Count

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from qam_lightning.callbacks.base import Callback
 from qam_lightning.callbacks.checkpoint_files import keep_last
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.callbacks.divergence import culprit
@@ -25,12 +26,14 @@ from qam_lightning.evaluation import report
 from qam_lightning.loggers.base import is_evaluation
 from qam_lightning.loggers.csv import CsvLogger
 from qam_lightning.methods.base import Method
+from qam_lightning.studies.state import EXIT, End, state_of
 from qam_lightning.util import arguments as command_line
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import save_json
 from tests.app.conftest import read_csv
 from tests.conftest import limited
 from tests.online.conftest import build
-from tests.online.test_online import assert_same_runs, kill_at, last
+from tests.online.test_online import assert_same_runs, kill_at
 from tests.online.tiny import DEATH
 
 TOTAL = 18  # gradient steps of both phases
@@ -400,25 +403,30 @@ def test_an_interrupt_in_the_last_step_lets_the_run_end(made, arguments, monkeyp
     assert_same_runs(made["whole"], tmp_path / "run")
 
 
-def test_a_kill_within_the_last_evaluation_loses_nothing(made, arguments, monkeypatch, tmp_path):
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_last_evaluation_that_fails_is_repeated(killed, arguments, monkeypatch, tmp_path):
     """The final checkpoint is written after it, although it would have been due before."""
-    flags = ("--evaluation.every_n_steps=7", "--checkpoints.every_n_steps=3")
+    run, flags = tmp_path / "run", ("--evaluation.every_n_steps=7", "--checkpoints.every_n_steps=3")
     assert main(arguments(*flags, run_dir=tmp_path / "whole")) == 0
     roll_out = Evaluate._roll_out
 
-    def killed(self, trainer, method):
+    def failing(self, trainer, method):
         if method.gradient_step == TOTAL:
-            raise RuntimeError("killed")
+            raise WorkerError("dead")
         return roll_out(self, trainer, method)
 
-    monkeypatch.setattr(Evaluate, "_roll_out", killed)
-    monkeypatch.setattr(Checkpoints, "on_exception", lambda *args: None)  # as SIGKILL would
-    with pytest.raises(RuntimeError, match="killed"):
-        main(arguments(*flags))
-    monkeypatch.undo()
-    assert last(tmp_path / "run")["counters"]["gradient_step"] == 15
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluate, "_roll_out", failing)
+        if killed:
+            patch.setattr(Checkpoints, "on_exception", Callback.on_exception)  # saves nothing
+        with pytest.raises(WorkerError, match="dead"):
+            main(arguments(*flags))
+    save_json(run / EXIT, End(code=-signal.SIGKILL if killed else 1).model_dump())  # as studies do
+    state = state_of(run)
+    assert (state.kind, state.gradient_step) == ("stopped" if killed else "failed", 15)
     assert main(arguments(*flags, "--ckpt_path=last")) == 0
-    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+    assert state_of(run).kind == "finished"
+    assert_same_runs(tmp_path / "whole", run)
 
 
 def test_a_run_can_go_on_from_its_best_checkpoint_where_that_is_the_newest(made, killed, arguments):

@@ -151,10 +151,12 @@ def test_a_damaged_record_of_the_end(content: str, code: int | None, tmp_path: P
         ("trainer: 3", (0, 0)),
         ("trainer: {max_steps: x}\nonline: null", (0, 0)),
         ("trainer: {max_steps: 6}\nonline: {steps: 4}", (6, 4)),
+        ("online: {steps: 4, learning_starts: 1, utd_ratio: 2}", (0, 4, 6)),
+        ("online: {steps: 0, learning_starts: 1, utd_ratio: 2}", (0, 0)),
     ],
 )
-def test_the_length_of_a_strange_configuration(settings: str, steps: tuple[int, int]) -> None:
-    assert length(settings) == Length(*steps)
+def test_the_length_of_a_strange_configuration(settings: str, steps: tuple[int, ...]) -> None:
+    assert length(yaml.safe_load(settings)) == Length(*steps)
 
 
 def test_a_damaged_run_does_not_hide_the_others(

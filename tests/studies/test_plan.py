@@ -1,7 +1,9 @@
 """What is found out before anything starts."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,15 @@ import pytest
 import yaml
 
 from qam_lightning.cli import main
+from qam_lightning.methods.base import Method
 from qam_lightning.run_folder import Claim
 from qam_lightning.studies.plan import Planned, missing, plan
 from qam_lightning.studies.state import Length, state_of
 from qam_lightning.studies.study import read_study
 from qam_lightning.util.errors import UserError
 from tests.studies.conftest import Write
+
+ONLINE = {"online.steps": 12, "online.learning_starts": 10, "online.async_env": False}
 
 
 def planned(path: Path) -> list[Planned]:
@@ -23,6 +28,21 @@ def planned(path: Path) -> list[Planned]:
 
 def kinds(path: Path) -> list[str]:
     return [item.state.kind for item in planned(path)]
+
+
+def stopped(path: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Train a study's first run in this process, and stop it after a gradient step."""
+    run, train = read_study(str(path)).runs[0], Method.training_step
+
+    def signalled(self: Method, *args: Any) -> Any:
+        if self.gradient_step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Method, "training_step", signalled)
+        assert main(["fit", *run.arguments]) == 128 + signal.SIGTERM
+    return run.run_dir
 
 
 def trained(path: Path, number: int = 0, *flags: str) -> Path:
@@ -127,6 +147,52 @@ def test_states_of_a_run(write: Write, tiny: dict[str, Any], tmp_path: Path) -> 
     assert state_of(folder).kind == "finished"  # whatever was said
     (folder / "exit.json").write_text("nonsense")
     assert state_of(folder, Length(8, 0)).kind == "stopped"
+
+
+def test_an_online_run_may_grow_online_only(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its offline phase is over: more gradient steps there make another run."""
+    online = {**tiny, **ONLINE}
+    folder = trained(write(settings=online))
+    assert kinds(write(settings={**online, "online.steps": 14})) == ["stopped"]
+    assert main(["study", "run", str(write(settings={**online, "trainer.max_steps": 8}))]) == 2
+    first, _ = capsys.readouterr().err.splitlines()[-2:]
+    assert f"{folder} was made with other settings (trainer.max_steps: 6 -> 8)" in first
+
+
+def test_a_run_is_not_finished_before_its_last_update(
+    write: Write, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although no environment step is left to take."""
+    path = write(settings={**tiny, **ONLINE, "online.utd_ratio": 2})
+    folder = stopped(path, 9, monkeypatch)
+    state = state_of(folder)
+    assert (state.kind, state.gradient_step, state.env_step) == ("stopped", 9, 12)
+    assert kinds(path) == ["stopped"]
+    trained(path, 0, "--ckpt_path=last")
+    assert kinds(path) == ["finished"] and state_of(folder)[:3] == ("finished", 10, 12)
+
+
+def test_the_share_of_a_method_without_an_offline_phase(
+    write: Write,
+    tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its trainer.max_steps counts for nothing, also where an older JSON does not tell."""
+    online = {**ONLINE, "method": "rlpd", "online.steps": 20, "trainer.max_steps": 1000}
+    path = write(settings={**tiny, **online})
+    beside = stopped(path, 5, monkeypatch) / "checkpoints/last.json"
+    facts = json.loads(beside.read_text())
+    assert facts.pop("offline_steps") == 0
+    for text in (beside.read_text(), json.dumps(facts)):
+        beside.write_text(text)
+        capsys.readouterr()
+        assert main(["study", "status", str(path), "--all"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == "run stopped 75%"
+    trained(path, 0, "--ckpt_path=last")
+    assert kinds(path) == ["finished"] and state_of(beside.parents[1]).kind == "finished"
 
 
 def test_a_folder_of_another_run_is_refused(

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from qam_lightning.studies import slurm_job
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.slurm import (
     FOLDER,
@@ -28,7 +29,7 @@ from qam_lightning.studies.slurm import (
     tasks_of,
 )
 from qam_lightning.studies.slurm_job import AGAIN, TASKS, read_tasks
-from qam_lightning.studies.state import Length, State, state_of
+from qam_lightning.studies.state import EXIT, Length, State, state_of
 from qam_lightning.studies.study import Run, Study, read_study
 from qam_lightning.util.errors import UserError
 from tests.online.conftest import build, data  # noqa: F401
@@ -222,11 +223,18 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stud
     return builder
 
 
-def in_queue(notes: Path, study: Study, *states: str) -> None:
-    """Put the tasks of the study's first array into the queue."""
+def in_queue(notes: Path, *tasks: int | str) -> None:
+    """Put tasks of the first array into the queue; ``N/A`` is the only one of a single job."""
     (name,) = re.findall(r"--job-name=(\S+)", (notes / "job-1").read_text())
-    rows = [f"1|{n}|{state}|{name}" for n, state in enumerate(states)]
-    (notes / "queue").write_text("\n".join([*rows, ""]))
+    (notes / "queue").write_text("".join(f"1|{task}|{name}\n" for task in tasks))
+
+
+def fail(run: Run, ago: float = 0.0) -> None:
+    """Record that a run has failed, some seconds ago."""
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    path = run.run_dir / EXIT
+    path.write_text('{"code": 2, "line": "error: wrong"}')
+    os.utime(path, (time.time() - ago,) * 2)
 
 
 def left_out(capsys: pytest.CaptureFixture) -> list[str]:
@@ -269,7 +277,7 @@ def test_runs_that_jobs_in_the_queue_hold_are_left_out(
 ) -> None:
     found = study(grid={"seed": "0-1"})
     assert submit(found, planned(found.runs), SlurmOptions()) == ["1"]
-    in_queue(slurm, found, "RUNNING", "PENDING")
+    in_queue(slurm, 0, 1)
     assert queued(found) == {"seed0": "1_0", "seed1": "1_1"}
     more = study(grid={"seed": "0-3"})
     assert submit(more, planned(more.runs), SlurmOptions()) == ["2"]
@@ -285,23 +293,20 @@ def test_nothing_is_submitted_if_the_queue_holds_everything(
 ) -> None:
     found = study(grid={"seed": "0-1"})
     submit(found, planned(found.runs), SlurmOptions())
-    in_queue(slurm, found, "PENDING", "COMPLETING")
+    in_queue(slurm, 0, 1)
     assert submit(found, planned(found.runs), SlurmOptions()) == []
     assert not (slurm / "job-2").exists()
 
 
-def test_a_failed_run_of_a_job_that_runs_may_be_submitted_again(
-    slurm: Path, study: Callable[..., Study]
-) -> None:
+def test_a_job_holds_a_run_until_that_fails_in_it(slurm: Path, study: Callable[..., Study]) -> None:
     found = study(grid={"seed": "0-1"})
+    fail(found.runs[1], ago=60)
     submit(found, planned(found.runs), SlurmOptions(runs_per_gpu=2))
-    found.runs[1].run_dir.mkdir(parents=True)
-    (found.runs[1].run_dir / "exit.json").write_text('{"code": 2, "line": "error: wrong"}')
-    (name,) = re.findall(r"--job-name=(\S+)", (slurm / "job-1").read_text())
-    (slurm / "queue").write_text(f"1|N/A|RUNNING|{name}\n")
-    assert queued(found) == {"seed0": "1"}
-    (slurm / "queue").write_text(f"1|N/A|PENDING|{name}\n")
+    in_queue(slurm, "N/A")
     assert queued(found) == {"seed0": "1", "seed1": "1"}
+    fail(found.runs[1], ago=-60)
+    assert queued(found) == {"seed0": "1"}
+    assert submit(found, planned(found.runs), SlurmOptions()) == ["2"]
 
 
 def test_a_refused_job_leaves_nothing(
@@ -441,7 +446,10 @@ def test_a_job_saves_its_runs_and_goes_on_with_them(
     data: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """One run is wrong from the start. The other is stopped, continued, and stopped again."""
+    """One run is wrong from the start. The other is stopped, continued, and stopped again.
+
+    SLURM had requeued the job before it started any of them.
+    """
     words = build(data, tmp_path, trainer__max_steps=100_000, online__steps=0, threads=1)
     settings = dict(word[2:].split("=", 1) for word in words[1:])
     del settings["run_dir"]
@@ -449,16 +457,17 @@ def test_a_job_saves_its_runs_and_goes_on_with_them(
     found = study(settings=settings | every, grid={"seed": [0, 1]}, list=[{"model.tau": 1}])
     wrong, good = found.runs
     wrong.arguments.append("--model.tau=-1")
+    for run in found.runs:
+        fail(run, ago=60)  # in a job before
     assert submit(found, planned(found.runs, 100_000), SlurmOptions(runs_per_gpu=2)) == ["1"]
-    first = start(0)
-    first.until(lambda: state_of(wrong.run_dir).kind == "failed")
+    first = start(1)
+    first.until(lambda: "model.tau is -1" in state_of(wrong.run_dir).line)
     first.until(lambda: state_of(good.run_dir).gradient_step > 0)
     first.kill(signal.SIGUSR1)
     assert first.process.wait(60) == AGAIN
     at = state_of(good.run_dir)
     assert at.kind == "stopped"
-    assert "model.tau is -1" in state_of(wrong.run_dir).line
-    second = start(1)
+    second = start(2)
     second.until(lambda: state_of(good.run_dir).gradient_step > at.gradient_step)
     second.kill(signal.SIGTERM)
     assert second.process.wait(60) == AGAIN
@@ -467,6 +476,22 @@ def test_a_job_saves_its_runs_and_goes_on_with_them(
     failed = "failed with exit code 2"
     assert first.said == dict(zip(names, (["started", failed], stopped), strict=True))
     assert second.said == dict(zip(names, (["failed"], stopped), strict=True))
+
+
+def test_a_requeued_job_does_not_hide_a_failure(
+    slurm: Path, study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the run out that failed in its life before, and ends as failed itself."""
+    found = study(grid={"seed": [0]})
+    submit(found, planned(found.runs), SlurmOptions())
+    fail(found.runs[0], ago=-60)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr(slurm_job, "_STOPPING", ())  # this process keeps its handlers
+    (path,) = found.folder.glob(f"{FOLDER}/*/{TASKS}")
+    with pytest.raises(SystemExit) as ended:
+        slurm_job.work(str(path), 0)
+    assert ended.value.code == 1
+    assert not (found.runs[0].run_dir / "output.log").exists()  # it was not started
 
 
 def test_a_job_too_short_for_its_runs_is_not_requeued(
