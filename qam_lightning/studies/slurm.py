@@ -333,8 +333,6 @@ def submit(study: Study, planned: Sequence[Planned], options: SlurmOptions) -> l
     """
     _import_submitit()
     longest = _longest_array()
-    for item in planned:
-        shape_of(item, options)
     folder = study.folder.absolute() / FOLDER
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
