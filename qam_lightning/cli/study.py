@@ -150,13 +150,14 @@ def run(options: argparse.Namespace) -> int:
     with uncollected():
         from qam_lightning.studies.local import Listed, default_jobs, gpus_each, run_here
         from qam_lightning.studies.plan import counted, missing
-        from qam_lightning.studies.search import Trials, corners, runs_of
+        from qam_lightning.studies.search import Trials, as_configured, corners, runs_of
     if study.search is None:
         planned = _planned(study, options)
         tried = missing(planned)
         source: Any = Listed(tried)
     else:
         tried = _planned(study._replace(runs=corners(study)), options)
+        study = as_configured(study, tried)
         planned = _planned(study._replace(runs=runs_of(study)), options)
         source = Trials(study, planned, options.any_version)
     asked = None if options.slurm is None else _slurm_options(options, given)

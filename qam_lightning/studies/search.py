@@ -7,6 +7,7 @@ runs end: two searches with equal files differ.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from qam_lightning.cli.reading import read_text, read_yaml
 from qam_lightning.evaluation.plots import Curve, read_curve
 from qam_lightning.studies.plan import Planned, plan
 from qam_lightning.studies.state import State, told_state_of
-from qam_lightning.studies.study import Range, Run, Study, canonical, trial
+from qam_lightning.studies.study import Range, Run, Search, Study, canonical, trial
 from qam_lightning.util.errors import UserError, shown
 
 _FOLDER = re.compile(r"trial-(\d{4,})")
@@ -35,7 +36,7 @@ def runs_of(study: Study) -> list[Run]:
         config = folder / "config.yaml"
         if _FOLDER.fullmatch(folder.name) and config.is_file():
             values = _values(read_yaml(read_text(config, "a configuration"), str(config)), study)
-            if lacking := [key for key, value in values.items() if value is None]:
+            if lacking := [key for key in study.search.space if key not in values]:
                 advice = "restore the file, or move its folder away"
                 raise UserError(f"{config}: {lacking[0]} is missing; {advice}")
             found.append(trial(study, folder.name, values))
@@ -45,10 +46,7 @@ def runs_of(study: Study) -> list[Run]:
 def corners(study: Study) -> list[Run]:
     """Return runs with every value of a list, and both ends of every range, one at a time."""
     assert study.search is not None
-    ends = {
-        key: [values.low, values.high] if isinstance(values, Range) else values
-        for key, values in study.search.space.items()
-    }
+    ends = _ends(study.search)
     first = {key: values[0] for key, values in ends.items()}
     return [
         trial(study, "trial", {**first, key: value})
@@ -57,11 +55,44 @@ def corners(study: Study) -> list[Run]:
     ]
 
 
+def _ends(search: Search) -> dict[str, list[Any]]:
+    return {
+        key: [values.low, values.high] if isinstance(values, Range) else values
+        for key, values in search.space.items()
+    }
+
+
+def as_configured(study: Study, tried: Sequence[Planned]) -> Study:
+    """Return a search whose lists hold what configurations do: cube-single where cube_single is.
+
+    A trial's configuration then holds values of the lists.
+
+    Args:
+        study: one with a search.
+        tried: its `corners`, planned.
+
+    Raises:
+        UserError: two values of a list are one.
+    """
+    assert study.search is not None
+    configured = (_values(item.settings, study) for item in tried)
+    space = dict(study.search.space)
+    for key, ends in _ends(study.search).items():
+        found = [next(configured).get(key, value) for value in ends]
+        if isinstance(space[key], Range):
+            continue
+        space[key] = found
+        if twice := [value for n, value in enumerate(found) if value in found[:n]]:
+            problem = f"search.space.{key} has {shown(twice[0])} twice; write every value once"
+            raise UserError(f"{study.path}: {problem}")
+    return study._replace(search=study.search._replace(space=space))
+
+
 class Trials:
     """The runs of a search; a `local.Source`.
 
     Args:
-        study: one with a search.
+        study: one with a search, `as_configured`.
         begun: its runs so far, planned.
         any_version: see `plan.plan`.
 
@@ -196,7 +227,7 @@ def _optuna() -> Any:
 
 
 def _values(config: object, study: Study) -> dict[str, Any]:
-    """Return what a run's resolved configuration has for the keys of a search, None for nothing."""
+    """Return what a run's resolved configuration has for those keys of a search that it has."""
     assert study.search is not None
     found = {}
     for key in study.search.space:
@@ -204,8 +235,11 @@ def _values(config: object, study: Study) -> dict[str, Any]:
         if full.startswith("model.") and full != "model.class_path":
             full = full.replace("model.", "model.init_args.", 1)
         for name in full.split("."):
-            place = place.get(name) if isinstance(place, dict) else None
-        found[key] = place
+            if not isinstance(place, dict) or name not in place:
+                break
+            place = place[name]
+        else:
+            found[key] = place
     return found
 
 

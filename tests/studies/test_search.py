@@ -161,3 +161,32 @@ def test_a_trial_outside_of_the_space_is_refused(search: Path, tmp_path: Path) -
     begun = plan(study._replace(runs=runs_of(study)), lambda *_: None)
     with pytest.raises(UserError, match="model.tau is 20.0, which search.space does not hold"):
         Trials(study, begun)
+
+
+def test_a_search_goes_on_whose_values_are_spelled_otherwise(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The configuration of a trial has qam_edit, 3.0e-4 and cube-single."""
+    space = {
+        "method": ["fql", "qam-edit"],
+        "model.learning_rate": ["3E-4", "1E-3"],
+        "domain": ["cube_single"],
+        "online.num_envs": ["null", 1],
+    }
+    path = write(settings=tiny, search={"trials": 1, "space": space})
+    values = {key: choices[-1] for key, choices in space.items()} | {"online.num_envs": "null"}
+    begun = trial(read_study(str(path)), "trial-0001", values)
+    assert main(["fit", *begun.arguments]) == 0
+    capsys.readouterr()
+    assert main(["study", "run", str(path)]) == 0
+    assert "mine, 1 run: 1 finished" in capsys.readouterr().out
+
+
+def test_a_value_that_is_there_in_two_spellings_is_refused(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(settings=tiny, search={"trials": 1, "space": {"method": ["qam-edit", "qam_edit"]}})
+    assert main(["study", "run", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {path}: search.space.method has qam_edit twice; write every value once\n"
+    )
