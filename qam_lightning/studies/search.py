@@ -6,7 +6,10 @@ tells Optuna what the folders say, and asks for more. Optuna's choices depend on
 runs end: two searches with equal files differ.
 """
 
+import contextlib
+import io
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +18,12 @@ import numpy as np
 from qam_lightning.cli.reading import read_text, read_yaml
 from qam_lightning.evaluation.plots import Curve, read_curve
 from qam_lightning.studies.plan import Planned, plan
-from qam_lightning.studies.state import State, told_state_of
-from qam_lightning.studies.study import Range, Run, Search, Study, canonical, trial
+from qam_lightning.studies.state import State, state_of, told_state_of
+from qam_lightning.studies.study import MOST_RUNS, Range, Run, Search, Study, canonical, trial
 from qam_lightning.util.errors import UserError, shown
 
 _FOLDER = re.compile(r"trial-(\d{4,})")
+_ATTEMPTS = 100  # to find settings that go together
 _STARTUP = 5  # finished trials before one may be pruned
 
 
@@ -105,17 +109,21 @@ class Trials:
         self._study, self._search, self._any_version = study, study.search, any_version
         self._optuna = _optuna()
         self._space = {key: self._distribution(x) for key, x in study.search.space.items()}
-        # A sampler that is asked again with as many trials must not repeat its choice.
+        # A sampler that is asked again with as many trials must not repeat its choice; nor must
+        # one repeat the other's, which equal seeds would do.
+        samplers, seed = self._optuna.samplers, len(begun)
+        self._learning = samplers.TPESampler(seed=seed, constant_liar=True)
+        self._blind = samplers.RandomSampler(seed=MOST_RUNS + 1 + seed)
         self._oracle = self._optuna.create_study(
             direction="maximize",
-            sampler=self._optuna.samplers.TPESampler(seed=len(begun), constant_liar=True),
             pruner=self._optuna.pruners.MedianPruner(n_startup_trials=_STARTUP),
         )
         self._begun: list[Planned] = []  # to be continued
         self._trials: dict[str, Any] = {}
         self._reported: dict[str, int] = {}
-        self._numbers = [int(item.run.run_dir.name.removeprefix("trial-")) for item in begun]
+        self._numbers = [_number(item.run) for item in begun]
         self._taken = 0
+        self._warned = False
         for item in begun:
             self._check_values(item.run)
             if item.state.kind in ("stopped", "failed"):
@@ -130,20 +138,63 @@ class Trials:
         return max(0, self._search.trials - self._taken)
 
     def take(self) -> Planned | None:
-        """Return a trial to continue, or a new one."""
+        """Return a trial to continue, or a new one.
+
+        Raises:
+            UserError: settings refuse whatever Optuna chooses, or its folder holds another run.
+        """
         if not self.waiting:
             return None
-        self._taken += 1
         if self._begun:
             item = self._begun.pop(0)
             self._oracle.enqueue_trial(item.run.axes)
-            self._trials[item.run.name] = self._oracle.ask(self._space)
-            return item
-        asked = self._oracle.ask(self._space)
-        self._numbers.append(max(self._numbers, default=0) + 1)
-        run = trial(self._study, f"trial-{self._numbers[-1]:04d}", asked.params)
-        (item,) = plan(self._study._replace(runs=[run]), lambda *_: None, self._any_version)
-        self._trials[run.name] = asked
+            asked = self._oracle.ask(self._space)
+        else:
+            asked, item = self._chosen()
+            self._numbers.append(_number(item.run))
+        self._taken += 1
+        self._trials[item.run.name] = asked
+        return item
+
+    def _chosen(self) -> tuple[Any, Planned]:
+        """Return Optuna's next choice that settings take, and its run.
+
+        Optuna learns nothing from a choice that settings refuse, and could repeat it forever. So
+        chance makes the next one.
+        """
+        name = f"trial-{max(self._numbers, default=0) + 1:04d}"
+        state_of(self._study.folder / name)  # no other combination helps if this raises
+        problem = ""
+        for attempt in range(_ATTEMPTS):
+            self._oracle.sampler = self._blind if attempt else self._learning
+            asked = self._oracle.ask(self._space)
+            try:
+                return asked, self._planned(trial(self._study, name, asked.params))
+            except UserError as error:
+                self._oracle.tell(asked, state=self._optuna.trial.TrialState.FAIL)
+                problem = str(error)
+            if not self._warned:
+                print(f"left out, and others like it: {problem}", file=sys.stderr)
+                self._warned = True
+        raise UserError(
+            f"{self._study.path}: search.space: {_ATTEMPTS} combinations in a row are refused, the "
+            f"last one because {problem}"
+        )
+
+    def _planned(self, run: Run) -> Planned:
+        """Plan a run.
+
+        Raises:
+            UserError: its settings are refused; says why.
+        """
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                (item,) = plan(self._study._replace(runs=[run]), lambda *_: None, self._any_version)
+        except UserError as error:  # it counts the problems, which were printed
+            problem = said.getvalue().strip().rpartition("\n")[2] or str(error)
+            raise UserError(problem.removeprefix(f"error: {run.name}: ")) from None
+        print(said.getvalue(), end="", file=sys.stderr)
         return item
 
     def hopeless(self, item: Planned) -> bool:
@@ -215,6 +266,10 @@ class Trials:
         whole = isinstance(values.low, int) and isinstance(values.high, int)
         kind = kinds.IntDistribution if whole else kinds.FloatDistribution
         return kind(*values)
+
+
+def _number(run: Run) -> int:
+    return int(run.run_dir.name.removeprefix("trial-"))
 
 
 def _optuna() -> Any:

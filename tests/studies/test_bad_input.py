@@ -255,7 +255,7 @@ def test_a_run_that_cannot_start_fails_alone(
 
 
 def test_an_error_leaves_no_run_behind(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For example, a search chooses settings that do not go together."""
+    """For example, a search finds no settings that go together."""
     started: list[Sleeper] = []
 
     def start(*_: object) -> Sleeper:
