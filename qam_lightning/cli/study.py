@@ -148,15 +148,16 @@ def run(options: argparse.Namespace) -> int:
     if options.slurm is not None and study.search is not None:
         raise UserError(f"{study.path}: a search runs here only, each run follows from the others")
     with uncollected():
-        from qam_lightning.studies.local import Listed, default_jobs, run_here
+        from qam_lightning.studies.local import Listed, default_jobs, gpus_each, run_here
         from qam_lightning.studies.plan import counted, missing
-        from qam_lightning.studies.search import Trials, corners, runs_of
+        from qam_lightning.studies.search import Trials, as_configured, corners, runs_of
     if study.search is None:
         planned = _planned(study, options)
-        source: Any = Listed(missing(planned))
-        tried = planned
+        tried = missing(planned)
+        source: Any = Listed(tried)
     else:
         tried = _planned(study._replace(runs=corners(study)), options)
+        study = as_configured(study, tried)
         planned = _planned(study._replace(runs=runs_of(study)), options)
         source = Trials(study, planned, options.any_version)
     asked = None if options.slurm is None else _slurm_options(options, given)
@@ -171,8 +172,9 @@ def run(options: argparse.Namespace) -> int:
     if not todo:
         return _best(source, study)
     jobs = min(options.jobs or default_jobs(tried), todo)
+    gpus = gpus_each(tried, jobs)
     print(f"{todo} to run, {jobs} at a time; Ctrl-C stops and saves all")
-    outcome = run_here(source, jobs)
+    outcome = run_here(source, jobs, gpus)
     for name, line in outcome.failed:
         print(f"failed: {name}: {line}", file=sys.stderr)
     if outcome.signal is not None:

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.utilities import rank_zero_only
 
+from qam_lightning.util.devices import device_count
 from qam_lightning.util.errors import require
 
 
@@ -90,7 +91,7 @@ class Trainer(pl.Trainer):
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            plugins=[Alone()] if num_nodes == 1 and _is_one(devices) else None,
+            plugins=[Alone()] if num_nodes == 1 and device_count(devices) == 1 else None,
             use_distributed_sampler=False,  # our batches are functions of step and rank
         )
         self._checkpoint_connector = _Connector(self)
@@ -99,11 +100,3 @@ class Trainer(pl.Trainer):
             cluster.auto_requeue = False  # it would put checkpoints into the working directory
         # Until now it followed the environment.
         rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
-
-
-def _is_one(devices: int | str | list[int]) -> bool:
-    """Whether this asks for one device: 1, "1", [3] or "3,"."""
-    if isinstance(devices, str):
-        named = devices.replace(" ", "")
-        return named == "1" or named.count(",") == 1 and named.endswith(",")
-    return devices == 1 if isinstance(devices, int) else len(devices) == 1

@@ -58,20 +58,23 @@ def start(
             )
 
 
-def shared_variables(slot: int, jobs: int, cores: int) -> dict[str, str]:
+def shared_variables(slot: int, jobs: int, cores: int, gpus: int = 1) -> dict[str, str]:
     """Return the variables that share cores and GPUs between runs, for `start`.
 
     Args:
-        slot: which of the places for runs the run has, from 0.
+        slot: which of the places for runs the run has, from 0. Places beyond the machine's GPUs
+            share those of the first ones.
         jobs: how many places there are.
         cores: that they share.
+        gpus: of each place.
     """
     threads = str(max(1, cores // jobs))
     shared = {n: threads for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if n not in os.environ}
     if jobs > 1 and torch.cuda.is_available():
         names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         names = names if names[0] else [str(n) for n in range(torch.cuda.device_count())]
-        shared["CUDA_VISIBLE_DEVICES"] = names[slot % len(names)]
+        first = slot % max(1, len(names) // gpus) * gpus
+        shared["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + gpus])
     return shared
 
 

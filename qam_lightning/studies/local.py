@@ -15,10 +15,19 @@ from rich.live import Live
 from rich.table import Table
 
 from qam_lightning.envs.rollout import available_cores
-from qam_lightning.studies.launch import finish, is_elsewhere, shared_flags, shared_variables, start
+from qam_lightning.studies.launch import (
+    LOG,
+    finish,
+    is_elsewhere,
+    last_line,
+    shared_flags,
+    shared_variables,
+    start,
+)
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.state import State, told_state_of
-from qam_lightning.util.errors import UserError
+from qam_lightning.util.devices import device_count
+from qam_lightning.util.errors import UserError, shown
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 0.2  # seconds between two looks at the processes
@@ -82,14 +91,46 @@ class Outcome(NamedTuple):
 
 
 def default_jobs(planned: Sequence[Planned]) -> int:
-    """Return how many runs share the machine well: one per GPU, or one per its threads' cores."""
-    if torch.cuda.is_available():
-        return torch.cuda.device_count()
-    threads = [item.threads or available_cores() for item in planned]
-    return max(1, available_cores() // max(threads, default=1))
+    """Return how many runs share the machine well: each has its GPUs, or its threads' cores."""
+    if on_gpus := _on_gpus(planned):
+        if not all(_is_number(item.devices) for item in on_gpus):
+            return 1
+        return max(1, torch.cuda.device_count() // gpus_each(planned, 1))
+    cores = [
+        (item.threads or available_cores()) * (device_count(item.devices) or 1) for item in planned
+    ]
+    return max(1, available_cores() // max(cores, default=1))
 
 
-def run_here(source: Source, jobs: int) -> Outcome:
+def gpus_each(planned: Sequence[Planned], jobs: int) -> int:
+    """Return how many GPUs each of several runs gets: as many as the widest run needs, at least 1.
+
+    Raises:
+        UserError: several are to run at a time, and ``trainer.devices`` of one is no number.
+    """
+    on_gpus = _on_gpus(planned)
+    for item in on_gpus:
+        if jobs > 1 and not _is_number(item.devices):
+            raise UserError(
+                f"{item.run.name}: trainer.devices is {shown(item.devices)}, expected a number, at "
+                "least 1; or run one at a time, with --jobs 1"
+            )
+    return max((device_count(item.devices) or 1 for item in on_gpus), default=1)
+
+
+def _on_gpus(planned: Sequence[Planned]) -> list[Planned]:
+    """Return the runs that this machine's GPUs train."""
+    if not torch.cuda.is_available():
+        return []
+    return [item for item in planned if item.settings["trainer"]["accelerator"] != "cpu"]
+
+
+def _is_number(devices: object) -> bool:
+    """Whether devices are given by their number. A run that names them runs alone."""
+    return str(devices).isdecimal()
+
+
+def run_here(source: Source, jobs: int, gpus: int = 1) -> Outcome:
     """Run what a source gives, ``jobs`` at a time.
 
     The first Ctrl-C, SIGTERM or SIGHUP stops all runs, and waits until each has saved; the second
@@ -98,11 +139,12 @@ def run_here(source: Source, jobs: int) -> Outcome:
     Args:
         source: the runs.
         jobs: how many processes at a time, at least 1.
+        gpus: how many of the machine's GPUs each of them gets, if it has any.
 
     Returns:
         How they ended.
     """
-    return _Scheduler(source, jobs).run()
+    return _Scheduler(source, jobs, gpus).run()
 
 
 class _Process(NamedTuple):
@@ -122,8 +164,8 @@ class _Process(NamedTuple):
 class _Scheduler:
     """The loop of `run_here`."""
 
-    def __init__(self, source: Source, jobs: int) -> None:
-        self._source, self._jobs = source, jobs
+    def __init__(self, source: Source, jobs: int, gpus: int) -> None:
+        self._source, self._jobs, self._gpus = source, jobs, gpus
         self._all = source.waiting
         self._pruned: set[str] = set()
         self._running: list[_Process] = []
@@ -158,7 +200,7 @@ class _Scheduler:
             free.remove(slot)
             self._display.begun(item)
             cores = available_cores()
-            variables = shared_variables(slot, self._jobs, cores)
+            variables = shared_variables(slot, self._jobs, cores, self._gpus)
             try:
                 handle = start(item.run, variables, shared_flags(item.run, self._jobs, cores))
             except UserError as error:  # its log cannot be written
@@ -173,8 +215,10 @@ class _Scheduler:
         for process in [p for p in self._running if p.handle.poll() is not None]:
             self._running.remove(process)
             run, code = process.item.run, process.handle.returncode
+            line = last_line(run.run_dir / LOG)
             try:
-                line = finish(run, code, run.name in self._pruned)
+                if code != 2 or not is_elsewhere(run, line):  # else the folder is not this one's
+                    finish(run, code, run.name in self._pruned)
             except UserError as error:  # the disk is full, or the folder gone
                 line = str(error)
             self._end(process.item, told_state_of(run.run_dir, process.item.state.length), line)

@@ -38,6 +38,7 @@ class Planned(NamedTuple):
         nodes: machines that it needs.
         devices: devices that it needs on each of them, as ``trainer.devices`` says.
         threads: CPU threads of its configuration, None if that leaves it to PyTorch.
+        settings: its configuration, resolved.
     """
 
     run: Run
@@ -45,6 +46,7 @@ class Planned(NamedTuple):
     nodes: int
     devices: Any
     threads: int | None
+    settings: dict[str, Any]
 
 
 def plan(
@@ -131,7 +133,8 @@ def _planned(run: Run, built: "_Built | UserError", any_version: bool) -> Planne
     if state.info is not None:
         _check_fits(run, state, settings, any_version)
     trainer = settings["trainer"]
-    return Planned(run, state, trainer["num_nodes"], trainer["devices"], settings["threads"])
+    machine = trainer["num_nodes"], trainer["devices"], settings["threads"]
+    return Planned(run, state, *machine, settings)
 
 
 def _check_place(run_dir: Path) -> None:

@@ -6,7 +6,11 @@ tells Optuna what the folders say, and asks for more. Optuna's choices depend on
 runs end: two searches with equal files differ.
 """
 
+import contextlib
+import io
 import re
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +18,12 @@ import numpy as np
 from qam_lightning.cli.reading import read_text, read_yaml
 from qam_lightning.evaluation.plots import Curve, read_curve
 from qam_lightning.studies.plan import Planned, plan
-from qam_lightning.studies.state import State, told_state_of
-from qam_lightning.studies.study import Range, Run, Study, canonical, trial
+from qam_lightning.studies.state import State, state_of, told_state_of
+from qam_lightning.studies.study import MOST_RUNS, Range, Run, Search, Study, canonical, trial
 from qam_lightning.util.errors import UserError, shown
 
 _FOLDER = re.compile(r"trial-(\d{4,})")
+_ATTEMPTS = 100  # to find settings that go together
 _STARTUP = 5  # finished trials before one may be pruned
 
 
@@ -35,7 +40,7 @@ def runs_of(study: Study) -> list[Run]:
         config = folder / "config.yaml"
         if _FOLDER.fullmatch(folder.name) and config.is_file():
             values = _values(read_yaml(read_text(config, "a configuration"), str(config)), study)
-            if lacking := [key for key, value in values.items() if value is None]:
+            if lacking := [key for key in study.search.space if key not in values]:
                 advice = "restore the file, or move its folder away"
                 raise UserError(f"{config}: {lacking[0]} is missing; {advice}")
             found.append(trial(study, folder.name, values))
@@ -45,10 +50,7 @@ def runs_of(study: Study) -> list[Run]:
 def corners(study: Study) -> list[Run]:
     """Return runs with every value of a list, and both ends of every range, one at a time."""
     assert study.search is not None
-    ends = {
-        key: [values.low, values.high] if isinstance(values, Range) else values
-        for key, values in study.search.space.items()
-    }
+    ends = _ends(study.search)
     first = {key: values[0] for key, values in ends.items()}
     return [
         trial(study, "trial", {**first, key: value})
@@ -57,11 +59,44 @@ def corners(study: Study) -> list[Run]:
     ]
 
 
+def _ends(search: Search) -> dict[str, list[Any]]:
+    return {
+        key: [values.low, values.high] if isinstance(values, Range) else values
+        for key, values in search.space.items()
+    }
+
+
+def as_configured(study: Study, tried: Sequence[Planned]) -> Study:
+    """Return a search whose lists hold what configurations do: cube-single where cube_single is.
+
+    A trial's configuration then holds values of the lists.
+
+    Args:
+        study: one with a search.
+        tried: its `corners`, planned.
+
+    Raises:
+        UserError: two values of a list are one.
+    """
+    assert study.search is not None
+    configured = (_values(item.settings, study) for item in tried)
+    space = dict(study.search.space)
+    for key, ends in _ends(study.search).items():
+        found = [next(configured).get(key, value) for value in ends]
+        if isinstance(space[key], Range):
+            continue
+        space[key] = found
+        if twice := [value for n, value in enumerate(found) if value in found[:n]]:
+            problem = f"search.space.{key} has {shown(twice[0])} twice; write every value once"
+            raise UserError(f"{study.path}: {problem}")
+    return study._replace(search=study.search._replace(space=space))
+
+
 class Trials:
     """The runs of a search; a `local.Source`.
 
     Args:
-        study: one with a search.
+        study: one with a search, `as_configured`.
         begun: its runs so far, planned.
         any_version: see `plan.plan`.
 
@@ -74,17 +109,21 @@ class Trials:
         self._study, self._search, self._any_version = study, study.search, any_version
         self._optuna = _optuna()
         self._space = {key: self._distribution(x) for key, x in study.search.space.items()}
-        # A sampler that is asked again with as many trials must not repeat its choice.
+        # A sampler that is asked again with as many trials must not repeat its choice; nor must
+        # one repeat the other's, which equal seeds would do.
+        samplers, seed = self._optuna.samplers, len(begun)
+        self._learning = samplers.TPESampler(seed=seed, constant_liar=True)
+        self._blind = samplers.RandomSampler(seed=MOST_RUNS + 1 + seed)
         self._oracle = self._optuna.create_study(
             direction="maximize",
-            sampler=self._optuna.samplers.TPESampler(seed=len(begun), constant_liar=True),
             pruner=self._optuna.pruners.MedianPruner(n_startup_trials=_STARTUP),
         )
         self._begun: list[Planned] = []  # to be continued
         self._trials: dict[str, Any] = {}
         self._reported: dict[str, int] = {}
-        self._numbers = [int(item.run.run_dir.name.removeprefix("trial-")) for item in begun]
+        self._numbers = [_number(item.run) for item in begun]
         self._taken = 0
+        self._warned = False
         for item in begun:
             self._check_values(item.run)
             if item.state.kind in ("stopped", "failed"):
@@ -99,20 +138,63 @@ class Trials:
         return max(0, self._search.trials - self._taken)
 
     def take(self) -> Planned | None:
-        """Return a trial to continue, or a new one."""
+        """Return a trial to continue, or a new one.
+
+        Raises:
+            UserError: settings refuse whatever Optuna chooses, or its folder holds another run.
+        """
         if not self.waiting:
             return None
-        self._taken += 1
         if self._begun:
             item = self._begun.pop(0)
             self._oracle.enqueue_trial(item.run.axes)
-            self._trials[item.run.name] = self._oracle.ask(self._space)
-            return item
-        asked = self._oracle.ask(self._space)
-        self._numbers.append(max(self._numbers, default=0) + 1)
-        run = trial(self._study, f"trial-{self._numbers[-1]:04d}", asked.params)
-        (item,) = plan(self._study._replace(runs=[run]), lambda *_: None, self._any_version)
-        self._trials[run.name] = asked
+            asked = self._oracle.ask(self._space)
+        else:
+            asked, item = self._chosen()
+            self._numbers.append(_number(item.run))
+        self._taken += 1
+        self._trials[item.run.name] = asked
+        return item
+
+    def _chosen(self) -> tuple[Any, Planned]:
+        """Return Optuna's next choice that settings take, and its run.
+
+        Optuna learns nothing from a choice that settings refuse, and could repeat it forever. So
+        chance makes the next one.
+        """
+        name = f"trial-{max(self._numbers, default=0) + 1:04d}"
+        state_of(self._study.folder / name)  # no other combination helps if this raises
+        problem = ""
+        for attempt in range(_ATTEMPTS):
+            self._oracle.sampler = self._blind if attempt else self._learning
+            asked = self._oracle.ask(self._space)
+            try:
+                return asked, self._planned(trial(self._study, name, asked.params))
+            except UserError as error:
+                self._oracle.tell(asked, state=self._optuna.trial.TrialState.FAIL)
+                problem = str(error)
+            if not self._warned:
+                print(f"left out, and others like it: {problem}", file=sys.stderr)
+                self._warned = True
+        raise UserError(
+            f"{self._study.path}: search.space: {_ATTEMPTS} combinations in a row are refused, the "
+            f"last one because {problem}"
+        )
+
+    def _planned(self, run: Run) -> Planned:
+        """Plan a run.
+
+        Raises:
+            UserError: its settings are refused; says why.
+        """
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                (item,) = plan(self._study._replace(runs=[run]), lambda *_: None, self._any_version)
+        except UserError as error:  # it counts the problems, which were printed
+            problem = said.getvalue().strip().rpartition("\n")[2] or str(error)
+            raise UserError(problem.removeprefix(f"error: {run.name}: ")) from None
+        print(said.getvalue(), end="", file=sys.stderr)
         return item
 
     def hopeless(self, item: Planned) -> bool:
@@ -186,6 +268,10 @@ class Trials:
         return kind(*values)
 
 
+def _number(run: Run) -> int:
+    return int(run.run_dir.name.removeprefix("trial-"))
+
+
 def _optuna() -> Any:
     try:
         import optuna
@@ -196,7 +282,7 @@ def _optuna() -> Any:
 
 
 def _values(config: object, study: Study) -> dict[str, Any]:
-    """Return what a run's resolved configuration has for the keys of a search, None for nothing."""
+    """Return what a run's resolved configuration has for those keys of a search that it has."""
     assert study.search is not None
     found = {}
     for key in study.search.space:
@@ -204,8 +290,11 @@ def _values(config: object, study: Study) -> dict[str, Any]:
         if full.startswith("model.") and full != "model.class_path":
             full = full.replace("model.", "model.init_args.", 1)
         for name in full.split("."):
-            place = place.get(name) if isinstance(place, dict) else None
-        found[key] = place
+            if not isinstance(place, dict) or name not in place:
+                break
+            place = place[name]
+        else:
+            found[key] = place
     return found
 
 

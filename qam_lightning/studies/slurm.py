@@ -29,6 +29,7 @@ from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.slurm_job import TASKS, TIME_IS_UP, Entry, Task, read_tasks, work
 from qam_lightning.studies.study import Study
 from qam_lightning.util.arguments import closest
+from qam_lightning.util.devices import device_count
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import locked, save_json, writing
 from qam_lightning.util.schema import Checked, Schema, Text, validated
@@ -206,14 +207,8 @@ def shape_of(planned: Planned, options: SlurmOptions) -> Shape:
 
 
 def _count(planned: Planned) -> int:
-    """Return how many devices a run has on each node: 2, "2", [0, 1] and "0,1" are two."""
-    found = planned.devices
-    if isinstance(found, str):
-        named = [word for word in found.replace(" ", "").split(",") if word]
-        if named and all(word.isdecimal() for word in named):
-            found = named if "," in found else int(named[0])
-    count = len(found) if isinstance(found, list | tuple) else found
-    if type(count) is not int or count < 1:
+    """Return how many devices a run has on each node."""
+    if (count := device_count(planned.devices)) is None:
         raise UserError(
             f"{planned.run.name}: trainer.devices is {shown(planned.devices)}; a job needs a "
             "number, at least 1"
@@ -338,8 +333,6 @@ def submit(study: Study, planned: Sequence[Planned], options: SlurmOptions) -> l
     """
     _import_submitit()
     longest = _longest_array()
-    for item in planned:
-        shape_of(item, options)
     folder = study.folder.absolute() / FOLDER
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from qam_lightning.cli import main
-from qam_lightning.studies import local
+from qam_lightning.studies import launch, local
 from qam_lightning.studies import study as study_module
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.search import runs_of
@@ -231,7 +231,7 @@ class Sleeper:
 
 def planned(write: Write, count: int) -> list[Planned]:
     study = read_study(str(write(grid={"seed": f"0-{count - 1}"})))
-    return [Planned(run, State("new"), 1, 1, None) for run in study.runs]
+    return [Planned(run, State("new"), 1, 1, None, {}) for run in study.runs]
 
 
 def test_a_run_that_cannot_start_fails_alone(
@@ -255,7 +255,7 @@ def test_a_run_that_cannot_start_fails_alone(
 
 
 def test_an_error_leaves_no_run_behind(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For example, a search chooses settings that do not go together."""
+    """For example, a search finds no settings that go together."""
     started: list[Sleeper] = []
 
     def start(*_: object) -> Sleeper:
@@ -289,7 +289,7 @@ def test_more_jobs_than_runs_share_the_cores_of_the_runs(
 ) -> None:
     asked: list[int] = []
 
-    def run_here(source: Any, jobs: int) -> local.Outcome:
+    def run_here(source: Any, jobs: int, gpus: int) -> local.Outcome:
         asked.append(jobs)
         return local.Outcome([], None)
 
@@ -297,6 +297,83 @@ def test_more_jobs_than_runs_share_the_cores_of_the_runs(
     path = write(settings=tiny, grid={"seed": [0, 1]})
     assert main(["study", "run", str(path), "--jobs", str(2**62)]) == 0
     assert asked == [2]
+
+
+def on_gpus(write: Write, *devices: Any, accelerator: str = "auto") -> list[Planned]:
+    """New runs with ``trainer.devices`` each."""
+    trainers = [{"accelerator": accelerator, "devices": each} for each in devices]
+    found = zip(planned(write, len(devices)), trainers, strict=True)
+    return [x._replace(devices=at["devices"], settings={"trainer": at}) for x, at in found]
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize(
+    ("devices", "names"),
+    [
+        ([1] * 5, {"0", "1", "2", "3"}),
+        ([2, 2, 2], {"0,1", "2,3"}),
+        (["2", 1], {"0,1", "2,3"}),  # their places are alike
+        ([3, 3], {None}),  # one at a time, which sees them all
+        ([4], {None}),
+        ([[3], 1], {None}),
+        (["auto", 1], {None}),
+    ],
+)
+def test_every_run_has_gpus_of_its_own(
+    devices: list[Any], names: set[str | None], write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+
+    def start(run: Any, variables: dict[str, str], *_: object) -> Sleeper:
+        seen.append(variables.get("CUDA_VISIBLE_DEVICES"))
+        process = Sleeper()
+        process.returncode = 0
+        return process
+
+    monkeypatch.setattr(local, "start", start)
+    runs = on_gpus(write, *devices)
+    jobs = local.default_jobs(runs)
+    local.run_here(local.Listed(runs), jobs, local.gpus_each(runs, jobs))
+    assert len(seen) == len(runs) and set(seen) == names
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_more_jobs_than_gpus_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = [launch.shared_variables(slot, 4, 8, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(4)]
+    assert shared == ["0,1", "2,3", "0,1", "2,3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,6")
+    assert launch.shared_variables(1, 4, 8, 2)["CUDA_VISIBLE_DEVICES"] == "7,5"
+    assert launch.shared_variables(1, 4, 8)["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_runs_on_the_cpu_share_its_cores(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "available_cores", lambda: 12)
+    runs = on_gpus(write, 1, 2, accelerator="cpu")
+    assert local.default_jobs([runs[0]._replace(threads=1)]) == 12
+    assert local.default_jobs([run._replace(threads=1) for run in runs]) == 6
+    assert local.default_jobs(runs) == 1
+    assert local.gpus_each(on_gpus(write, [0, 1], accelerator="cpu"), 2) == 1
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize("devices", [[3], "0,1", "3,", "auto", -1])
+def test_runs_that_name_their_gpus_run_alone(devices: Any, write: Write) -> None:
+    runs = on_gpus(write, 1, devices)
+    assert local.gpus_each(runs, 1) in (1, 2)
+    with pytest.raises(UserError) as refused:
+        local.gpus_each(runs, 2)
+    assert str(refused.value) == (
+        f"seed1: trainer.devices is {devices}, expected a number, at least 1; "
+        "or run one at a time, with --jobs 1"
+    )
 
 
 def test_a_dry_run_checks_the_options_of_jobs(

@@ -14,7 +14,11 @@ from typing import Any
 import pytest
 
 from qam_lightning.cli import main
+from qam_lightning.run_folder import Claim
+from qam_lightning.studies.local import Listed, run_here
+from qam_lightning.studies.plan import plan
 from qam_lightning.studies.state import state_of
+from qam_lightning.studies.study import read_study
 from tests.studies.conftest import Write
 
 LONG = {"trainer.max_steps": 150, "evaluation.every_n_steps": 1000, "checkpoints.every_n_steps": 5}
@@ -112,3 +116,16 @@ def test_runs_outlive_a_killed_study_and_are_not_started_twice(
     os.kill(process, signal.SIGKILL)
     until(lambda: state_of(folder).kind == "stopped")
     assert 0 < state_of(folder).gradient_step < 5000
+
+
+def test_a_run_that_another_process_began_meanwhile_is_left_to_it(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = read_study(str(write(settings=tiny)))
+    planned = plan(study, lambda *_: None)
+    (run,) = study.runs
+    other = Claim(run.run_dir)
+    assert run_here(Listed(planned), 1) == ([], None)
+    assert f"{run.name} running: error: {run.run_dir} is in use" in capsys.readouterr().out
+    other.release()  # it is stopped before it has saved
+    assert state_of(run.run_dir).kind == "new" and not (run.run_dir / "exit.json").exists()

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from qam_lightning.cli import main
-from qam_lightning.studies.plan import plan
+from qam_lightning.studies import search as search_module
+from qam_lightning.studies.plan import Planned, plan
 from qam_lightning.studies.search import Trials, _curve, corners, runs_of
-from qam_lightning.studies.state import state_of
+from qam_lightning.studies.state import State, state_of
 from qam_lightning.studies.study import Range, Study, read_study, trial
 from qam_lightning.util.errors import UserError
 from tests.studies.conftest import Write
@@ -161,3 +162,108 @@ def test_a_trial_outside_of_the_space_is_refused(search: Path, tmp_path: Path) -
     begun = plan(study._replace(runs=runs_of(study)), lambda *_: None)
     with pytest.raises(UserError, match="model.tau is 20.0, which search.space does not hold"):
         Trials(study, begun)
+
+
+def test_a_search_goes_on_whose_values_are_spelled_otherwise(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The configuration of a trial has qam_edit, 3.0e-4 and cube-single."""
+    space = {
+        "method": ["fql", "qam-edit"],
+        "model.learning_rate": ["3E-4", "1E-3"],
+        "domain": ["cube_single"],
+        "online.num_envs": ["null", 1],
+    }
+    path = write(settings=tiny, search={"trials": 1, "space": space})
+    values = {key: choices[-1] for key, choices in space.items()} | {"online.num_envs": "null"}
+    begun = trial(read_study(str(path)), "trial-0001", values)
+    assert main(["fit", *begun.arguments]) == 0
+    capsys.readouterr()
+    assert main(["study", "run", str(path)]) == 0
+    assert "mine, 1 run: 1 finished" in capsys.readouterr().out
+
+
+def test_a_value_that_is_there_in_two_spellings_is_refused(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(settings=tiny, search={"trials": 1, "space": {"method": ["qam-edit", "qam_edit"]}})
+    assert main(["study", "run", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {path}: search.space.method has qam_edit twice; write every value once\n"
+    )
+
+
+REASON = "model.flow_steps is 1, expected at least 2 with integrator denoiser"
+
+
+@pytest.fixture
+def pairs(write: Write, tiny: dict[str, Any]) -> Study:
+    """A search whose values are fine, but two of them do not go together."""
+    del tiny["model.flow_steps"]
+    space = {"model.flow_steps": [5, 1], "model.integrator": ["shifted_euler", "denoiser"]}
+    study = read_study(str(write(settings=tiny, search={"trials": 20, "space": space})))
+    plan(study._replace(runs=corners(study)), lambda *_: None)
+    return study
+
+
+def with_search(study: Study, **changes: Any) -> Study:
+    assert study.search is not None
+    return study._replace(search=study.search._replace(**changes))
+
+
+def over(study: Study, number: int, success: float, *values: Any) -> Planned:
+    """Make the results of a trial, and return it as a finished one."""
+    assert study.search is not None
+    chosen = dict(zip(study.search.space, values, strict=True))
+    run = trial(study, f"trial-{number:04d}", chosen)
+    (run.run_dir / "metrics").mkdir(parents=True)
+    rows = f"gradient_step,env_step,phase,success\n6,0,offline,{success}\n"
+    (run.run_dir / "metrics" / "eval.csv").write_text(rows)
+    return Planned(run, State("finished"), 1, 1, None, {})
+
+
+@pytest.mark.parametrize("begun", [1, 2])  # the sampler's seeds
+def test_a_combination_that_settings_refuse_is_left_out(
+    begun: int, pairs: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pairs.search is not None
+    space = {**pairs.search.space, "model.tau": Range(0.1, 10.0)}
+    study = with_search(pairs, trials=8, space=space)
+    past = [over(study, n, 0.5, 5, "denoiser", 1.0) for n in range(1, begun + 1)]
+    source, taken = Trials(study, past), []
+    while (item := source.take()) is not None:
+        taken.append(item.run)
+    assert [run.name for run in taken] == [f"trial-{n:04d}" for n in range(begun + 1, 9)]
+    assert len({run.axes["model.tau"] for run in taken}) == len(taken)
+    assert (1, "denoiser") not in [tuple(run.axes.values())[:2] for run in taken]
+    assert capsys.readouterr().err == f"left out, and others like it: {REASON}\n"
+
+
+def test_what_was_learned_does_not_lead_to_refused_combinations_alone(
+    pairs: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each value of the refused pair is a best one, so Optuna chooses the pair again and again."""
+    monkeypatch.setattr(search_module, "_ATTEMPTS", 8)
+    past = [over(pairs, 1, 1.0, 1, "shifted_euler"), over(pairs, 2, 1.0, 5, "denoiser")]
+    past += [over(pairs, n, 0.0, 5, "shifted_euler") for n in range(3, 13)]
+    assert Trials(pairs, past).take() is not None
+
+
+def test_a_folder_in_the_way_of_a_trial_is_told(pairs: Study) -> None:
+    over(pairs, 1, 0.5, 5, "denoiser")
+    with pytest.raises(UserError, match=r"trial-0001 already holds a run \(metrics/eval.csv, but"):
+        Trials(pairs, []).take()
+
+
+def test_a_search_without_any_combination_ends(
+    pairs: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "_ATTEMPTS", 3)
+    space = {"model.flow_steps": [1], "model.integrator": ["denoiser"]}
+    source = Trials(with_search(pairs, space=space), [])
+    with pytest.raises(UserError) as refused:
+        source.take()
+    assert str(refused.value) == (
+        f"{pairs.path}: search.space: 3 combinations in a row are refused, the last one because "
+        f"{REASON}"
+    )

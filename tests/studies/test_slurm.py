@@ -39,14 +39,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run_of(number: int = 0, nodes: int = 1, devices: Any = 1, **settings: Any) -> Planned:
     run = Run("", {"seed": number}, settings, Path(f"runs/s/seed{number}"), [])
-    return Planned(run, State("new", length=Length(4, 0)), nodes, devices, None)
+    return Planned(run, State("new", length=Length(4, 0)), nodes, devices, None, {})
 
 
 def planned(runs: Sequence[Run], steps: int = 4) -> list[Planned]:
     """Runs of a study, as `plan` has them."""
     length = Length(steps, 0)
     found = [(run, run.settings.get("trainer.devices", 1)) for run in runs]
-    return [Planned(run, state_of(run.run_dir, length), 1, many, None) for run, many in found]
+    return [Planned(run, state_of(run.run_dir, length), 1, many, None, {}) for run, many in found]
 
 
 # -- options ---------------------------------------------------------------------------------------

@@ -1,0 +1,19 @@
+"""What ``trainer.devices`` asks for."""
+
+
+def device_count(devices: object) -> int | None:
+    """Return how many devices are asked for: 2, "2", [0, 1] and "0, 1" are two, "3," is one.
+
+    Args:
+        devices: a number, or the devices by their numbers, as Lightning's trainer takes them.
+
+    Returns:
+        At least 1; None if it does not say, e.g. "auto" or -1, or is no such thing.
+    """
+    if isinstance(devices, str):
+        named = [word for word in devices.replace(" ", "").split(",") if word]
+        if not all(word.isdecimal() for word in named):
+            return None
+        devices = named if "," in devices else int("".join(named) or 0)
+    count = len(devices) if isinstance(devices, list | tuple) else devices
+    return count if type(count) is int and count >= 1 else None
