@@ -33,8 +33,8 @@ class Step(NamedTuple):
         bend: for D that changes during the step as since the step before; 0 in the first and the
             last step.
         noise: (1 - u_{i+1}) sqrt(1 - q_i²).
-        sigma: σ_i, such that 2 ‖f_θ‖² / (T σ_i²) is the KL divergence that a control f_θ adds, as
-            with the paper's σ_i. In the last step, which has no noise, it is Eq. 7's σ.
+        sigma: σ_i of the regression, with which the loss, a sum over the steps, tends to T times
+            the integral of Eq. 21. Of Eq. 7's σ, 1 / u is shifted by the step.
     """
 
     u: float
@@ -55,11 +55,8 @@ class Step(NamedTuple):
         q = ratio * u / ahead
         toward = ahead * (1.0 - q * q)
         noise = left * math.sqrt(1.0 - q * q)
+        sigma = math.sqrt(2.0 * rest / (grid.steps * h * ahead))
         bend = 0.0
-        if left == 0.0:
-            sigma = math.sqrt(2.0 * rest / (u * h * grid.steps))
-        else:
-            sigma = 2.0 * noise / (toward * rest * math.sqrt(grid.steps))
         if 0 < i < grid.steps - 1:
             passed = 1.0 / left - 1.0 / rest + 2.0 * math.log(ratio) + h  # ∫ u² / (1 - u)² du
             bend = left**2 / ahead * (h * (ahead / left) ** 2 - passed) / grid.width(i - 1)
@@ -142,7 +139,8 @@ class Denoiser(NamedTuple):
         means differ because the control moves the denoised action in this step and the last one.
 
         Args:
-            control: (T, B, D), the residual velocity at a_0..a_{T-1}; the last is not read.
+            control: (N, B, D), the residual velocity at a_0..a_{N-1}, N >= T - 1; that at a_{T-1}
+                is not read.
             path: from `simulate`.
         """
         total, before = torch.zeros_like(control[0, :, 0]), None

@@ -13,10 +13,7 @@ Integrator = Literal["shifted_euler", "denoiser"]
 
 
 class Scheme(Protocol):
-    """A discretisation.
-
-    `adjoint_matching_loss` and `control_cost` take the σ_i of its path.
-    """
+    """A discretisation. `adjoint_matching_loss` takes the σ_i of its path."""
 
     def simulate(self, v: Field, last: Field, x_0: Tensor, z: Tensor) -> Path:
         """Return the path of ``v`` from x_0 (B, D) by increments z (T - 1, B, D).
@@ -36,7 +33,7 @@ class Scheme(Protocol):
     def divergence(self, control: Tensor, path: Path) -> Tensor:
         """Return the KL divergence of a path from the behaviour's, per sample, (B,).
 
-        ``control`` is v - f_β at the path's states, (T, B, D).
+        ``control`` is v - f_β at the path's states, (T, B, D), or without the last.
         """
         ...
 

@@ -15,12 +15,12 @@ Differences from the paper's text
     over its members, and is not clipped to the action box.
     Eq. 18 prints ½ ‖f_θ‖² du. What the tilt costs under this SDE is ½ ‖2 f_θ / σ‖², here summed
     over the steps without the factor h, as Algorithm 1 sums QAM's loss. That leaves QAM's minimiser
-    where it is, but weighs this cost T times: BAM tends to the tilt of temperature τ / T.
+    where it is, but weighs this cost T times: BAM tends to the tilt of temperature τ / T. In each
+    discretisation, the cost is T times the KL divergence of its path from the behaviour's.
     Of QAM's differences, those in the SDE and in clipping gradients are BAM's too.
 """
 
 from qam_lightning.core.critic import pessimistic
-from qam_lightning.core.memoryless import control_cost
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.base import Losses, Metrics
 from qam_lightning.methods.qam import QAM, QAMNoise
@@ -42,7 +42,8 @@ class BAM(QAM):
         behavior, fine_tuned = self.recorded(s)
         path = self.sample_path(behavior, fine_tuned, noise)
         value = pessimistic(frozen(self.critic)(s, path.end), self.rho)
-        cost = control_cost(self.control(path, behavior, fine_tuned), path.sigma)
+        control = self.control(path, behavior, fine_tuned)
+        cost = self.flow_steps * self.scheme.divergence(control, path)
         losses = {
             **self.behavior_losses(self.behavior.at(s), batch, noise.cloning),
             "actor/control_cost": cost.mean(),

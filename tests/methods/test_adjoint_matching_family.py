@@ -93,16 +93,24 @@ def spread_of(i: int) -> tuple[float, float, float]:
 
 
 def drawn(i: int) -> float:
-    """Return the weight of ‖f_θ + (1 - u) w‖², T times what a control adds to the path's KL."""
-    u, (_, toward, noise) = TIMES[i], spread_of(i)
-    if i == T - 1:
-        return T * (1 - u) * 2 * u / (1 - u)
-    return T * (toward * (1 - u) / noise) ** 2
+    """Return the weight of ‖f_θ + (1 - u) w‖²: T h times the paper's 4 / σ², 1 / u shifted."""
+    u, ahead = TIMES[i], TIMES[i + 1]
+    return T * (ahead - u) * 2 * ahead / (1 - u)
+
+
+def bent(i: int) -> float:
+    """Return the weight of D_i - D_{i-1} in step i, by numerical integration."""
+    if not 0 < i < T - 1:
+        return 0.0
+    u, ahead = TIMES[i], TIMES[i + 1]
+    x = torch.linspace(u, ahead, 20_001).double()
+    shares = (1 - ahead) ** 2 / ahead * 2 * x / (1 - x) ** 3
+    return torch.trapezoid(shares * (x - u), x).item() / (u - TIMES[i - 1])
 
 
 def slow_denoiser_path(method: Method, s: Tensor, noise: QAMNoise, all_steps: bool) -> SlowPath:
-    """The steps of `core.denoiser`; what D's change adds is integrated numerically."""
-    a, before = noise.path_x_0, None
+    """The steps of `core.denoiser`."""
+    a, before = noise.path_x_0, torch.zeros_like(noise.path_x_0)
     states, controls = [a], []
     for i in range(T):
         u, ahead = TIMES[i], TIMES[i + 1]
@@ -112,14 +120,9 @@ def slow_denoiser_path(method: Method, s: Tensor, noise: QAMNoise, all_steps: bo
         v = behavior + controls[-1] if all_steps or i < T - 1 else behavior
         denoised = a + (1 - u) * v
         q, toward, sigma = spread_of(i)
-        bent = 0.0
-        if before is not None and i < T - 1:
-            x = torch.linspace(u, ahead, 20_001).double()
-            shares = (1 - ahead) ** 2 / ahead * 2 * x / (1 - x) ** 3
-            slope = (denoised - before) / (u - TIMES[i - 1])
-            bent = slope * torch.trapezoid(shares * (x - u), x).item()
+        mean = q * r * a + toward * denoised + bent(i) * (denoised - before)
         z = noise.path_z[:, i] if i < T - 1 else 0.0
-        a, before = q * r * a + toward * denoised + bent + sigma * z, denoised
+        a, before = mean + sigma * z, denoised
         states.append(a)
     return SlowPath(states, controls)
 
@@ -158,7 +161,12 @@ def test_bam_in_the_denoiser_scheme(residual: bool, build: Build, batch: Batch) 
     path = slow_denoiser_path(method, s, noise.actor, all_steps=False)
     q = method.critic(s, path.states[T])
     value = q.mean(0) - 0.5 * q.std(0, correction=0)
-    cost = sum(0.5 * drawn(i) * path.controls[i].square().sum(1) for i in range(T - 1))
+    moved = [(1 - u) * control for u, control in zip(TIMES, path.controls, strict=False)]
+    cost = torch.zeros(len(s))
+    for i in range(T - 1):  # T times the KL of two Gaussians
+        _, toward, noise_of = spread_of(i)
+        shift = toward * moved[i] + bent(i) * (moved[i] - moved[max(i - 1, 0)])
+        cost = cost + T * (shift / noise_of).square().sum(1) / 2
     losses, _ = method.losses(batch, noise)
     found = losses["actor/control_cost"] + losses["actor/value_loss"]
     compare(found, (cost - TAU * value).mean(), method.fine_tuned)
