@@ -132,8 +132,8 @@ class Denoiser(NamedTuple):
             adjoints.append(2.0 * step.rest / step.sigma**2 * w)
         return torch.stack(adjoints[::-1])
 
-    def divergence(self, control: Tensor, path: Path) -> Tensor:
-        """Return the KL divergence of a path from the behaviour's, per sample, (B,).
+    def control_cost(self, control: Tensor, path: Path) -> Tensor:
+        """Return T times the KL divergence of a path from the behaviour's, per sample, (B,).
 
         Each of the T - 1 steps with noise adds the KL of two Gaussians of variance noise². Their
         means differ because the control moves the denoised action in this step and the last one.
@@ -151,4 +151,4 @@ class Denoiser(NamedTuple):
                 shift = shift + step.bend * (moved - before)
             total = total + shift.square().sum(-1) / (2.0 * step.noise**2)
             before = moved
-        return total
+        return self.grid.steps * total

@@ -30,8 +30,8 @@ class Scheme(Protocol):
         """
         ...
 
-    def divergence(self, control: Tensor, path: Path) -> Tensor:
-        """Return the KL divergence of a path from the behaviour's, per sample, (B,).
+    def control_cost(self, control: Tensor, path: Path) -> Tensor:
+        """Return T times the KL divergence of a path from the behaviour's, per sample, (B,).
 
         ``control`` is v - f_β at the path's states, (T, B, D), or without the last.
         """
@@ -55,12 +55,12 @@ class ShiftedEuler(NamedTuple):
         """Return :func:`qam_lightning.core.adjoint.lean_adjoint`."""
         return lean_adjoint(behavior_vjp, terminal, self.grid.steps)
 
-    def divergence(self, control: Tensor, path: Path) -> Tensor:
-        """Return Σ_i (2 h / σ_i²) ‖v - f_β‖²: each step compares Gaussians of variance h σ_i².
+    def control_cost(self, control: Tensor, path: Path) -> Tensor:
+        """Return Σ_i (2 / σ_i²) ‖v - f_β‖²: each step compares Gaussians of variance h σ_i².
 
         The last step counts too: the SDE takes it without control, but the sampler with control.
         """
-        return control_cost(control, path.sigma) / self.grid.steps
+        return control_cost(control, path.sigma)
 
 
 def scheme(integrator: Integrator, grid: TimeGrid) -> Scheme:

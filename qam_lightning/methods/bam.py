@@ -42,8 +42,7 @@ class BAM(QAM):
         behavior, fine_tuned = self.recorded(s)
         path = self.sample_path(behavior, fine_tuned, noise)
         value = pessimistic(frozen(self.critic)(s, path.end), self.rho)
-        control = self.control(path, behavior, fine_tuned)
-        cost = self.flow_steps * self.scheme.divergence(control, path)
+        cost = self.scheme.control_cost(self.control(path, behavior, fine_tuned), path)
         losses = {
             **self.behavior_losses(self.behavior.at(s), batch, noise.cloning),
             "actor/control_cost": cost.mean(),

@@ -57,7 +57,7 @@ class TRQAM(QAM):
     def regression(self, control: Tensor, adjoints: Tensor, path: Path) -> tuple[Losses, Metrics]:
         losses, metrics = super().regression(control, adjoints, path)
         losses = {name: self.multiplier * loss for name, loss in losses.items()}
-        divergence = self.scheme.divergence(control.detach(), path)
+        divergence = self.scheme.control_cost(control.detach(), path) / self.flow_steps
         kl = self.batch_mean(divergence) / self.spaces.horizon
         return losses, {**metrics, "actor/kl": kl, **self.dual_step(kl)}
 
