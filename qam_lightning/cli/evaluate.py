@@ -350,12 +350,12 @@ def locate(source: Path, which: str, graph: bool = False) -> tuple[Path, Path]:
 
     folder = policy_folder(source, CONFIG, WEIGHTS)
     if is_exported(folder):
-        if graph and ONNX in read_config(folder).files:
-            policy_folder(source, ONNX)  # into the same folder
         if which == "best":
             raise UserError(
                 f"{source}: an exported folder holds one policy; leave out --checkpoint"
             )
+        if graph and ONNX in read_config(folder).files:
+            policy_folder(source, ONNX)  # into the same folder
         return folder, Path(source.name.partition("@")[0]) if is_url(source) else source
     if source.is_dir():
         return checkpoint_path(source, which), source
