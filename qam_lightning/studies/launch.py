@@ -88,6 +88,8 @@ def shared_flags(run: Run, jobs: int, cores: int) -> tuple[str, ...]:
 def finish(run: Run, code: int, pruned: bool = False) -> str:
     """Record in the run's folder how its process ended; return what it said last.
 
+    A process that found another one in the folder records nothing: the folder is not its own.
+
     Args:
         run: the run.
         code: exit code of ``fit``; negative after a signal that killed it.
@@ -97,7 +99,9 @@ def finish(run: Run, code: int, pruned: bool = False) -> str:
         UserError: the record cannot be written.
     """
     line = last_line(run.run_dir / LOG)
-    save_json(run.run_dir / EXIT, End(code=code, line=line, pruned=pruned).model_dump(), alone=True)
+    if code != 2 or not is_elsewhere(run, line):
+        end = End(code=code, line=line, pruned=pruned)
+        save_json(run.run_dir / EXIT, end.model_dump(), alone=True)
     return line
 
 

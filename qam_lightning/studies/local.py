@@ -15,15 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from qam_lightning.envs.rollout import available_cores
-from qam_lightning.studies.launch import (
-    LOG,
-    finish,
-    is_elsewhere,
-    last_line,
-    shared_flags,
-    shared_variables,
-    start,
-)
+from qam_lightning.studies.launch import finish, is_elsewhere, shared_flags, shared_variables, start
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.state import State, told_state_of
 from qam_lightning.util.devices import device_count
@@ -215,10 +207,8 @@ class _Scheduler:
         for process in [p for p in self._running if p.handle.poll() is not None]:
             self._running.remove(process)
             run, code = process.item.run, process.handle.returncode
-            line = last_line(run.run_dir / LOG)
             try:
-                if code != 2 or not is_elsewhere(run, line):  # else the folder is not this one's
-                    finish(run, code, run.name in self._pruned)
+                line = finish(run, code, run.name in self._pruned)
             except UserError as error:  # the disk is full, or the folder gone
                 line = str(error)
             self._end(process.item, told_state_of(run.run_dir, process.item.state.length), line)
