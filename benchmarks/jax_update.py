@@ -1,7 +1,10 @@
 """The published JAX implementation's update, timed by turns; `update.py` starts it.
 
 PYTHON benchmarks/jax_update.py CHECKOUT                       the version of JAX
-PYTHON benchmarks/jax_update.py CHECKOUT qam SIZE SECONDS      SIZE: width, depth, ... as JSON
+PYTHON benchmarks/jax_update.py CHECKOUT qam SIZE              GFLOP of an update, as XLA counts it
+PYTHON benchmarks/jax_update.py CHECKOUT qam SIZE SECONDS      timing by turns
+
+SIZE is JSON, a value of `workload.SIZES`: '{"width": 512, "depth": 4, ...}'.
 
 Runs with an interpreter that has JAX, and imports nothing of this project. It answers as
 `update_cell.py` does: a line of JSON when warm, and one for every line ``go``. The batch is the
@@ -76,8 +79,8 @@ def random_batch():
     }
 
 
-def main(checkout, method=None, size="{}", seconds="2"):
-    """Answer with the versions, or measure."""
+def main(checkout, method=None, size="{}", seconds=None):
+    """Answer with the versions or the operations, or measure."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what others print goes elsewhere
 
@@ -95,6 +98,11 @@ def main(checkout, method=None, size="{}", seconds="2"):
     start = time.perf_counter()
     agent, delay = build(method, json.loads(size))
     batch = random_batch()
+    if seconds is None:
+        flags = {"full_update": True} if delay else {}
+        program = type(agent).update.lower(agent, batch, **flags).compile()
+        send(gflop=program.cost_analysis()["flops"] / 1e9)
+        return
 
     def cycle():
         """Update once, or as often as makes one update of a delayed actor; return ms of one."""
