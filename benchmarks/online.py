@@ -70,7 +70,7 @@ def train(options: argparse.Namespace, data: str, ahead: bool) -> Stopwatch:
             "evaluation.workers": 0,
             "checkpoints.every_n_steps": 10**9,
             **{f"model.{key}": value for key, value in SIZES[options.size].items()},
-            "model.compile": str(options.compile).lower(),
+            "model.compile": "default" if options.compile else "off",
         }
         cli = FitCLI([f"--{key}={value}" for key, value in settings.items()])
         kept = [c for c in cli.trainer.callbacks if not isinstance(c, Evaluate)]  # type: ignore[attr-defined]
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=SIZES, default="quickstart")
     parser.add_argument("--steps", type=int, default=200, help="updates of each phase")
     parser.add_argument("--rounds", type=int, default=3, help="how often A and B take turns")
-    parser.add_argument("--compile", action="store_true", help="compile the losses")
+    parser.add_argument("--compile", action="store_true", help="compile the update")
     options = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
