@@ -180,6 +180,9 @@ def run(options: argparse.Namespace) -> int:
     if outcome.signal is not None:
         print(f"stopped; `{called('study')} run {options.study}` continues", file=sys.stderr)
         return 128 + outcome.signal
+    if outcome.refusal is not None:
+        _best(source, study)
+        raise outcome.refusal
     if outcome.failed:
         raise UserError(
             f"{len(outcome.failed)} of {todo} runs failed; the same command tries them again"

@@ -34,7 +34,11 @@ class Source(Protocol):
         """How many runs are still to come."""
 
     def take(self) -> Planned | None:
-        """Return the next run; None if there is none, or none yet."""
+        """Return the next run; None if there is none.
+
+        Raises:
+            UserError: there are to be more runs, but none can be started.
+        """
 
     def hopeless(self, item: Planned) -> bool:
         """Whether a run should be stopped for good."""
@@ -76,10 +80,12 @@ class Outcome(NamedTuple):
     Attributes:
         failed: the names of those that ended with an error, each with the last line it said.
         signal: the signal that stopped all, None if none did.
+        refusal: why the source gave fewer runs than it should have, None if it gave all.
     """
 
     failed: list[tuple[str, str]]
     signal: int | None
+    refusal: UserError | None
 
 
 def default_jobs(planned: Sequence[Planned]) -> int:
@@ -126,7 +132,7 @@ def run_here(source: Source, jobs: int, gpus: int = 1) -> Outcome:
     """Run what a source gives, ``jobs`` at a time.
 
     The first Ctrl-C, SIGTERM or SIGHUP stops all runs, and waits until each has saved; the second
-    kills them.
+    kills them. If the source refuses to give a further run, those that run go on to their end.
 
     Args:
         source: the runs.
@@ -164,6 +170,7 @@ class _Scheduler:
         self._ended = 0
         self._failed: list[tuple[str, str]] = []
         self._signals: list[int] = []
+        self._refusal: UserError | None = None
         self._looked = time.monotonic()
         self._display = _Display()
 
@@ -176,18 +183,20 @@ class _Scheduler:
                     self._collect()
                     self._start()
                     self._prune()
-                    self._display.show([p.item for p in self._running], self._source.waiting)
+                    waiting = 0 if self._refusal else self._source.waiting
+                    self._display.show([p.item for p in self._running], waiting)
             except BaseException:  # no run may be left without anyone who watches it
                 if not self._signals:
                     self._on_signal(signal.SIGTERM, None)
                 for process in self._running:
                     process.handle.wait()
                 raise
-        return Outcome(self._failed, self._signals[0] if self._signals else None)
+        stopping = self._signals[0] if self._signals else None
+        return Outcome(self._failed, stopping, self._refusal)
 
     def _start(self) -> None:
         free = set(range(self._jobs)) - {process.slot for process in self._running}
-        while free and not self._signals and (item := self._source.take()) is not None:
+        while free and not self._signals and (item := self._taken()) is not None:
             slot = min(free)
             free.remove(slot)
             self._display.begun(item)
@@ -202,6 +211,15 @@ class _Scheduler:
                 self._running.append(_Process(item, slot, handle))
                 if self._signals:  # one that came before the line above
                     handle.send_signal(signal.SIGTERM)
+
+    def _taken(self) -> Planned | None:
+        """Return the source's next run; None if there is none, or once the source has refused."""
+        if self._refusal is None:
+            try:
+                return self._source.take()
+            except UserError as error:
+                self._refusal = error
+        return None
 
     def _collect(self) -> None:
         for process in [p for p in self._running if p.handle.poll() is not None]:

@@ -264,6 +264,18 @@ def test_a_search_without_any_combination_ends(
     with pytest.raises(UserError) as refused:
         source.take()
     assert str(refused.value) == (
-        f"{pairs.path}: search.space: 3 combinations in a row are refused, the last one because "
-        f"{REASON}"
+        f"{pairs.path}: search.space: 3 combinations in a row were refused, the last one because "
+        f"{REASON}; narrow the space"
     )
+
+
+def test_a_trial_that_runs_finishes_where_no_further_one_can_start(
+    search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs/trial-0002/metrics").mkdir(parents=True)
+    (tmp_path / "runs/trial-0002/metrics/eval.csv").write_text("of another run")
+    assert main(["study", "run", str(search), "--jobs", "2"]) == 2
+    out, err = capsys.readouterr()
+    assert "[1/2] trial-0001 finished" in out and "best: trial-0001" in out
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/runs/trial-0002 already holds a run")
