@@ -160,7 +160,7 @@ def run(options: argparse.Namespace) -> int:
         study = as_configured(study, tried)
         planned = _planned(study._replace(runs=runs_of(study)), options)
         source = Trials(study, planned, options.any_version)
-    asked = None if options.slurm is None else _slurm_options(options, given)
+    asked = None if options.slurm is None else _slurm_options(options, given, missing(planned))
     print(f"{study.name}, {counted(planned)}")
     if options.dry_run:
         for item in missing(planned):
@@ -206,11 +206,16 @@ def _slurm_flags(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def _slurm_options(options: argparse.Namespace, given: dict[str, Any]) -> "SlurmOptions":
-    """Read what jobs ask for, from the file and the flags."""
-    from qam_lightning.studies.slurm import read_options
+def _slurm_options(
+    options: argparse.Namespace, given: dict[str, Any], todo: "list[Planned]"
+) -> "SlurmOptions":
+    """Read what jobs ask for, from the file and the flags, and check that it suits the runs."""
+    from qam_lightning.studies.slurm import read_options, shape_of
 
-    return read_options(None if options.slurm == Path() else options.slurm, given)
+    found = read_options(None if options.slurm == Path() else options.slurm, given)
+    for item in todo:
+        shape_of(item, found)
+    return found
 
 
 def _submit(study: Study, todo: "list[Planned]", options: "SlurmOptions", name: str) -> int:

@@ -18,7 +18,7 @@ from qam_lightning.envs.rollout import available_cores
 from qam_lightning.studies.launch import finish, is_elsewhere, shared_flags, shared_variables, start
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.state import State, told_state_of
-from qam_lightning.util.devices import device_count
+from qam_lightning.util.devices import device_count, is_counted
 from qam_lightning.util.errors import UserError, shown
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -91,7 +91,7 @@ class Outcome(NamedTuple):
 def default_jobs(planned: Sequence[Planned]) -> int:
     """Return how many runs share the machine well: each has its GPUs, or its threads' cores."""
     if on_gpus := _on_gpus(planned):
-        if not all(_is_number(item.devices) for item in on_gpus):
+        if not all(is_counted(item.devices) for item in on_gpus):
             return 1
         return max(1, torch.cuda.device_count() // gpus_each(planned, 1))
     cores = [
@@ -104,11 +104,11 @@ def gpus_each(planned: Sequence[Planned], jobs: int) -> int:
     """Return how many GPUs each of several runs gets: as many as the widest run needs, at least 1.
 
     Raises:
-        UserError: several are to run at a time, and ``trainer.devices`` of one is no number.
+        UserError: several are to run at a time, and ``trainer.devices`` of one is no count.
     """
     on_gpus = _on_gpus(planned)
     for item in on_gpus:
-        if jobs > 1 and not _is_number(item.devices):
+        if jobs > 1 and not is_counted(item.devices):
             raise UserError(
                 f"{item.run.name}: trainer.devices is {shown(item.devices)}, expected a number, at "
                 "least 1; or run one at a time, with --jobs 1"
@@ -121,11 +121,6 @@ def _on_gpus(planned: Sequence[Planned]) -> list[Planned]:
     if not torch.cuda.is_available():
         return []
     return [item for item in planned if item.settings["trainer"]["accelerator"] != "cpu"]
-
-
-def _is_number(devices: object) -> bool:
-    """Whether devices are given by their number. A run that names them runs alone."""
-    return str(devices).isdecimal()
 
 
 def run_here(source: Source, jobs: int, gpus: int = 1) -> Outcome:

@@ -177,8 +177,8 @@ class Trials:
                 print(f"left out, and others like it: {problem}", file=sys.stderr)
                 self._warned = True
         raise UserError(
-            f"{self._study.path}: search.space: {_ATTEMPTS} combinations in a row were refused, the "
-            f"last one because {problem}; narrow the space"
+            f"{self._study.path}: search.space: {_ATTEMPTS} combinations in a row were refused, "
+            f"the last one because {problem}; narrow the space"
         )
 
     def _planned(self, run: Run) -> Planned:

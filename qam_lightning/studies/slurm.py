@@ -29,7 +29,7 @@ from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.slurm_job import TASKS, TIME_IS_UP, Entry, Task, read_tasks, work
 from qam_lightning.studies.study import Study
 from qam_lightning.util.arguments import closest
-from qam_lightning.util.devices import device_count
+from qam_lightning.util.devices import device_count, is_counted
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import locked, save_json, writing
 from qam_lightning.util.schema import Checked, Schema, Text, validated
@@ -191,7 +191,7 @@ def shape_of(planned: Planned, options: SlurmOptions) -> Shape:
         UserError: its settings do not say how many processes it is, or options contradict them.
     """
     run, nodes, devices = planned.run, planned.nodes, _count(planned)
-    cpu = run.settings.get("trainer.accelerator") == "cpu"
+    cpu = planned.settings["trainer"]["accelerator"] == "cpu"
     shape = Shape(nodes, devices, (0 if cpu else devices) if options.gpus is None else options.gpus)
     if shape.several and options.runs_per_gpu > 1:
         raise UserError(
@@ -207,11 +207,12 @@ def shape_of(planned: Planned, options: SlurmOptions) -> Shape:
 
 
 def _count(planned: Planned) -> int:
-    """Return how many devices a run has on each node."""
-    if (count := device_count(planned.devices)) is None:
+    """Return how many devices a run has on each node. The numbers of these are SLURM's choice."""
+    count = device_count(planned.devices)
+    if count is None or not is_counted(planned.devices):
         raise UserError(
-            f"{planned.run.name}: trainer.devices is {shown(planned.devices)}; a job needs a "
-            "number, at least 1"
+            f"{planned.run.name}: trainer.devices is {shown(planned.devices)}; a job needs how "
+            "many, at least 1, because SLURM chooses which"
         )
     return count
 

@@ -1,6 +1,11 @@
 """What ``trainer.devices`` asks for."""
 
 
+def is_counted(devices: object) -> bool:
+    """Whether devices are given by their count, 2 or "2", rather than by their numbers."""
+    return str(devices).isdecimal()
+
+
 def device_count(devices: object) -> int | None:
     """Return how many devices are asked for: 2, "2", [0, 1] and "0, 1" are two, "3," is one.
 

@@ -384,6 +384,10 @@ def test_a_dry_run_checks_the_options_of_jobs(
     path = write(settings=tiny)
     (line,) = told(capsys, "run", str(path), "--dry_run", "--slurm", str(options))
     assert line == f"error: {options}: unknown option 'gpu'; did you mean gpus?"
+    path = write(settings=tiny | {"trainer.devices": 2})
+    options.write_text("runs_per_gpu: 2\n")
+    (line,) = told(capsys, "run", str(path), "--dry_run", "--slurm", str(options))
+    assert "runs_per_gpu is 2, but the run has 1 node(s) with 2 device(s)" in line
 
 
 def test_what_is_shown_of_a_run_never_raises(tmp_path: Path) -> None:

@@ -37,16 +37,19 @@ from tests.online.conftest import build, data  # noqa: F401
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_of(number: int = 0, nodes: int = 1, devices: Any = 1, **settings: Any) -> Planned:
-    run = Run("", {"seed": number}, settings, Path(f"runs/s/seed{number}"), [])
-    return Planned(run, State("new", length=Length(4, 0)), nodes, devices, None, {})
+def run_of(number: int = 0, nodes: int = 1, devices: Any = 1, accelerator: str = "auto") -> Planned:
+    run = Run("", {"seed": number}, {}, Path(f"runs/s/seed{number}"), [])
+    settings = {"trainer": {"accelerator": accelerator}}
+    return Planned(run, State("new", length=Length(4, 0)), nodes, devices, None, settings)
 
 
 def planned(runs: Sequence[Run], steps: int = 4) -> list[Planned]:
     """Runs of a study, as `plan` has them."""
-    length = Length(steps, 0)
+    length, settings = Length(steps, 0), {"trainer": {"accelerator": "auto"}}
     found = [(run, run.settings.get("trainer.devices", 1)) for run in runs]
-    return [Planned(run, state_of(run.run_dir, length), 1, many, None, {}) for run, many in found]
+    return [
+        Planned(run, state_of(run.run_dir, length), 1, many, None, settings) for run, many in found
+    ]
 
 
 # -- options ---------------------------------------------------------------------------------------
@@ -115,14 +118,11 @@ def test_a_wrong_flag_and_a_missing_file_are_named(tmp_path: Path) -> None:
     ("needs", "shape"),
     [
         ({}, (1, 1, 1)),
-        ({"trainer.accelerator": "cpu"}, (1, 1, 0)),
+        ({"accelerator": "cpu"}, (1, 1, 0)),
         ({"devices": 4}, (1, 4, 4)),
         ({"devices": "4"}, (1, 4, 4)),
-        ({"devices": [0, 2]}, (1, 2, 2)),
-        ({"devices": "0, 2"}, (1, 2, 2)),
-        ({"devices": "3,"}, (1, 1, 1)),
         ({"devices": 2, "nodes": 3}, (3, 2, 2)),
-        ({"devices": 2, "trainer.accelerator": "cpu"}, (1, 2, 0)),
+        ({"devices": 2, "accelerator": "cpu"}, (1, 2, 0)),
     ],
 )
 def test_a_job_asks_for_what_its_run_needs(needs: dict, shape: tuple[int, ...]) -> None:
@@ -132,8 +132,12 @@ def test_a_job_asks_for_what_its_run_needs(needs: dict, shape: tuple[int, ...]) 
 @pytest.mark.parametrize(
     ("needs", "options", "said"),
     [
-        ({"devices": "auto"}, {}, "trainer.devices is auto; a job needs a number"),
-        ({"devices": -1}, {}, "trainer.devices is -1; a job needs a number"),
+        ({"devices": "auto"}, {}, "trainer.devices is auto; a job needs how many, at least 1"),
+        ({"devices": -1}, {}, "trainer.devices is -1; a job needs how many"),
+        ({"devices": 0}, {}, "trainer.devices is 0; a job needs how many"),
+        ({"devices": [3]}, {}, "trainer.devices is [3]; a job needs how many"),
+        ({"devices": [0, 1]}, {}, "trainer.devices is [0, 1]; a job needs how many"),
+        ({"devices": "3,"}, {}, "trainer.devices is 3,; a job needs how many"),
         ({"devices": True}, {}, "trainer.devices is True"),
         ({"devices": 2}, {"runs_per_gpu": 2}, "only runs of one device share a job"),
         ({"nodes": 2}, {"runs_per_gpu": 2}, "only runs of one device share a job"),
@@ -162,7 +166,7 @@ def test_every_run_is_in_one_task_and_arrays_are_not_too_long(
 
 
 def test_each_shape_is_an_array() -> None:
-    runs = [run_of(0), run_of(1, devices=2), run_of(2), run_of(3, devices="0,1")]
+    runs = [run_of(0), run_of(1, devices=2), run_of(2), run_of(3, devices="2")]
     arrays = tasks_of(runs, SlurmOptions(), 1000)
     names = {
         shape: [entry.run.name for task in tasks for entry in task.entries]
