@@ -85,7 +85,7 @@ class Outcome(NamedTuple):
 
     failed: list[tuple[str, str]]
     signal: int | None
-    refusal: UserError | None
+    refusal: UserError | None = None
 
 
 def default_jobs(planned: Sequence[Planned]) -> int:

@@ -12,9 +12,10 @@ import yaml
 
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
+from qam_lightning.online.schedule import Length
 from qam_lightning.run_folder import Claim
 from qam_lightning.studies.plan import Planned, missing, plan
-from qam_lightning.studies.state import Length, state_of
+from qam_lightning.studies.state import state_of
 from qam_lightning.studies.study import read_study
 from qam_lightning.util.errors import UserError
 from tests.studies.conftest import Write

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from qam_lightning.online.schedule import Length
 from qam_lightning.studies import slurm_job
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.slurm import (
@@ -29,7 +30,7 @@ from qam_lightning.studies.slurm import (
     tasks_of,
 )
 from qam_lightning.studies.slurm_job import AGAIN, TASKS, read_tasks
-from qam_lightning.studies.state import EXIT, Length, State, state_of
+from qam_lightning.studies.state import EXIT, State, state_of
 from qam_lightning.studies.study import Run, Study, read_study
 from qam_lightning.util.errors import UserError
 from tests.online.conftest import build, data  # noqa: F401
