@@ -98,15 +98,16 @@ def published_step(step: int, online_from: int | None) -> int:
 def differences(method: str, domain: str, settings: Mapping[str, Any]) -> list[str]:
     """Return how a run's settings differ from the paper's, as ``model.width 128 (paper: 512)``.
 
-    Empty for a method, a domain or a dataset without published curves.
+    A setting that the run lacks has its default in code; one without a default is left out. Empty
+    for a method, a domain or a dataset without published curves.
     """
-    if method not in _titles() or unit(domain, settings) not in domains():
+    had = {**defaults(str(settings["model.class_path"])), **settings}
+    if method not in _titles() or unit(domain, had) not in domains():
         return []
-    online = settings.get("online.steps")
     return [
-        f"{key} {settings[key]} (paper: {value})"
+        f"{key} {had[key]} (paper: {value})"
         for key, value in _paper(method, domain).items()
-        if settings.get(key, value) != value and (online or not key.startswith("online."))
+        if had.get(key, value) != value and (had["online.steps"] or not key.startswith("online."))
     ]
 
 
