@@ -266,24 +266,64 @@ def queued(study: Study) -> dict[str, str]:
     Raises:
         UserError: SLURM does not answer.
     """
+    return _held(_jobs(study))
+
+
+class _Job(NamedTuple):
+    """A job in the queue.
+
+    Attributes:
+        tasks: the `TASKS` file of its array.
+        name: what SLURM calls it, e.g. ``12_3``; ``12`` if the array has no other task.
+        number: of its task.
+    """
+
+    tasks: Path
+    name: str
+    number: int
+
+
+def _jobs(study: Study) -> list[_Job]:
+    """Return the jobs of this study in the queue.
+
+    Raises:
+        UserError: SLURM does not answer.
+    """
     files = {f"{study.name}-{path.parent.name}": path for path in _files(study)}
     if not files:
-        return {}
+        return []
     form = "%F|%K|%j"  # number of the array, of the task, name
     asked = ("squeue", "--noheader", "--array", f"--format={form}", f"--name={','.join(files)}")
-    held = {}
+    jobs = []
     for line in _answer(*asked).splitlines():
         array, number, name = line.strip().split("|", 2)
-        single = not number.isdecimal()
-        submitted = files[name].stat().st_mtime
-        for entry in read_tasks(files[name])[0 if single else int(number)].entries:
+        several = number.isdecimal()
+        called = f"{array}_{number}" if several else array
+        jobs.append(_Job(files[name], called, int(number) if several else 0))
+    return jobs
+
+
+def _held(jobs: Sequence[_Job]) -> dict[str, str]:
+    held = {}
+    for job in jobs:
+        submitted = job.tasks.stat().st_mtime
+        for entry in read_tasks(job.tasks)[job.number].entries:
             if not entry.failed_since(submitted):
-                held[entry.run.name] = array if single else f"{array}_{number}"
+                held[entry.run.name] = job.name
     return held
 
 
-def _files(study: Study) -> Iterator[Path]:
-    yield from sorted((study.folder / FOLDER).glob(f"*/{TASKS}"))
+def _files(study: Study) -> list[Path]:
+    return sorted((study.folder / FOLDER).glob(f"*/{TASKS}"))
+
+
+def _clear(study: Study, jobs: Sequence[_Job]) -> None:
+    """Delete the folders of arrays that have left the queue and whose runs are all finished."""
+    for path in set(_files(study)) - {job.tasks for job in jobs}:
+        with contextlib.suppress(UserError):  # a damaged file, or a damaged run: somebody may look
+            entries = [entry for task in read_tasks(path) for entry in task.entries]
+            if all(entry.state().kind == "finished" for entry in entries):
+                shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _answer(*words: str) -> str:
@@ -319,7 +359,8 @@ def _longest_array() -> int:
 def submit(study: Study, planned: Sequence[Planned], options: SlurmOptions) -> list[str]:
     """Submit the given runs of a study, but for those that its jobs in the queue hold already.
 
-    The jobs need no terminal. They requeue themselves until their runs have finished or failed.
+    What earlier arrays of finished runs have left in `FOLDER` is deleted. The jobs need no
+    terminal. They requeue themselves until their runs have finished or failed.
 
     Args:
         study: the study.
@@ -339,7 +380,9 @@ def submit(study: Study, planned: Sequence[Planned], options: SlurmOptions) -> l
         folder.mkdir(parents=True, exist_ok=True)
     jobs: list[str] = []
     with locked(folder / "lock"):  # another terminal may be submitting
-        held = queued(study)
+        queue = _jobs(study)
+        _clear(study, queue)
+        held = _held(queue)
         _tell([held[item.run.name] for item in planned if item.run.name in held])
         missing = [item for item in planned if item.run.name not in held]
         arrays = tasks_of(missing, options, longest)

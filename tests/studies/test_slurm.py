@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from qam_lightning.cli import main
 from qam_lightning.online.schedule import Length
 from qam_lightning.studies import slurm_job
 from qam_lightning.studies.plan import Planned
@@ -312,6 +313,31 @@ def test_a_job_holds_a_run_until_that_fails_in_it(slurm: Path, study: Callable[.
     fail(found.runs[1], ago=-60)
     assert queued(found) == {"seed0": "1"}
     assert submit(found, planned(found.runs), SlurmOptions()) == ["2"]
+
+
+def test_the_folders_of_arrays_go_when_all_their_runs_are_finished(
+    slurm: Path,
+    study: Callable[..., Study],
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    words = build(data, tmp_path, trainer__max_steps=4, online__steps=0, threads=1)
+    settings = dict(word[2:].split("=", 1) for word in words[1:])
+    del settings["run_dir"]
+    found = study(settings=settings, grid={"seed": [0, 1]})
+    for run in found.runs:  # an array for each
+        submit(found, planned([run]), SlurmOptions())
+    first, second = sorted(
+        (found.folder / FOLDER).glob("*/"), key=lambda path: path.stat().st_mtime_ns
+    )
+    assert main(["fit", *found.runs[0].arguments]) == 0
+    fail(found.runs[1])
+    in_queue(slurm, "N/A")  # the first
+    submit(found, [], SlurmOptions())
+    assert first.exists() and second.exists()
+    (slurm / "queue").unlink()
+    submit(found, [], SlurmOptions())
+    assert not first.exists() and second.exists()
 
 
 def test_a_refused_job_leaves_nothing(
