@@ -99,11 +99,11 @@ def shipped(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Print how many runs are in which state, and what the failed ones said."""
+    from qam_lightning.studies.begun import runs_of
+    from qam_lightning.studies.slurm import queued
+    from qam_lightning.studies.state import KINDS, told_state_of
+
     study = read_study(options.study)
-    with uncollected():
-        from qam_lightning.studies.search import runs_of
-        from qam_lightning.studies.slurm import queued
-        from qam_lightning.studies.state import KINDS, told_state_of
     study = study._replace(runs=runs_of(study))
     states = [(run, told_state_of(run.run_dir)) for run in study.runs]
     table = Table(box=None, pad_edge=False, title=f"{study.name}: {study.folder}/",
@@ -148,9 +148,10 @@ def run(options: argparse.Namespace) -> int:
     if options.slurm is not None and study.search is not None:
         raise UserError(f"{study.path}: a search runs here only, each run follows from the others")
     with uncollected():
+        from qam_lightning.studies.begun import runs_of
         from qam_lightning.studies.local import Listed, default_jobs, gpus_each, run_here
         from qam_lightning.studies.plan import counted, missing
-        from qam_lightning.studies.search import Trials, as_configured, corners, runs_of
+        from qam_lightning.studies.search import Trials, as_configured, corners
     if study.search is None:
         planned = _planned(study, options)
         tried = missing(planned)
@@ -237,6 +238,9 @@ def _best(source: Any, study: Study) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Write a report on a study, or on run folders; return the exit code."""
+    from qam_lightning.reports.report import write_report
+    from qam_lightning.studies.begun import runs_of
+
     folders = [Path(name) for name in options.source]
     study = None
     if not all(folder.is_dir() for folder in folders):
@@ -244,9 +248,6 @@ def report(options: argparse.Namespace) -> int:
             wrong = next(folder for folder in folders if not folder.is_dir())
             raise UserError(f"{wrong}: no such run folder; expected one study, or run folders")
         study = read_study(options.source[0])
-    with uncollected():
-        from qam_lightning.reports.report import write_report
-        from qam_lightning.studies.search import runs_of
     if study is None:
         output, title = options.output or Path("report"), "Report"
         written = write_report(folders, output, title, published=options.published)

@@ -14,11 +14,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from qam_lightning.envs.rollout import available_cores
 from qam_lightning.studies.launch import finish, is_elsewhere, shared_flags, shared_variables, start
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.state import State, told_state_of
-from qam_lightning.util.devices import device_count, is_counted
+from qam_lightning.util.devices import available_cores, device_count, is_counted
 from qam_lightning.util.errors import UserError, shown
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

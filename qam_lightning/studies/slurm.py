@@ -20,12 +20,11 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
 from qam_lightning.cli.reading import read_text, read_yaml
-from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.slurm_job import TASKS, TIME_IS_UP, Entry, Task, read_tasks, work
 from qam_lightning.studies.study import Study
 from qam_lightning.util.arguments import closest
@@ -33,6 +32,9 @@ from qam_lightning.util.devices import device_count, is_counted
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import locked, save_json, writing
 from qam_lightning.util.schema import Checked, Schema, Text, validated
+
+if TYPE_CHECKING:
+    from qam_lightning.studies.plan import Planned
 
 FOLDER = ".slurm"
 """The folder, in the study's, of job scripts, their logs, and `TASKS`."""
@@ -184,7 +186,7 @@ class Shape(NamedTuple):
         return 1 if self.several else options.runs_per_gpu * max(1, self.gpus)
 
 
-def shape_of(planned: Planned, options: SlurmOptions) -> Shape:
+def shape_of(planned: "Planned", options: SlurmOptions) -> Shape:
     """Return what a run's job asks for.
 
     Raises:
@@ -206,7 +208,7 @@ def shape_of(planned: Planned, options: SlurmOptions) -> Shape:
     return shape
 
 
-def _count(planned: Planned) -> int:
+def _count(planned: "Planned") -> int:
     """Return how many devices a run has on each node. The numbers of these are SLURM's choice."""
     count = device_count(planned.devices)
     if count is None or not is_counted(planned.devices):
@@ -218,7 +220,7 @@ def _count(planned: Planned) -> int:
 
 
 def tasks_of(
-    planned: Sequence[Planned], options: SlurmOptions, longest: int
+    planned: "Sequence[Planned]", options: SlurmOptions, longest: int
 ) -> dict[Shape, list[Task]]:
     """Deal runs to the tasks of one array for each shape.
 
@@ -250,7 +252,7 @@ def tasks_of(
     return arrays
 
 
-def _entry(planned: Planned) -> Entry:
+def _entry(planned: "Planned") -> Entry:
     run = {**planned.run._asdict(), "run_dir": str(planned.run.run_dir)}
     return Entry(**run, length=planned.state.length)
 
@@ -356,7 +358,7 @@ def _longest_array() -> int:
 # -- submission ------------------------------------------------------------------------------------
 
 
-def submit(study: Study, planned: Sequence[Planned], options: SlurmOptions) -> list[str]:
+def submit(study: Study, planned: "Sequence[Planned]", options: SlurmOptions) -> list[str]:
     """Submit the given runs of a study, but for those that its jobs in the queue hold already.
 
     What earlier arrays of finished runs have left in `FOLDER` is deleted. The jobs need no

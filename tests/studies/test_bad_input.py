@@ -13,8 +13,8 @@ from qam_lightning.cli import main
 from qam_lightning.online.schedule import Length
 from qam_lightning.studies import launch, local
 from qam_lightning.studies import study as study_module
+from qam_lightning.studies.begun import runs_of
 from qam_lightning.studies.plan import Planned
-from qam_lightning.studies.search import runs_of
 from qam_lightning.studies.state import State, ended, told_state_of
 from qam_lightning.studies.study import read_study
 from qam_lightning.util.errors import UserError

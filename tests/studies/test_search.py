@@ -9,8 +9,9 @@ import yaml
 
 from qam_lightning.cli import main
 from qam_lightning.studies import search as search_module
+from qam_lightning.studies.begun import runs_of
 from qam_lightning.studies.plan import Planned, plan
-from qam_lightning.studies.search import Trials, _curve, corners, runs_of
+from qam_lightning.studies.search import Trials, _curve, corners
 from qam_lightning.studies.state import State, state_of
 from qam_lightning.studies.study import Range, Study, read_study, trial
 from qam_lightning.util.errors import UserError
