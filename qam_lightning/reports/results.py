@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import yaml
 
 from qam_lightning.evaluation.plots import Curve, read_curve
 from qam_lightning.online.schedule import Length
+from qam_lightning.reports.settings import flat
 from qam_lightning.run_folder import contents
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import regular
@@ -274,16 +275,6 @@ def _is_plain(text: bytes) -> bool:
         if depth > _DEEPEST or isinstance(event, yaml.AliasEvent):
             return False
     return len(text) <= _MOST
-
-
-def flat(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield settings by their dotted keys, as on the command line: without ``init_args``."""
-    for key, value in config.items() if isinstance(config, dict) else ():
-        inner = prefix if key == "init_args" else f"{prefix}{key}."
-        if isinstance(value, dict):
-            yield from flat(value, inner)
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _offline_steps(facts: _Facts, curve: Curve) -> int | None:

@@ -271,7 +271,7 @@ def queued(study: Study) -> dict[str, str]:
     return _held(_jobs(study))
 
 
-class _Job(NamedTuple):
+class _Queued(NamedTuple):
     """A job in the queue.
 
     Attributes:
@@ -285,7 +285,7 @@ class _Job(NamedTuple):
     number: int
 
 
-def _jobs(study: Study) -> list[_Job]:
+def _jobs(study: Study) -> list[_Queued]:
     """Return the jobs of this study in the queue.
 
     Raises:
@@ -301,11 +301,11 @@ def _jobs(study: Study) -> list[_Job]:
         array, number, name = line.strip().split("|", 2)
         several = number.isdecimal()
         called = f"{array}_{number}" if several else array
-        jobs.append(_Job(files[name], called, int(number) if several else 0))
+        jobs.append(_Queued(files[name], called, int(number) if several else 0))
     return jobs
 
 
-def _held(jobs: Sequence[_Job]) -> dict[str, str]:
+def _held(jobs: Sequence[_Queued]) -> dict[str, str]:
     held = {}
     for job in jobs:
         submitted = job.tasks.stat().st_mtime
@@ -319,7 +319,7 @@ def _files(study: Study) -> list[Path]:
     return sorted((study.folder / FOLDER).glob(f"*/{TASKS}"))
 
 
-def _clear(study: Study, jobs: Sequence[_Job]) -> None:
+def _clear(study: Study, jobs: Sequence[_Queued]) -> None:
     """Delete the folders of arrays that have left the queue and whose runs are all finished."""
     for path in set(_files(study)) - {job.tasks for job in jobs}:
         with contextlib.suppress(UserError):  # a damaged file, or a damaged run: somebody may look

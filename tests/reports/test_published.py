@@ -11,7 +11,7 @@ import yaml
 
 from qam_lightning.reports import published
 from qam_lightning.reports.report import write_report
-from qam_lightning.reports.results import flat
+from qam_lightning.reports.settings import flat
 from qam_lightning.util.configs import CONFIGS, METHODS
 from tests.app.conftest import resolved  # noqa: F401  (a fixture)
 from tests.reports.folders import make_run, read
