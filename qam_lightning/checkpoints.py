@@ -5,6 +5,9 @@ A run folder holds ``checkpoints/last.ckpt``, older ones as ``last-1.ckpt`` and 
 ``weights_only=True``) with one more entry, ``"qam_lightning"``, which says how to rebuild the
 method and where it was trained. ``last.json`` beside ``last.ckpt`` (and so on) repeats what it
 takes to choose a checkpoint and to check that it fits, so that only one file is read in full.
+
+`describe` is all that `study status` needs. So this module imports PyTorch and Lightning only where
+it reads a checkpoint in full.
 """
 
 import contextlib
@@ -21,18 +24,16 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
-from lightning.pytorch.utilities import rank_zero_only
-
-from qam_lightning.methods.base import Method
-from qam_lightning.methods.restore import check_weights
-from qam_lightning.util.checkpoint import ENTRY, Config, Environment, Versions, check_content
 from qam_lightning.util.errors import ArgumentError, UserError, reason_of, shown
+from qam_lightning.util.facts import ENTRY, Config, Environment, Versions
 from qam_lightning.util.files import checksum, regular
 from qam_lightning.util.memory import memory_limit
 from qam_lightning.util.schema import Count, Number, Schema, Text, read_json
+
+if TYPE_CHECKING:
+    from qam_lightning.methods.base import Method
 
 _UNREADABLE = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, MemoryError),
@@ -184,6 +185,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, unreadable, damaged, from another version of this program,
             or a checkpoint of something else; or anything in it is not what belongs there.
     """
+    import torch
+
+    from qam_lightning.util.checkpoint import check_content
+
     path = Path(path)
     content = verified(path)
     _content.cache_clear()
@@ -200,6 +205,8 @@ def newest(run_dir: str | Path) -> Path:
     Raises:
         UserError: there is none, or none that is intact.
     """
+    from lightning.pytorch.utilities import rank_zero_only
+
     problems = []
     for path in dict.fromkeys([checkpoint_path(run_dir, "last"), *last_checkpoints(run_dir)]):
         try:
@@ -237,10 +244,10 @@ def check_newest(path: Path, run_dir: str | Path) -> None:
 
 def load_method(
     path: str | Path,
-    method: type[Method] | None = None,
+    method: "type[Method] | None" = None,
     behavior: bool = False,
     **acting: Any,
-) -> tuple[Method, dict[str, Any]]:
+) -> "tuple[Method, dict[str, Any]]":
     """Rebuild a trained method from a checkpoint.
 
     Args:
@@ -262,6 +269,7 @@ def load_method(
         ArgumentError: the class or a setting of acting is refused.
     """
     from qam_lightning.export.folder import is_exported, load_exported
+    from qam_lightning.methods.restore import check_weights
 
     path = Path(path)
     if is_exported(path):
@@ -280,10 +288,10 @@ def build_method(
     name: str,
     settings: Mapping[str, Any],
     path: Path,
-    method: type[Method] | None = None,
+    method: "type[Method] | None" = None,
     behavior: bool = False,
     acting: Mapping[str, Any] = MappingProxyType({}),
-) -> Method:
+) -> "Method":
     """Build the untrained method that a file names.
 
     Args:
@@ -298,6 +306,8 @@ def build_method(
         UserError: see `load_method`.
         ArgumentError: see `load_method`.
     """
+    from qam_lightning.methods.base import Method
+
     kind = _method_class(name, path) if method is None else method
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         if method is not None:

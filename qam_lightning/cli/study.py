@@ -99,11 +99,11 @@ def shipped(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Print how many runs are in which state, and what the failed ones said."""
+    from qam_lightning.studies.begun import runs_of
+    from qam_lightning.studies.slurm import queued
+    from qam_lightning.studies.state import KINDS, told_state_of
+
     study = read_study(options.study)
-    with uncollected():
-        from qam_lightning.studies.search import runs_of
-        from qam_lightning.studies.slurm import queued
-        from qam_lightning.studies.state import KINDS, told_state_of
     study = study._replace(runs=runs_of(study))
     states = [(run, told_state_of(run.run_dir)) for run in study.runs]
     table = Table(box=None, pad_edge=False, title=f"{study.name}: {study.folder}/",
@@ -148,9 +148,10 @@ def run(options: argparse.Namespace) -> int:
     if options.slurm is not None and study.search is not None:
         raise UserError(f"{study.path}: a search runs here only, each run follows from the others")
     with uncollected():
+        from qam_lightning.studies.begun import runs_of
         from qam_lightning.studies.local import Listed, default_jobs, gpus_each, run_here
         from qam_lightning.studies.plan import counted, missing
-        from qam_lightning.studies.search import Trials, as_configured, corners, runs_of
+        from qam_lightning.studies.search import Trials, as_configured, corners
     if study.search is None:
         planned = _planned(study, options)
         tried = missing(planned)
@@ -160,7 +161,7 @@ def run(options: argparse.Namespace) -> int:
         study = as_configured(study, tried)
         planned = _planned(study._replace(runs=runs_of(study)), options)
         source = Trials(study, planned, options.any_version)
-    asked = None if options.slurm is None else _slurm_options(options, given)
+    asked = None if options.slurm is None else _slurm_options(options, given, missing(planned))
     print(f"{study.name}, {counted(planned)}")
     if options.dry_run:
         for item in missing(planned):
@@ -180,6 +181,9 @@ def run(options: argparse.Namespace) -> int:
     if outcome.signal is not None:
         print(f"stopped; `{called('study')} run {options.study}` continues", file=sys.stderr)
         return 128 + outcome.signal
+    if outcome.refusal is not None:
+        _best(source, study)
+        raise outcome.refusal
     if outcome.failed:
         raise UserError(
             f"{len(outcome.failed)} of {todo} runs failed; the same command tries them again"
@@ -203,11 +207,16 @@ def _slurm_flags(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def _slurm_options(options: argparse.Namespace, given: dict[str, Any]) -> "SlurmOptions":
-    """Read what jobs ask for, from the file and the flags."""
-    from qam_lightning.studies.slurm import read_options
+def _slurm_options(
+    options: argparse.Namespace, given: dict[str, Any], todo: "list[Planned]"
+) -> "SlurmOptions":
+    """Read what jobs ask for, from the file and the flags, and check that it suits the runs."""
+    from qam_lightning.studies.slurm import read_options, shape_of
 
-    return read_options(None if options.slurm == Path() else options.slurm, given)
+    found = read_options(None if options.slurm == Path() else options.slurm, given)
+    for item in todo:
+        shape_of(item, found)
+    return found
 
 
 def _submit(study: Study, todo: "list[Planned]", options: "SlurmOptions", name: str) -> int:
@@ -229,6 +238,9 @@ def _best(source: Any, study: Study) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Write a report on a study, or on run folders; return the exit code."""
+    from qam_lightning.reports.report import write_report
+    from qam_lightning.studies.begun import runs_of
+
     folders = [Path(name) for name in options.source]
     study = None
     if not all(folder.is_dir() for folder in folders):
@@ -236,9 +248,6 @@ def report(options: argparse.Namespace) -> int:
             wrong = next(folder for folder in folders if not folder.is_dir())
             raise UserError(f"{wrong}: no such run folder; expected one study, or run folders")
         study = read_study(options.source[0])
-    with uncollected():
-        from qam_lightning.reports.report import write_report
-        from qam_lightning.studies.search import runs_of
     if study is None:
         output, title = options.output or Path("report"), "Report"
         written = write_report(folders, output, title, published=options.published)

@@ -9,7 +9,6 @@ dies is an `EOFError` without a cause. It also needs a process for every environ
 few workers serve any number of them.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -21,6 +20,7 @@ from qam_lightning.envs.chunked import Chunk, EnvSettings, Execute, Reset
 from qam_lightning.envs.make import env_id
 from qam_lightning.envs.worker import PROCESS_BYTES, LocalWorker, ProcessWorker, Request, Worker
 from qam_lightning.envs.worker import WorkerError as WorkerError  # what `run` raises
+from qam_lightning.util.devices import available_cores
 from qam_lightning.util.errors import require, shown
 from qam_lightning.util.memory import check_memory
 from qam_lightning.util.rng import Stream, seed_of
@@ -59,13 +59,6 @@ class Episode(NamedTuple):
 def episode_seed(seed: int, number: int) -> int:
     """The reset seed (32 bits) of an evaluation's episode."""
     return seed_of(seed, Stream.EVALUATION_EPISODE, number) % 2**32
-
-
-def available_cores() -> int:
-    """Number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Share(NamedTuple):

@@ -4,32 +4,13 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from qam_lightning.reports.published import defaults, title
+from qam_lightning.reports.published import title
 from qam_lightning.reports.results import Result, Score
+from qam_lightning.reports.settings import defaults, has_effect
 from qam_lightning.util.errors import shown
 
 Task = tuple[str, int]
 """A domain and the number of its task."""
-
-_NO_EFFECT = (
-    *(
-        "seed",
-        "run_dir",
-        "ckpt_path",
-        "threads",
-        "config",
-        "domain",
-        "method",
-        "tuned_as",
-        "tuned.",
-    ),
-    *("log.", "progress.", "checkpoints.", "evaluation."),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.deterministic", "trainer.logger", "trainer.callbacks"),
-    *("data.env", "data.task", "data.directory", "data.base_url", "data.store", "data.storage"),
-    *("data.prefetch", "model.class_path", "model.compile", "online.async_env"),
-)
-"""Labels, and settings on which results do not depend but by rounding; a dot ends a group."""
 
 
 class Variant(NamedTuple):
@@ -148,11 +129,6 @@ def compare(results: Sequence[Result], axes: Sequence[str] | None = None) -> Com
     ]
     tasks = sorted({(result.domain, result.task) for result in kept})
     return Comparison(variants, chosen, tasks, lines)
-
-
-def has_effect(key: str) -> bool:
-    """Whether results depend on a setting."""
-    return not any(key == name or name[-1] == "." and key.startswith(name) for name in _NO_EFFECT)
 
 
 def _varying(results: Sequence[Result]) -> list[str]:

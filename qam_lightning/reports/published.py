@@ -7,20 +7,16 @@ tasks, a domain's name the mean over its five. Steps are gradient steps up to 1,
 there on environment steps of the online phase.
 """
 
-import contextlib
 import csv
-import dataclasses
 import functools
 import gzip
-import importlib
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from qam_lightning.reports.results import flat
+from qam_lightning.reports.settings import defaults, flat, has_effect
 from qam_lightning.util.configs import CONFIGS, METHODS
 
 OFFLINE_STEPS = 1_000_000
@@ -98,15 +94,16 @@ def published_step(step: int, online_from: int | None) -> int:
 def differences(method: str, domain: str, settings: Mapping[str, Any]) -> list[str]:
     """Return how a run's settings differ from the paper's, as ``model.width 128 (paper: 512)``.
 
-    Empty for a method, a domain or a dataset without published curves.
+    A setting that the run lacks has its default in code; one without a default is left out. Empty
+    for a method, a domain or a dataset without published curves.
     """
-    if method not in _titles() or unit(domain, settings) not in domains():
+    had = {**defaults(str(settings["model.class_path"])), **settings}
+    if method not in _titles() or unit(domain, had) not in domains():
         return []
-    online = settings.get("online.steps")
     return [
-        f"{key} {settings[key]} (paper: {value})"
+        f"{key} {had[key]} (paper: {value})"
         for key, value in _paper(method, domain).items()
-        if settings.get(key, value) != value and (online or not key.startswith("online."))
+        if had.get(key, value) != value and (had["online.steps"] or not key.startswith("online."))
     ]
 
 
@@ -119,38 +116,9 @@ def _paper(method: str, domain: str) -> Mapping[str, Any]:
     settings = dict(flat(OmegaConf.to_container(config, resolve=True)))
     found = {**defaults(settings["model.class_path"]), **settings}
     found |= {"trainer.max_steps": OFFLINE_STEPS, "trainer.precision": "32-true"}
-    labels = ("data.env", "data.task", "model.class_path", "model.compile", "online.steps")
-    places = ("data.directory", "data.base_url", "data.store", "data.storage", "data.prefetch")
     groups = ("model.", "data.", "trainer.", "online.")
     return {
         key: value
         for key, value in found.items()
-        if key.startswith(groups) and key not in (*labels, *places, "online.async_env")
+        if key.startswith(groups) and has_effect(key) and key != "online.steps"
     }
-
-
-@functools.cache
-def defaults(class_path: str) -> Mapping[str, Any]:
-    """Return the defaults of the settings of method, data and online phase.
-
-    Only methods of this package are imported; those of any other class are left out.
-    """
-    from qam_lightning.callbacks.online import Online
-    from qam_lightning.data.datamodule import ChunkDataModule
-
-    found: dict[str, Any] = {}
-    module, _, name = class_path.rpartition(".")
-    if module.startswith("qam_lightning.methods."):
-        # An older run may name a class that is gone.
-        with contextlib.suppress(ImportError, AttributeError, TypeError, ValueError):
-            method = getattr(importlib.import_module(module), name)
-            found = {f"model.{f.name}": f.default for f in dataclasses.fields(method)}
-    for group, kind in (("data", ChunkDataModule), ("online", Online)):
-        found |= {f"{group}.{name}": value for name, value in _arguments(kind)}
-    missing = (dataclasses.MISSING, inspect.Parameter.empty)
-    return {key: x for key, x in found.items() if not any(x is y for y in missing)}
-
-
-def _arguments(kind: type) -> Iterator[tuple[str, Any]]:
-    for name, parameter in inspect.signature(kind).parameters.items():
-        yield name, parameter.default

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,8 @@ import numpy as np
 import yaml
 
 from qam_lightning.evaluation.plots import Curve, read_curve
+from qam_lightning.online.schedule import Length
+from qam_lightning.reports.settings import flat
 from qam_lightning.run_folder import contents
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import regular
@@ -56,6 +58,7 @@ class _Facts(Schema, extra="allow"):
     versions: dict[Text, Text] = {}
     hardware: Text = ""
     config: Text = ""
+    offline_steps: Count | None = None
 
 
 class Score(NamedTuple):
@@ -78,7 +81,7 @@ class Result:
         settings: the resolved configuration, by dotted keys as on the command line.
         curve: success at every evaluation.
         rows: the rows of ``metrics/eval.csv``.
-        finished: whether the evaluation after the last step is there.
+        length: how long the whole run is.
         speed: updates per second, the median of the rows of ``metrics/train.csv``; None if
             there are none.
         hours: updates over their speed, and the evaluations; without start-up and environment steps
@@ -98,13 +101,19 @@ class Result:
     settings: Mapping[str, Any]
     curve: Curve
     rows: Sequence[Row]
-    finished: bool
+    length: Length
     speed: float | None
     hours: float | None
     versions: Mapping[str, str]
     hardware: str
     config_hash: str
     changed: bool
+
+    @property
+    def finished(self) -> bool:
+        """Whether the evaluation after the last step is there."""
+        last = self.rows[-1]
+        return self.length.is_reached(int(last["gradient_step"]), int(last["env_step"]))
 
     @property
     def last(self) -> Score:
@@ -173,8 +182,8 @@ class Result:
     def total(self) -> int:
         """Steps on the curve's axis that a finished run has."""
         start = self.curve.online_from
-        offline = self.settings["trainer.max_steps"] if start is None else start
-        return offline + self.settings.get("online.steps", 0)
+        offline = self.length.gradient_steps if start is None else start
+        return offline + self.length.env_steps
 
     @property
     def _online(self) -> np.ndarray:
@@ -232,7 +241,7 @@ def read_result(folder: Path) -> Result:
         settings=settings,
         curve=curve,
         rows=rows,
-        finished=_is_final(rows[-1], checked),
+        length=Length.of(config, _offline_steps(facts, curve)),
         speed=speed,
         hours=hours,
         versions=facts.versions,
@@ -268,20 +277,11 @@ def _is_plain(text: bytes) -> bool:
     return len(text) <= _MOST
 
 
-def flat(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield settings by their dotted keys, as on the command line: without ``init_args``."""
-    for key, value in config.items() if isinstance(config, dict) else ():
-        inner = prefix if key == "init_args" else f"{prefix}{key}."
-        if isinstance(value, dict):
-            yield from flat(value, inner)
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _is_final(row: Row, config: _Config) -> bool:
-    if config.online.steps:
-        return row["phase"] == "online" and int(row["env_step"]) >= config.online.steps
-    return int(row["gradient_step"]) >= config.trainer.max_steps
+def _offline_steps(facts: _Facts, curve: Curve) -> int | None:
+    """Return the gradient steps of the offline phase if they are not ``trainer.max_steps``."""
+    if facts.offline_steps is None and curve.online_from == 0:
+        return 0  # the method has none, and no checkpoint says so
+    return facts.offline_steps
 
 
 def _cost(folder: Path, evaluations: Sequence[Row]) -> tuple[float | None, float | None]:

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from qam_lightning.checkpoints import last_checkpoints
 from qam_lightning.run_folder import holder
 from qam_lightning.studies.state import EXIT, End
@@ -70,6 +68,8 @@ def shared_variables(slot: int, jobs: int, cores: int, gpus: int = 1) -> dict[st
     """
     threads = str(max(1, cores // jobs))
     shared = {n: threads for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if n not in os.environ}
+    import torch  # only here: `study status` reads what jobs hold without it
+
     if jobs > 1 and torch.cuda.is_available():
         names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         names = names if names[0] else [str(n) for n in range(torch.cuda.device_count())]

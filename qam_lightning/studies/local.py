@@ -14,11 +14,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from qam_lightning.envs.rollout import available_cores
 from qam_lightning.studies.launch import finish, is_elsewhere, shared_flags, shared_variables, start
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.state import State, told_state_of
-from qam_lightning.util.devices import device_count
+from qam_lightning.util.devices import available_cores, device_count, is_counted
 from qam_lightning.util.errors import UserError, shown
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -34,7 +33,11 @@ class Source(Protocol):
         """How many runs are still to come."""
 
     def take(self) -> Planned | None:
-        """Return the next run; None if there is none, or none yet."""
+        """Return the next run; None if there is none.
+
+        Raises:
+            UserError: there are to be more runs, but none can be started.
+        """
 
     def hopeless(self, item: Planned) -> bool:
         """Whether a run should be stopped for good."""
@@ -76,16 +79,18 @@ class Outcome(NamedTuple):
     Attributes:
         failed: the names of those that ended with an error, each with the last line it said.
         signal: the signal that stopped all, None if none did.
+        refusal: why the source gave fewer runs than it should have, None if it gave all.
     """
 
     failed: list[tuple[str, str]]
     signal: int | None
+    refusal: UserError | None = None
 
 
 def default_jobs(planned: Sequence[Planned]) -> int:
     """Return how many runs share the machine well: each has its GPUs, or its threads' cores."""
     if on_gpus := _on_gpus(planned):
-        if not all(_is_number(item.devices) for item in on_gpus):
+        if not all(is_counted(item.devices) for item in on_gpus):
             return 1
         return max(1, torch.cuda.device_count() // gpus_each(planned, 1))
     cores = [
@@ -98,11 +103,11 @@ def gpus_each(planned: Sequence[Planned], jobs: int) -> int:
     """Return how many GPUs each of several runs gets: as many as the widest run needs, at least 1.
 
     Raises:
-        UserError: several are to run at a time, and ``trainer.devices`` of one is no number.
+        UserError: several are to run at a time, and ``trainer.devices`` of one is no count.
     """
     on_gpus = _on_gpus(planned)
     for item in on_gpus:
-        if jobs > 1 and not _is_number(item.devices):
+        if jobs > 1 and not is_counted(item.devices):
             raise UserError(
                 f"{item.run.name}: trainer.devices is {shown(item.devices)}, expected a number, at "
                 "least 1; or run one at a time, with --jobs 1"
@@ -117,16 +122,11 @@ def _on_gpus(planned: Sequence[Planned]) -> list[Planned]:
     return [item for item in planned if item.settings["trainer"]["accelerator"] != "cpu"]
 
 
-def _is_number(devices: object) -> bool:
-    """Whether devices are given by their number. A run that names them runs alone."""
-    return str(devices).isdecimal()
-
-
 def run_here(source: Source, jobs: int, gpus: int = 1) -> Outcome:
     """Run what a source gives, ``jobs`` at a time.
 
     The first Ctrl-C, SIGTERM or SIGHUP stops all runs, and waits until each has saved; the second
-    kills them.
+    kills them. If the source refuses to give a further run, those that run go on to their end.
 
     Args:
         source: the runs.
@@ -164,6 +164,7 @@ class _Scheduler:
         self._ended = 0
         self._failed: list[tuple[str, str]] = []
         self._signals: list[int] = []
+        self._refusal: UserError | None = None
         self._looked = time.monotonic()
         self._display = _Display()
 
@@ -176,18 +177,20 @@ class _Scheduler:
                     self._collect()
                     self._start()
                     self._prune()
-                    self._display.show([p.item for p in self._running], self._source.waiting)
+                    waiting = 0 if self._refusal else self._source.waiting
+                    self._display.show([p.item for p in self._running], waiting)
             except BaseException:  # no run may be left without anyone who watches it
                 if not self._signals:
                     self._on_signal(signal.SIGTERM, None)
                 for process in self._running:
                     process.handle.wait()
                 raise
-        return Outcome(self._failed, self._signals[0] if self._signals else None)
+        stopping = self._signals[0] if self._signals else None
+        return Outcome(self._failed, stopping, self._refusal)
 
     def _start(self) -> None:
         free = set(range(self._jobs)) - {process.slot for process in self._running}
-        while free and not self._signals and (item := self._source.take()) is not None:
+        while free and not self._signals and (item := self._taken()) is not None:
             slot = min(free)
             free.remove(slot)
             self._display.begun(item)
@@ -202,6 +205,15 @@ class _Scheduler:
                 self._running.append(_Process(item, slot, handle))
                 if self._signals:  # one that came before the line above
                     handle.send_signal(signal.SIGTERM)
+
+    def _taken(self) -> Planned | None:
+        """Return the source's next run; None if there is none, or once the source has refused."""
+        if self._refusal is None:
+            try:
+                return self._source.take()
+            except UserError as error:
+                self._refusal = error
+        return None
 
     def _collect(self) -> None:
         for process in [p for p in self._running if p.handle.poll() is not None]:

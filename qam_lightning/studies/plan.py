@@ -14,7 +14,8 @@ from qam_lightning.cli.explain import spoken
 from qam_lightning.cli.resume import changed
 from qam_lightning.cli.training import FitCLI
 from qam_lightning.envs.make import env_id
-from qam_lightning.studies.state import Length, State, length, state_of
+from qam_lightning.online.schedule import Length
+from qam_lightning.studies.state import State, state_of
 from qam_lightning.studies.study import Run, Study
 from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.provenance import mismatches
@@ -117,7 +118,7 @@ def _built(run: Run) -> _Built:
     if not last_checkpoints(run.run_dir):
         cli.start_from_clone()  # later it may be gone
     settings = yaml.safe_load(cli.settings())
-    return _Built(settings, length(settings, None if cli.model.offline_phase else 0))
+    return _Built(settings, Length.of(settings, None if cli.model.offline_phase else 0))
 
 
 def _planned(run: Run, built: "_Built | UserError", any_version: bool) -> Planned:

@@ -8,43 +8,21 @@ runs end: two searches with equal files differ.
 
 import contextlib
 import io
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from qam_lightning.cli.reading import read_text, read_yaml
 from qam_lightning.evaluation.plots import Curve, read_curve
+from qam_lightning.studies.begun import runs_of, values_of
 from qam_lightning.studies.plan import Planned, plan
 from qam_lightning.studies.state import State, state_of, told_state_of
-from qam_lightning.studies.study import MOST_RUNS, Range, Run, Search, Study, canonical, trial
+from qam_lightning.studies.study import MOST_RUNS, Range, Run, Search, Study, trial
 from qam_lightning.util.errors import UserError, shown
 
-_FOLDER = re.compile(r"trial-(\d{4,})")
 _ATTEMPTS = 100  # to find settings that go together
 _STARTUP = 5  # finished trials before one may be pruned
-
-
-def runs_of(study: Study) -> list[Run]:
-    """Return the runs that a search has begun, in their order; those of other studies if none.
-
-    Raises:
-        UserError: the configuration of a trial is damaged.
-    """
-    if study.search is None:
-        return study.runs
-    found = []
-    for folder in sorted(study.folder.glob("trial-*"), key=lambda path: (len(path.name), path)):
-        config = folder / "config.yaml"
-        if _FOLDER.fullmatch(folder.name) and config.is_file():
-            values = _values(read_yaml(read_text(config, "a configuration"), str(config)), study)
-            if lacking := [key for key in study.search.space if key not in values]:
-                advice = "restore the file, or move its folder away"
-                raise UserError(f"{config}: {lacking[0]} is missing; {advice}")
-            found.append(trial(study, folder.name, values))
-    return found
 
 
 def corners(study: Study) -> list[Run]:
@@ -79,7 +57,7 @@ def as_configured(study: Study, tried: Sequence[Planned]) -> Study:
         UserError: two values of a list are one.
     """
     assert study.search is not None
-    configured = (_values(item.settings, study) for item in tried)
+    configured = (values_of(item.settings, study) for item in tried)
     space = dict(study.search.space)
     for key, ends in _ends(study.search).items():
         found = [next(configured).get(key, value) for value in ends]
@@ -177,8 +155,8 @@ class Trials:
                 print(f"left out, and others like it: {problem}", file=sys.stderr)
                 self._warned = True
         raise UserError(
-            f"{self._study.path}: search.space: {_ATTEMPTS} combinations in a row are refused, the "
-            f"last one because {problem}"
+            f"{self._study.path}: search.space: {_ATTEMPTS} combinations in a row were refused, "
+            f"the last one because {problem}; narrow the space"
         )
 
     def _planned(self, run: Run) -> Planned:
@@ -279,23 +257,6 @@ def _optuna() -> Any:
         raise UserError("search: needs Optuna; pip install 'qam_lightning[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
-
-
-def _values(config: object, study: Study) -> dict[str, Any]:
-    """Return what a run's resolved configuration has for those keys of a search that it has."""
-    assert study.search is not None
-    found = {}
-    for key in study.search.space:
-        place, full = config, canonical(key)
-        if full.startswith("model.") and full != "model.class_path":
-            full = full.replace("model.", "model.init_args.", 1)
-        for name in full.split("."):
-            if not isinstance(place, dict) or name not in place:
-                break
-            place = place[name]
-        else:
-            found[key] = place
-    return found
 
 
 def _curve(run: Run) -> Curve | None:

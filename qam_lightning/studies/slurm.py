@@ -20,19 +20,21 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
 from qam_lightning.cli.reading import read_text, read_yaml
-from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.slurm_job import TASKS, TIME_IS_UP, Entry, Task, read_tasks, work
 from qam_lightning.studies.study import Study
 from qam_lightning.util.arguments import closest
-from qam_lightning.util.devices import device_count
+from qam_lightning.util.devices import device_count, is_counted
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import locked, save_json, writing
 from qam_lightning.util.schema import Checked, Schema, Text, validated
+
+if TYPE_CHECKING:
+    from qam_lightning.studies.plan import Planned
 
 FOLDER = ".slurm"
 """The folder, in the study's, of job scripts, their logs, and `TASKS`."""
@@ -184,14 +186,14 @@ class Shape(NamedTuple):
         return 1 if self.several else options.runs_per_gpu * max(1, self.gpus)
 
 
-def shape_of(planned: Planned, options: SlurmOptions) -> Shape:
+def shape_of(planned: "Planned", options: SlurmOptions) -> Shape:
     """Return what a run's job asks for.
 
     Raises:
         UserError: its settings do not say how many processes it is, or options contradict them.
     """
     run, nodes, devices = planned.run, planned.nodes, _count(planned)
-    cpu = run.settings.get("trainer.accelerator") == "cpu"
+    cpu = planned.settings["trainer"]["accelerator"] == "cpu"
     shape = Shape(nodes, devices, (0 if cpu else devices) if options.gpus is None else options.gpus)
     if shape.several and options.runs_per_gpu > 1:
         raise UserError(
@@ -206,18 +208,19 @@ def shape_of(planned: Planned, options: SlurmOptions) -> Shape:
     return shape
 
 
-def _count(planned: Planned) -> int:
-    """Return how many devices a run has on each node."""
-    if (count := device_count(planned.devices)) is None:
+def _count(planned: "Planned") -> int:
+    """Return how many devices a run has on each node. The numbers of these are SLURM's choice."""
+    count = device_count(planned.devices)
+    if count is None or not is_counted(planned.devices):
         raise UserError(
-            f"{planned.run.name}: trainer.devices is {shown(planned.devices)}; a job needs a "
-            "number, at least 1"
+            f"{planned.run.name}: trainer.devices is {shown(planned.devices)}; a job needs how "
+            "many, at least 1, because SLURM chooses which"
         )
     return count
 
 
 def tasks_of(
-    planned: Sequence[Planned], options: SlurmOptions, longest: int
+    planned: "Sequence[Planned]", options: SlurmOptions, longest: int
 ) -> dict[Shape, list[Task]]:
     """Deal runs to the tasks of one array for each shape.
 
@@ -249,7 +252,7 @@ def tasks_of(
     return arrays
 
 
-def _entry(planned: Planned) -> Entry:
+def _entry(planned: "Planned") -> Entry:
     run = {**planned.run._asdict(), "run_dir": str(planned.run.run_dir)}
     return Entry(**run, length=planned.state.length)
 
@@ -265,24 +268,64 @@ def queued(study: Study) -> dict[str, str]:
     Raises:
         UserError: SLURM does not answer.
     """
+    return _held(_jobs(study))
+
+
+class _Queued(NamedTuple):
+    """A job in the queue.
+
+    Attributes:
+        tasks: the `TASKS` file of its array.
+        name: what SLURM calls it, e.g. ``12_3``; ``12`` if the array has no other task.
+        number: of its task.
+    """
+
+    tasks: Path
+    name: str
+    number: int
+
+
+def _jobs(study: Study) -> list[_Queued]:
+    """Return the jobs of this study in the queue.
+
+    Raises:
+        UserError: SLURM does not answer.
+    """
     files = {f"{study.name}-{path.parent.name}": path for path in _files(study)}
     if not files:
-        return {}
+        return []
     form = "%F|%K|%j"  # number of the array, of the task, name
     asked = ("squeue", "--noheader", "--array", f"--format={form}", f"--name={','.join(files)}")
-    held = {}
+    jobs = []
     for line in _answer(*asked).splitlines():
         array, number, name = line.strip().split("|", 2)
-        single = not number.isdecimal()
-        submitted = files[name].stat().st_mtime
-        for entry in read_tasks(files[name])[0 if single else int(number)].entries:
+        several = number.isdecimal()
+        called = f"{array}_{number}" if several else array
+        jobs.append(_Queued(files[name], called, int(number) if several else 0))
+    return jobs
+
+
+def _held(jobs: Sequence[_Queued]) -> dict[str, str]:
+    held = {}
+    for job in jobs:
+        submitted = job.tasks.stat().st_mtime
+        for entry in read_tasks(job.tasks)[job.number].entries:
             if not entry.failed_since(submitted):
-                held[entry.run.name] = array if single else f"{array}_{number}"
+                held[entry.run.name] = job.name
     return held
 
 
-def _files(study: Study) -> Iterator[Path]:
-    yield from sorted((study.folder / FOLDER).glob(f"*/{TASKS}"))
+def _files(study: Study) -> list[Path]:
+    return sorted((study.folder / FOLDER).glob(f"*/{TASKS}"))
+
+
+def _clear(study: Study, jobs: Sequence[_Queued]) -> None:
+    """Delete the folders of arrays that have left the queue and whose runs are all finished."""
+    for path in set(_files(study)) - {job.tasks for job in jobs}:
+        with contextlib.suppress(UserError):  # a damaged file, or a damaged run: somebody may look
+            entries = [entry for task in read_tasks(path) for entry in task.entries]
+            if all(entry.state().kind == "finished" for entry in entries):
+                shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _answer(*words: str) -> str:
@@ -315,10 +358,11 @@ def _longest_array() -> int:
 # -- submission ------------------------------------------------------------------------------------
 
 
-def submit(study: Study, planned: Sequence[Planned], options: SlurmOptions) -> list[str]:
+def submit(study: Study, planned: "Sequence[Planned]", options: SlurmOptions) -> list[str]:
     """Submit the given runs of a study, but for those that its jobs in the queue hold already.
 
-    The jobs need no terminal. They requeue themselves until their runs have finished or failed.
+    What earlier arrays of finished runs have left in `FOLDER` is deleted. The jobs need no
+    terminal. They requeue themselves until their runs have finished or failed.
 
     Args:
         study: the study.
@@ -338,7 +382,9 @@ def submit(study: Study, planned: Sequence[Planned], options: SlurmOptions) -> l
         folder.mkdir(parents=True, exist_ok=True)
     jobs: list[str] = []
     with locked(folder / "lock"):  # another terminal may be submitting
-        held = queued(study)
+        queue = _jobs(study)
+        _clear(study, queue)
+        held = _held(queue)
         _tell([held[item.run.name] for item in planned if item.run.name in held])
         missing = [item for item in planned if item.run.name not in held]
         arrays = tasks_of(missing, options, longest)

@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qam_lightning.envs.rollout import available_cores
+from qam_lightning.online.schedule import Length
 from qam_lightning.studies import launch
-from qam_lightning.studies.state import Length, State, failed_since, state_of
+from qam_lightning.studies.state import State, failed_since, state_of
 from qam_lightning.studies.study import Run
+from qam_lightning.util.devices import available_cores
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.schema import Count, Schema, read_json
 

@@ -1,14 +1,13 @@
 """What became of a run, read from its folder."""
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import yaml
 
 from qam_lightning.checkpoints import CheckpointInfo, describe, last_checkpoints
-from qam_lightning.online.schedule import Schedule
+from qam_lightning.online.schedule import Length
 from qam_lightning.run_folder import contents, holder
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.metrics_csv import last_row
@@ -19,22 +18,7 @@ EXIT = "exit.json"
 
 KINDS = ("finished", "running", "stopped", "failed", "pruned", "new")
 
-
 _FAILURES = (1, 2)  # exit codes of `fit`: an unforeseen exception, a user's mistake
-
-
-class Length(NamedTuple):
-    """How long a run is.
-
-    Attributes:
-        gradient_steps: of the offline phase, ``trainer.max_steps``; 0 if the method has none.
-        env_steps: of the online phase, ``online.steps``.
-        updates: gradient steps of the online phase.
-    """
-
-    gradient_steps: int = 0
-    env_steps: int = 0
-    updates: int = 0
 
 
 class State(NamedTuple):
@@ -71,25 +55,6 @@ class State(NamedTuple):
         return self.length.gradient_steps + self.length.env_steps
 
 
-def length(settings: Mapping[str, Any], offline: int | None = None) -> Length:
-    """Return how long a run with a resolved configuration is; 0 steps if it is empty.
-
-    Args:
-        settings: the configuration.
-        offline: gradient steps of the offline phase if they are not ``trainer.max_steps``.
-    """
-    keys = ("learning_starts", "steps", "utd_ratio")
-    schedule = Schedule(0, *(_steps(settings.get("online"), key) for key in keys))
-    if offline is None:
-        offline = _steps(settings.get("trainer"), "max_steps")
-    return Length(offline, schedule.steps, max(0, schedule.gradient_steps))
-
-
-def _steps(section: Any, key: str) -> int:
-    found = section.get(key) if isinstance(section, dict) else None
-    return found if type(found) is int else 0
-
-
 def state_of(run_dir: Path, wanted: Length | None = None) -> State:
     """Return what became of the run in a folder.
 
@@ -112,12 +77,11 @@ def state_of(run_dir: Path, wanted: Length | None = None) -> State:
             )
         return _after(end, State("stopped" if end.code else "new", length=wanted or Length()))
     info = describe(found[0])
-    goal = wanted or length(yaml.safe_load(info.config) or {}, info.offline_steps)
+    goal = wanted or Length.of(yaml.safe_load(info.config) or {}, info.offline_steps)
     steps = State("stopped", info.gradient_step, info.env_step, goal, info=info)
     if (who := holder(run_dir)) is not None:
         return _newest(run_dir, steps)._replace(kind="running", line=who)
-    updated = info.gradient_step >= goal.gradient_steps + goal.updates
-    if any(goal) and updated and info.env_step >= goal.env_steps:
+    if goal.is_reached(info.gradient_step, info.env_step):
         return steps._replace(kind="finished")
     end = ended(run_dir)
     return steps._replace(kind="pruned") if end.pruned else _after(end, steps)

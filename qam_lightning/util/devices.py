@@ -1,4 +1,18 @@
-"""What ``trainer.devices`` asks for."""
+"""The cores of this machine, and what ``trainer.devices`` asks for."""
+
+import os
+
+
+def available_cores() -> int:
+    """Number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def is_counted(devices: object) -> bool:
+    """Whether devices are given by their count, 2 or "2", rather than by their numbers."""
+    return str(devices).isdecimal()
 
 
 def device_count(devices: object) -> int | None:

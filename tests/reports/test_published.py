@@ -11,7 +11,7 @@ import yaml
 
 from qam_lightning.reports import published
 from qam_lightning.reports.report import write_report
-from qam_lightning.reports.results import flat
+from qam_lightning.reports.settings import flat
 from qam_lightning.util.configs import CONFIGS, METHODS
 from tests.app.conftest import resolved  # noqa: F401  (a fixture)
 from tests.reports.folders import make_run, read
@@ -127,3 +127,14 @@ def test_the_shipped_configurations_are_the_papers(
     settings["model.width"], settings["data.fraction"] = 256, 0.5
     found = published.differences(method, config["domain"], settings)
     assert sorted(found) == ["data.fraction 0.5 (paper: 1.0)", "model.width 256 (paper: 512)"]
+
+
+def test_a_setting_that_a_run_lacks_has_its_default_not_the_papers_value(
+    resolved: Callable[..., dict],  # noqa: F811
+) -> None:
+    config = resolved("--config=humanoidmaze_large.yaml", "--method=qam")
+    settings = dict(flat(config))
+    del settings["data.horizon"], settings["model.rho"]
+    del settings["model.tau"]  # it has no default
+    found = published.differences("qam", "humanoidmaze-large", settings)
+    assert found == ["model.rho 0.5 (paper: 0.0)", "data.horizon 5 (paper: 1)"]

@@ -436,6 +436,28 @@ def test_a_real_run_offline_and_online(
     assert json.loads((run / "checkpoints/last.json").read_text())["phase"] == "online"
 
 
+def test_a_run_is_finished_after_its_last_update_here_and_in_status(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """44 updates; the last 20 of them follow the last environment step."""
+    from qam_lightning.cli import main
+    from qam_lightning.studies.state import state_of
+
+    run = tmp_path / "run"
+    changes = {"online__steps": 12, "online__utd_ratio": 20, "evaluation__every_n_steps": 35}
+    assert main(arguments("--checkpoints.every_n_steps=35", **changes)) == 0
+    assert read_result(run).finished and state_of(run).kind == "finished"
+    for name in ("eval", "train"):  # what a kill after update 35 leaves
+        path = run / f"metrics/{name}.csv"
+        head, *rows = path.read_text().splitlines()
+        kept = [row for row in rows if int(row.partition(",")[0]) <= 35]
+        path.write_text("\n".join([head, *kept]) + "\n")
+    for path in (run / "checkpoints").glob("last.*"):
+        path.unlink()
+    assert read(run / "metrics/eval.csv")[-1]["env_step"] == "12"
+    assert state_of(run).kind == "stopped" and not read_result(run).finished
+
+
 def test_a_folder_within_a_run_or_of_a_whole_study_is_refused(tmp_path, runs):
     for place in (runs[0] / "report", runs[1] / "videos" / "report"):  # of any run
         with pytest.raises(UserError, match="is within a run's folder"):

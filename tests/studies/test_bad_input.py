@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from qam_lightning.cli import main
+from qam_lightning.online.schedule import Length
 from qam_lightning.studies import launch, local
 from qam_lightning.studies import study as study_module
+from qam_lightning.studies.begun import runs_of
 from qam_lightning.studies.plan import Planned
-from qam_lightning.studies.search import runs_of
-from qam_lightning.studies.state import Length, State, ended, length, told_state_of
+from qam_lightning.studies.state import State, ended, told_state_of
 from qam_lightning.studies.study import read_study
 from qam_lightning.util.errors import UserError
 from tests.studies.conftest import Write
@@ -156,7 +157,7 @@ def test_a_damaged_record_of_the_end(content: str, code: int | None, tmp_path: P
     ],
 )
 def test_the_length_of_a_strange_configuration(settings: str, steps: tuple[int, ...]) -> None:
-    assert length(yaml.safe_load(settings)) == Length(*steps)
+    assert Length.of(yaml.safe_load(settings)) == Length(*steps)
 
 
 def test_a_damaged_run_does_not_hide_the_others(
@@ -255,7 +256,7 @@ def test_a_run_that_cannot_start_fails_alone(
 
 
 def test_an_error_leaves_no_run_behind(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For example, a search finds no settings that go together."""
+    """One that nobody foresaw; a source that refuses a further run lets the others go on."""
     started: list[Sleeper] = []
 
     def start(*_: object) -> Sleeper:
@@ -265,11 +266,11 @@ def test_an_error_leaves_no_run_behind(write: Write, monkeypatch: pytest.MonkeyP
     class Broken(local.Listed):
         def take(self) -> Planned | None:
             if self.waiting == 1:
-                raise UserError("this one cannot be built")
+                raise RuntimeError("this one cannot be built")
             return super().take()
 
     monkeypatch.setattr(local, "start", start)
-    with pytest.raises(UserError, match="cannot be built"):
+    with pytest.raises(RuntimeError, match="cannot be built"):
         local.run_here(Broken(planned(write, 3)), 3)
     assert [process.returncode for process in started] == [128 + signal.SIGTERM] * 2
 
@@ -384,6 +385,10 @@ def test_a_dry_run_checks_the_options_of_jobs(
     path = write(settings=tiny)
     (line,) = told(capsys, "run", str(path), "--dry_run", "--slurm", str(options))
     assert line == f"error: {options}: unknown option 'gpu'; did you mean gpus?"
+    path = write(settings=tiny | {"trainer.devices": 2})
+    options.write_text("runs_per_gpu: 2\n")
+    (line,) = told(capsys, "run", str(path), "--dry_run", "--slurm", str(options))
+    assert "runs_per_gpu is 2, but the run has 1 node(s) with 2 device(s)" in line
 
 
 def test_what_is_shown_of_a_run_never_raises(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import yaml
 
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
+from qam_lightning.online.schedule import Length
 from qam_lightning.run_folder import Claim
 from qam_lightning.studies.plan import Planned, missing, plan
-from qam_lightning.studies.state import Length, state_of
+from qam_lightning.studies.state import state_of
 from qam_lightning.studies.study import read_study
 from qam_lightning.util.errors import UserError
 from tests.studies.conftest import Write
@@ -249,6 +252,31 @@ def test_what_does_not_change_results_may_change(write: Write, tiny: dict[str, A
     path = write(settings=tiny, grid={"seed": [3]})
     trained(path, 0, "--threads=2", "--log.every_n_steps=2", "--evaluation.workers=1")
     assert kinds(path) == ["finished"]
+
+
+@pytest.mark.parametrize("kind", ["grid", "search"])
+def test_status_imports_nothing_slow(
+    kind: str, write: Write, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """The facts beside a checkpoint say what became of a run."""
+    name, space = ("seed0", [0]) if kind == "grid" else ("trial-0001", [0, 1])
+    assert main(["fit", *(f"--{k}={v}" for k, v in tiny.items()), "--seed=0",
+                 f"--run_dir={tmp_path}/runs/{name}"]) == 0  # fmt: skip
+    varied = {"seed": space}
+    more = {"grid": varied} if kind == "grid" else {"search": {"trials": 1, "space": varied}}
+    path = write(settings=tiny, **more)
+    (tmp_path / "runs/.slurm/0").mkdir(parents=True)
+    (tmp_path / "runs/.slurm/0/tasks.json").write_text("[]")
+    code = f"""
+import sys
+from qam_lightning.cli import main
+code = main(["study", "status", {str(path)!r}, "--all"])
+slow = {{"torch", "lightning", "numpy", "mujoco", "ogbench", "gymnasium", "matplotlib", "optuna"}}
+sys.exit(str(slow & set(sys.modules)) if slow & set(sys.modules) else code)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"{name} finished 100%" in shown.stdout
 
 
 def test_dry_run_prints_commands_that_a_shell_takes(

@@ -15,7 +15,7 @@ import pytest
 
 from qam_lightning.cli import main
 from qam_lightning.run_folder import Claim
-from qam_lightning.studies.local import Listed, run_here
+from qam_lightning.studies.local import Listed, Outcome, run_here
 from qam_lightning.studies.plan import plan
 from qam_lightning.studies.state import state_of
 from qam_lightning.studies.study import read_study
@@ -125,7 +125,7 @@ def test_a_run_that_another_process_began_meanwhile_is_left_to_it(
     planned = plan(study, lambda *_: None)
     (run,) = study.runs
     other = Claim(run.run_dir)
-    assert run_here(Listed(planned), 1) == ([], None)
+    assert run_here(Listed(planned), 1) == Outcome([], None)
     assert f"{run.name} running: error: {run.run_dir} is in use" in capsys.readouterr().out
     other.release()  # it is stopped before it has saved
     assert state_of(run.run_dir).kind == "new" and not (run.run_dir / "exit.json").exists()

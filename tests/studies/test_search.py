@@ -9,8 +9,9 @@ import yaml
 
 from qam_lightning.cli import main
 from qam_lightning.studies import search as search_module
+from qam_lightning.studies.begun import runs_of
 from qam_lightning.studies.plan import Planned, plan
-from qam_lightning.studies.search import Trials, _curve, corners, runs_of
+from qam_lightning.studies.search import Trials, _curve, corners
 from qam_lightning.studies.state import State, state_of
 from qam_lightning.studies.study import Range, Study, read_study, trial
 from qam_lightning.util.errors import UserError
@@ -264,6 +265,18 @@ def test_a_search_without_any_combination_ends(
     with pytest.raises(UserError) as refused:
         source.take()
     assert str(refused.value) == (
-        f"{pairs.path}: search.space: 3 combinations in a row are refused, the last one because "
-        f"{REASON}"
+        f"{pairs.path}: search.space: 3 combinations in a row were refused, the last one because "
+        f"{REASON}; narrow the space"
     )
+
+
+def test_a_trial_that_runs_finishes_where_no_further_one_can_start(
+    search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs/trial-0002/metrics").mkdir(parents=True)
+    (tmp_path / "runs/trial-0002/metrics/eval.csv").write_text("of another run")
+    assert main(["study", "run", str(search), "--jobs", "2"]) == 2
+    out, err = capsys.readouterr()
+    assert "[1/2] trial-0001 finished" in out and "best: trial-0001" in out
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/runs/trial-0002 already holds a run")

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+from qam_lightning.cli import main
+from qam_lightning.online.schedule import Length
 from qam_lightning.studies import slurm_job
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.slurm import (
@@ -29,7 +31,7 @@ from qam_lightning.studies.slurm import (
     tasks_of,
 )
 from qam_lightning.studies.slurm_job import AGAIN, TASKS, read_tasks
-from qam_lightning.studies.state import EXIT, Length, State, state_of
+from qam_lightning.studies.state import EXIT, State, state_of
 from qam_lightning.studies.study import Run, Study, read_study
 from qam_lightning.util.errors import UserError
 from tests.online.conftest import build, data  # noqa: F401
@@ -37,16 +39,19 @@ from tests.online.conftest import build, data  # noqa: F401
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_of(number: int = 0, nodes: int = 1, devices: Any = 1, **settings: Any) -> Planned:
-    run = Run("", {"seed": number}, settings, Path(f"runs/s/seed{number}"), [])
-    return Planned(run, State("new", length=Length(4, 0)), nodes, devices, None, {})
+def run_of(number: int = 0, nodes: int = 1, devices: Any = 1, accelerator: str = "auto") -> Planned:
+    run = Run("", {"seed": number}, {}, Path(f"runs/s/seed{number}"), [])
+    settings = {"trainer": {"accelerator": accelerator}}
+    return Planned(run, State("new", length=Length(4, 0)), nodes, devices, None, settings)
 
 
 def planned(runs: Sequence[Run], steps: int = 4) -> list[Planned]:
     """Runs of a study, as `plan` has them."""
-    length = Length(steps, 0)
+    length, settings = Length(steps, 0), {"trainer": {"accelerator": "auto"}}
     found = [(run, run.settings.get("trainer.devices", 1)) for run in runs]
-    return [Planned(run, state_of(run.run_dir, length), 1, many, None, {}) for run, many in found]
+    return [
+        Planned(run, state_of(run.run_dir, length), 1, many, None, settings) for run, many in found
+    ]
 
 
 # -- options ---------------------------------------------------------------------------------------
@@ -115,14 +120,11 @@ def test_a_wrong_flag_and_a_missing_file_are_named(tmp_path: Path) -> None:
     ("needs", "shape"),
     [
         ({}, (1, 1, 1)),
-        ({"trainer.accelerator": "cpu"}, (1, 1, 0)),
+        ({"accelerator": "cpu"}, (1, 1, 0)),
         ({"devices": 4}, (1, 4, 4)),
         ({"devices": "4"}, (1, 4, 4)),
-        ({"devices": [0, 2]}, (1, 2, 2)),
-        ({"devices": "0, 2"}, (1, 2, 2)),
-        ({"devices": "3,"}, (1, 1, 1)),
         ({"devices": 2, "nodes": 3}, (3, 2, 2)),
-        ({"devices": 2, "trainer.accelerator": "cpu"}, (1, 2, 0)),
+        ({"devices": 2, "accelerator": "cpu"}, (1, 2, 0)),
     ],
 )
 def test_a_job_asks_for_what_its_run_needs(needs: dict, shape: tuple[int, ...]) -> None:
@@ -132,8 +134,12 @@ def test_a_job_asks_for_what_its_run_needs(needs: dict, shape: tuple[int, ...]) 
 @pytest.mark.parametrize(
     ("needs", "options", "said"),
     [
-        ({"devices": "auto"}, {}, "trainer.devices is auto; a job needs a number"),
-        ({"devices": -1}, {}, "trainer.devices is -1; a job needs a number"),
+        ({"devices": "auto"}, {}, "trainer.devices is auto; a job needs how many, at least 1"),
+        ({"devices": -1}, {}, "trainer.devices is -1; a job needs how many"),
+        ({"devices": 0}, {}, "trainer.devices is 0; a job needs how many"),
+        ({"devices": [3]}, {}, "trainer.devices is [3]; a job needs how many"),
+        ({"devices": [0, 1]}, {}, "trainer.devices is [0, 1]; a job needs how many"),
+        ({"devices": "3,"}, {}, "trainer.devices is 3,; a job needs how many"),
         ({"devices": True}, {}, "trainer.devices is True"),
         ({"devices": 2}, {"runs_per_gpu": 2}, "only runs of one device share a job"),
         ({"nodes": 2}, {"runs_per_gpu": 2}, "only runs of one device share a job"),
@@ -162,7 +168,7 @@ def test_every_run_is_in_one_task_and_arrays_are_not_too_long(
 
 
 def test_each_shape_is_an_array() -> None:
-    runs = [run_of(0), run_of(1, devices=2), run_of(2), run_of(3, devices="0,1")]
+    runs = [run_of(0), run_of(1, devices=2), run_of(2), run_of(3, devices="2")]
     arrays = tasks_of(runs, SlurmOptions(), 1000)
     names = {
         shape: [entry.run.name for task in tasks for entry in task.entries]
@@ -307,6 +313,31 @@ def test_a_job_holds_a_run_until_that_fails_in_it(slurm: Path, study: Callable[.
     fail(found.runs[1], ago=-60)
     assert queued(found) == {"seed0": "1"}
     assert submit(found, planned(found.runs), SlurmOptions()) == ["2"]
+
+
+def test_the_folders_of_arrays_go_when_all_their_runs_are_finished(
+    slurm: Path,
+    study: Callable[..., Study],
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    words = build(data, tmp_path, trainer__max_steps=4, online__steps=0, threads=1)
+    settings = dict(word[2:].split("=", 1) for word in words[1:])
+    del settings["run_dir"]
+    found = study(settings=settings, grid={"seed": [0, 1]})
+    for run in found.runs:  # an array for each
+        submit(found, planned([run]), SlurmOptions())
+    first, second = sorted(
+        (found.folder / FOLDER).glob("*/"), key=lambda path: path.stat().st_mtime_ns
+    )
+    assert main(["fit", *found.runs[0].arguments]) == 0
+    fail(found.runs[1])
+    in_queue(slurm, "N/A")  # the first
+    submit(found, [], SlurmOptions())
+    assert first.exists() and second.exists()
+    (slurm / "queue").unlink()
+    submit(found, [], SlurmOptions())
+    assert not first.exists() and second.exists()
 
 
 def test_a_refused_job_leaves_nothing(

@@ -1,0 +1,47 @@
+"""The runs that a search has begun, as their folders tell."""
+
+import re
+from typing import Any
+
+from qam_lightning.cli.reading import read_text, read_yaml
+from qam_lightning.studies.study import Run, Study, canonical, trial
+from qam_lightning.util.errors import UserError
+
+_FOLDER = re.compile(r"trial-(\d{4,})")
+
+
+def runs_of(study: Study) -> list[Run]:
+    """Return the runs that a search has begun, in their order; those of other studies if none.
+
+    Raises:
+        UserError: the configuration of a trial is damaged.
+    """
+    if study.search is None:
+        return study.runs
+    found = []
+    for folder in sorted(study.folder.glob("trial-*"), key=lambda path: (len(path.name), path)):
+        config = folder / "config.yaml"
+        if _FOLDER.fullmatch(folder.name) and config.is_file():
+            values = values_of(read_yaml(read_text(config, "a configuration"), str(config)), study)
+            if lacking := [key for key in study.search.space if key not in values]:
+                advice = "restore the file, or move its folder away"
+                raise UserError(f"{config}: {lacking[0]} is missing; {advice}")
+            found.append(trial(study, folder.name, values))
+    return found
+
+
+def values_of(config: object, study: Study) -> dict[str, Any]:
+    """Return what a run's resolved configuration has for those keys of a search that it has."""
+    assert study.search is not None
+    found = {}
+    for key in study.search.space:
+        place, full = config, canonical(key)
+        if full.startswith("model.") and full != "model.class_path":
+            full = full.replace("model.", "model.init_args.", 1)
+        for name in full.split("."):
+            if not isinstance(place, dict) or name not in place:
+                break
+            place = place[name]
+        else:
+            found[key] = place
+    return found
