@@ -1,11 +1,8 @@
 """Writing a trained policy as a folder: weights, graph, description and model card."""
 
-import contextlib
 import copy
 import io
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +36,7 @@ from qam_lightning.export.graph import Acting, Graph, onnx_of, program_of, trace
 from qam_lightning.export.lerobot import TYPE, write_processors
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import ArgumentError, UserError, shown
-from qam_lightning.util.files import sha256, sync, writing
+from qam_lightning.util.files import appearing, sha256, writing
 from qam_lightning.util.provenance import versions
 
 
@@ -83,7 +80,7 @@ def export(
     if environment:
         check_env(environment["env"], "export")
     _check_sizes(method, environment, episodes)
-    with _appearing(output) as folder:
+    with appearing(output) as folder:
         try:
             acting = Acting(method)
             graph = trace(acting)
@@ -185,20 +182,3 @@ def _weights(method: Method, names: Sequence[str]) -> bytes:
     held = method.state_dict()
     weights = {name: held[name].contiguous() for name in names}
     return extra("safetensors.torch").save(weights, metadata={"format": "pt"})
-
-
-@contextlib.contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """Yield a folder beside ``output`` that becomes it if the block succeeds, and goes if not."""
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        temporary.chmod(0o755)
-    try:
-        yield temporary
-        with writing(output):
-            for path in temporary.iterdir():
-                sync(path)
-            temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
