@@ -106,6 +106,7 @@ def export(
             training=Training(
                 **{key: metadata[key] for key in ("gradient_step", "env_step", "phase")},
                 hardware=metadata.get("hardware", ""),
+                data=metadata.get("data", {}),
             ),
             score=score,
             versions=dict(metadata["versions"]),
