@@ -26,8 +26,8 @@ from qam_lightning.util.files import sha256
 from qam_lightning.util.hub import address, policy_folder
 from tests.conftest import serving
 from tests.docs.pages import DOCS, blocks
-from tests.export.hub_server import TOKEN, Hub, Repository
 from tests.export.test_lerobot import TINY
+from tests.hub_server import TOKEN, Hub, Repository
 
 constants = pytest.importorskip("huggingface_hub.constants")
 STATE = np.array([0.5, 2.0, 1.0], np.float32)
@@ -38,10 +38,7 @@ NAMES = {path.name for path in TINY.iterdir()}
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """Return a hub that this process's client uses, with the right token and an empty cache."""
     with serving(Hub()) as running:
-        # What HF_ENDPOINT and HF_HOME set when the client is first imported.
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        running.serve_client(monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
