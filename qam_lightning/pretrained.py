@@ -14,6 +14,7 @@ from torch import Tensor
 from qam_lightning.checkpoints import fingerprint, newest, read_checkpoint
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
+from qam_lightning.runtime import CONFIG
 from qam_lightning.util.checkpoint import ENTRY, Clone
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.hub import is_url, policy_folder
@@ -69,7 +70,7 @@ def load_clone(method: Method, run: str | Path) -> None:
 
 def _read(run: str | Path) -> tuple[Path, dict[str, Any]]:
     """Return a checkpoint and its path; an exported folder as a checkpoint of what it holds."""
-    from qam_lightning.export.folder import CONFIG, WEIGHTS, is_exported, read_exported
+    from qam_lightning.export.folder import WEIGHTS, is_exported, read_exported
 
     path = policy_folder(run, CONFIG, WEIGHTS)
     if not is_exported(path):

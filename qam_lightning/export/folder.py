@@ -16,7 +16,7 @@ from qam_lightning.export.graph import Acting, trace
 from qam_lightning.export.lerobot import TYPE
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
-from qam_lightning.runtime import FORMAT
+from qam_lightning.runtime import CONFIG, FORMAT
 from qam_lightning.util.checkpoint import Environment, Identity, Versions
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import sha256
@@ -25,7 +25,7 @@ from qam_lightning.util.schema import Checked, Count, Number, Schema, Sha256, Te
 if TYPE_CHECKING:
     from types import ModuleType
 
-CONFIG, WEIGHTS, ONNX, PROGRAM = "config.json", "model.safetensors", "policy.onnx", "policy.pt2"
+WEIGHTS, PROGRAM = "model.safetensors", "policy.pt2"
 CARD, CURVE = "README.md", "learning_curve.png"
 INSTALL = "pip install 'qam_lightning[export]'"
 _ADVICE = "the folder was changed or is damaged; export the policy anew"
@@ -166,9 +166,13 @@ def extra(name: str) -> "ModuleType":
         ) from None
 
 
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
+def as_json(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings as JSON has them: it has no infinity."""
     return {k: _INFINITE if x == math.inf else x for k, x in settings.items()}
+
+
+def _parsed(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: math.inf if x == _INFINITE else x for k, x in settings.items()}
 
 
 def read_exported(folder: Path) -> tuple[Config, dict[str, Tensor]]:
@@ -201,7 +205,7 @@ def load_exported(
     from qam_lightning.checkpoints import build_method
 
     config, weights = read_exported(folder)
-    settings = {k: math.inf if x == _INFINITE else x for k, x in config.settings.items()}
+    settings = _parsed(config.settings)
     built = build_method(config.method, settings, folder, method, behavior)
     _check_sizes(folder, config, built)
     built = build_method(config.method, settings, folder, method, behavior, acting)

@@ -11,30 +11,25 @@ import torch
 
 from qam_lightning.checkpoints import check_env
 from qam_lightning.envs.make import make_env
-from qam_lightning.evaluation.limits import check_candidates, check_rollouts
 from qam_lightning.export import EPISODES, FORMATS
 from qam_lightning.export.card import draw_curve, model_card, score_of
-from qam_lightning.export.check import BATCH, Comparison, check
+from qam_lightning.export.check import Comparison, check, check_fits
 from qam_lightning.export.folder import (
     CARD,
-    CONFIG,
     FORMAT,
-    ONNX,
     PROGRAM,
     WEIGHTS,
     Config,
     Noise,
     Spaces,
     Training,
-    check_files,
+    as_json,
     extra,
-    load_exported,
-    plain,
-    read_config,
 )
 from qam_lightning.export.graph import Acting, Graph, onnx_of, program_of, trace
 from qam_lightning.export.lerobot import TYPE, write_processors
 from qam_lightning.methods.base import Method
+from qam_lightning.runtime import CONFIG, ONNX
 from qam_lightning.util.errors import ArgumentError, UserError, shown
 from qam_lightning.util.files import appearing, sha256, writing
 from qam_lightning.util.provenance import versions
@@ -79,7 +74,7 @@ def export(
     environment = dict(metadata["environment"])
     if environment:
         check_env(environment["env"], "export")
-    _check_sizes(method, environment, episodes)
+    check_fits(method, environment, episodes)
     with appearing(output) as folder:
         try:
             acting = Acting(method)
@@ -98,7 +93,7 @@ def export(
             format=FORMAT,
             type=TYPE,
             method=f"{type(method).__module__}.{type(method).__qualname__}",
-            settings=plain(dict(method.hparams)),
+            settings=as_json(dict(method.hparams)),
             spaces=Spaces(**method.spaces._asdict()),
             noise=Noise(candidates=method.best_of_n, draws=acting.draws),
             environment=environment,
@@ -121,25 +116,6 @@ def export(
     return checked
 
 
-def verify(
-    folder: Path, episodes: int = EPISODES, method: type[Method] | None = None
-) -> Comparison:
-    """Check a folder's files against its description, and its graph against its weights.
-
-    Raises:
-        UserError: something differs, or the folder has no ONNX graph.
-    """
-    config = read_config(folder)
-    check_files(folder, config)
-    if ONNX not in config.files:
-        raise UserError(f"{folder}: holds no {ONNX}, which is what is verified; export it anew")
-    built, metadata = load_exported(folder, method)
-    if config.environment and episodes:
-        check_env(str(config.environment["env"]), folder)
-    _check_sizes(built, metadata["environment"], episodes)
-    return check(folder, built, metadata["environment"], episodes)
-
-
 def control_period(environment: Mapping[str, Any]) -> float | None:
     """Return the seconds between two actions; None if the environment does not say."""
     if not environment:
@@ -155,13 +131,6 @@ def control_period(environment: Mapping[str, Any]) -> float | None:
         return None
     finally:
         env.close()
-
-
-def _check_sizes(method: Method, environment: Mapping[str, Any], episodes: int) -> None:
-    """Check that the comparison fits into memory."""
-    check_candidates(method, BATCH)
-    if environment:
-        check_rollouts("export", method, environment["env"], episodes, 1, 0)
 
 
 def _graphs(acting: Acting, graph: Graph, formats: Sequence[str]) -> dict[str, bytes]:

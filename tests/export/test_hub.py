@@ -15,13 +15,12 @@ import torch
 from qam_lightning import UserError, load_clone, load_policy
 from qam_lightning.cli import main
 from qam_lightning.cli.evaluate import locate
-from qam_lightning.export.folder import CONFIG
 from qam_lightning.export.push import push
 from qam_lightning.export.write import export
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.bc import BC
 from qam_lightning.methods.qam import QAM
-from qam_lightning.runtime import ExportedPolicy
+from qam_lightning.runtime import CONFIG, ExportedPolicy
 from qam_lightning.util.files import sha256
 from qam_lightning.util.hub import address, policy_folder
 from tests.conftest import serving
@@ -60,7 +59,7 @@ def test_a_pushed_folder_loads_from_the_hub_and_acts_alike(tmp_path: Path) -> No
         "import numpy as np\n"
         "from qam_lightning import load_policy\n"
         "from qam_lightning.cli import main\n"
-        "from qam_lightning.runtime import ExportedPolicy\n"
+        "from qam_lightning.runtime import CONFIG, ExportedPolicy\n"
         "assert 'huggingface_hub' not in sys.modules\n"
         "arguments = ['--episodes=0', '--push=hf://me/tiny@v1']\n"
         f"assert main(['export', {f'--verify={TINY}'!r}, *arguments]) == 0\n"
