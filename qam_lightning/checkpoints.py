@@ -136,7 +136,9 @@ def fingerprint(path: Path) -> int:
         UserError: the file is missing, or not an archive.
     """
     if path.is_dir():  # an exported folder
-        return checksum(path / "config.json")
+        from qam_lightning.runtime import CONFIG
+
+        return checksum(path / CONFIG)
     with _reading(path), zipfile.ZipFile(regular(path)) as archive:
         parts = [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
     return zlib.crc32(repr(parts).encode())

@@ -203,7 +203,8 @@ def load_policy(
             no such device here, or nothing can be compiled here.
     """
     from qam_lightning.checkpoints import load_method, run_of
-    from qam_lightning.export.folder import CONFIG, WEIGHTS
+    from qam_lightning.export.folder import WEIGHTS
+    from qam_lightning.runtime import CONFIG
     from qam_lightning.util.hub import policy_folder
 
     path = policy_folder(run_or_checkpoint, CONFIG, WEIGHTS)

@@ -14,8 +14,10 @@ from torch import Tensor
 from qam_lightning.checkpoints import fingerprint, newest, read_checkpoint
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
+from qam_lightning.runtime import CONFIG
 from qam_lightning.util.checkpoint import ENTRY, Clone
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.hub import is_url, policy_folder
 
 
 def load_clone(method: Method, run: str | Path) -> None:
@@ -29,21 +31,20 @@ def load_clone(method: Method, run: str | Path) -> None:
 
     Args:
         method: a method that clones the behaviour, before training.
-        run: a run folder, whose newest checkpoint is taken, or a checkpoint file. The file is read
-            now, and never again.
+        run: a run folder, whose newest checkpoint is taken; a checkpoint file; an exported folder;
+            or ``hf://owner/name``, an exported folder on the Hugging Face hub. It is read now, and
+            never again.
 
     Raises:
-        UserError: the method clones no behaviour; there is no such checkpoint; or it holds no
-            clone of a dataset, or one of other sizes.
+        UserError: the method clones no behaviour; there is no such checkpoint or folder; or it
+            holds no clone of a dataset, or one of other sizes.
     """
     name = type(method).__name__
     if not method.clones_behavior:
         raise UserError(
             f"{name} clones no behaviour flow, so it cannot start from the clone in {run}"
         )
-    path = Path(run).expanduser()
-    path = newest(path) if path.is_dir() else path
-    checkpoint = read_checkpoint(path)
+    path, checkpoint = _read(run)
     _check(checkpoint, method, path)
     flow = _part(checkpoint, "behavior")
     parts = dict.fromkeys(method.cloned_flows, flow)
@@ -58,13 +59,28 @@ def load_clone(method: Method, run: str | Path) -> None:
     entry = checkpoint[ENTRY]
     named = {key: x for key, x in entry["environment"].items() if key in ("env", "dataset")}
     method.pretrained = Clone(
-        path=str(path),
+        path=str(run if is_url(run) else path),
         fingerprint=fingerprint(path),
         method=entry["method"],
         gradient_step=checkpoint["counters"]["gradient_step"],
         versions=entry["versions"],
         data=entry.get("data") or named,
     )
+
+
+def _read(run: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return a checkpoint and its path; an exported folder as a checkpoint of what it holds."""
+    from qam_lightning.export.folder import WEIGHTS, is_exported, read_exported
+
+    path = policy_folder(run, CONFIG, WEIGHTS)
+    if not is_exported(path):
+        path = newest(path) if path.is_dir() else path
+        return path, read_checkpoint(path)
+    config, weights = read_exported(path)
+    entry = config.model_dump(include={"method", "environment", "versions"})
+    training = config.training.model_dump()
+    entry |= {"model": config.settings, "data": training["data"]}
+    return path, {ENTRY: entry, "counters": training, "state_dict": weights}
 
 
 def _part(checkpoint: dict[str, Any], module: str) -> dict[str, Tensor]:
@@ -79,9 +95,12 @@ def _check(checkpoint: dict[str, Any], method: Method, path: Path) -> None:
     entry = checkpoint[ENTRY]
     if not _part(checkpoint, "behavior"):
         name = entry["method"].rpartition(".")[2]
+        reason = f"{name} clones none"
+        if path.is_dir():
+            reason = f"only what {name} acts with was exported"
         raise UserError(
-            f"{path}: holds no behaviour flow, as {name} clones none; name a run of bc, or of "
-            "another method that clones the behaviour"
+            f"{path}: holds no behaviour flow, as {reason}; name a run of bc, or of another method "
+            "that clones the behaviour"
         )
     if checkpoint["counters"]["phase"] != "offline":
         raise UserError(

@@ -20,8 +20,10 @@ from qam_lightning.util.hub import policy_folder
 from qam_lightning.util.normal import Normal
 from qam_lightning.util.rng import Stream, seed_of
 
+CONFIG, ONNX = "config.json", "policy.onnx"
+"""The files of an exported folder that are read here."""
 FORMAT = 1
-"""Number of the format of an exported folder."""
+"""Number of the folder's format."""
 
 _ADVICE = "export the policy anew"
 
@@ -46,7 +48,7 @@ class ExportedPolicy:
     def __init__(
         self, folder: str | Path, seed: int = 0, execute: int | None = None, threads: int = 1
     ) -> None:
-        folder = policy_folder(folder, "config.json", "policy.onnx")
+        folder = policy_folder(folder, CONFIG, ONNX)
         self.config = _read_config(folder)
         """What ``config.json`` says."""
         spaces, noise = self.config["spaces"], self.config["noise"]
@@ -58,12 +60,12 @@ class ExportedPolicy:
         require(1 <= self._execute <= self.horizon, ExportedPolicy, "execute", execute, expected)
         require(seed >= 0, ExportedPolicy, "seed", seed, "at least 0")
         require(threads >= 1, ExportedPolicy, "threads", threads, "at least 1")
-        self._session = _session(_content(folder, "policy.onnx", self.config), folder, threads)
+        self._session = _session(_content(folder, ONNX, self.config), folder, threads)
         graph = self._session.get_inputs(), self._session.get_outputs()
         found = [[(x.name, *x.shape) for x in part] for part in graph]
         inputs = [("observation", "B", *self._observation), ("noise", "B", *self.noise_shape)]
         if found != [inputs, [("chunk", "B", self.horizon, spaces["action_dim"])]]:
-            raise UserError(f"{folder}: policy.onnx and config.json tell of other sizes; {_ADVICE}")
+            raise UserError(f"{folder}: {ONNX} and {CONFIG} tell of other sizes; {_ADVICE}")
         self._seed, self._episode = seed, -1
         self._left: list[np.ndarray] = []
 
@@ -138,7 +140,7 @@ class ExportedPolicy:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    path = folder / CONFIG
     try:
         config = json.loads(path.read_bytes())
         if config["format"] != FORMAT:
@@ -166,7 +168,7 @@ def _content(folder: Path, name: str, config: dict[str, Any]) -> bytes:
     except OSError as error:
         raise UserError(f"{folder / name}: cannot be read: {error.strerror}") from None
     if hashlib.sha256(content).hexdigest() != config["files"].get(name):
-        raise UserError(f"{folder / name}: is not the file that config.json names; {_ADVICE}")
+        raise UserError(f"{folder / name}: is not the file that {CONFIG} names; {_ADVICE}")
     return content
 
 
@@ -182,4 +184,4 @@ def _session(model: bytes, folder: Path, threads: int) -> Any:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class
         reason = shown(str(error).partition("\n")[0])
-        raise UserError(f"{folder / 'policy.onnx'}: onnxruntime cannot load it: {reason}") from None
+        raise UserError(f"{folder / ONNX}: onnxruntime cannot load it: {reason}") from None

@@ -346,7 +346,8 @@ def locate(source: Path, which: str, graph: bool = False) -> tuple[Path, Path]:
     if it has one.
     """
     from qam_lightning.checkpoints import checkpoint_path, run_of
-    from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS, is_exported, read_config
+    from qam_lightning.export.folder import WEIGHTS, is_exported, read_config
+    from qam_lightning.runtime import CONFIG, ONNX
 
     folder = policy_folder(source, CONFIG, WEIGHTS)
     if is_exported(folder):

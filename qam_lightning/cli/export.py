@@ -89,8 +89,9 @@ def _export(options: argparse.Namespace) -> int:
         import torch
 
         from qam_lightning.checkpoints import load_method, run_of
+        from qam_lightning.export.check import verify
         from qam_lightning.export.push import check_push
-        from qam_lightning.export.write import export, verify
+        from qam_lightning.export.write import export
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)

@@ -67,7 +67,8 @@ RUN: dict[str, tuple[Any, Any, str]] = {
     "pretrained": (
         str,
         None,
-        "Run folder or checkpoint, e.g. of --method bc, whose cloned behaviour to start from.",
+        "Run folder, checkpoint, exported folder or hf://owner/name, e.g. of --method bc, whose "
+        "cloned behaviour to start from.",
     ),
     "ckpt_path": (str, None, "Checkpoint to resume: last, best or a file."),
     "threads": (

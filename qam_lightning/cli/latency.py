@@ -11,9 +11,10 @@ from typing import Any
 from qam_lightning.checkpoints import check_env, load_method
 from qam_lightning.evaluation.limits import check_candidates
 from qam_lightning.export.card import with_latency
-from qam_lightning.export.folder import ONNX, is_exported, read_config
+from qam_lightning.export.folder import is_exported, read_config
 from qam_lightning.export.latency import latency_table, measure
 from qam_lightning.export.write import control_period, export
+from qam_lightning.runtime import ONNX
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import replacing
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.checkpoints import (
@@ -19,6 +18,7 @@ from qam_lightning.run_folder import check_unused, contents
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import writing
 from qam_lightning.util.provenance import mismatches
+from qam_lightning.util.run_config import configuration
 
 _BEGINNING = ("pretrained: ", "model.freeze_behavior: ")
 """Settings that decide how a run begins."""
@@ -92,8 +92,8 @@ def check_resume(path: Path, model: torch.nn.Module, settings: str) -> None:
     stored = found.shapes
     built = {name: list(x.shape) for name, x in model.state_dict().items()}
     # A checkpoint from a notebook has none to compare with.
-    before = yaml.safe_load(found.config)
-    changes = changed(before, yaml.safe_load(settings)) if before else []
+    before = configuration(found.config)
+    changes = changed(before, configuration(settings)) if before else []
     if stored != built:
         name = next(n for n in sorted({*stored, *built}) if stored.get(n) != built.get(n))
         because = "; ".join(c for c in changes if c.startswith(("model.", "data."))) or name

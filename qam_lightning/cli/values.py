@@ -7,6 +7,7 @@ from typing import Any
 
 from qam_lightning.util.arguments import path
 from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.hub import is_url
 
 PATHS = ("run_dir", "pretrained", "ckpt_path", "data.directory", "data.path", "data.store")
 """The keys of files and folders."""
@@ -117,7 +118,7 @@ def expand_homes(config: dict[str, Any]) -> None:
 
 
 def at_home(key: str, value: str) -> str:
-    """Return a path with the home folder for ``~``.
+    """Return a path with the home folder for ``~``; a place on the hub stays.
 
     The paths of data stay as they are: a run's configuration keeps them, and the data module
     expands them.
@@ -125,6 +126,8 @@ def at_home(key: str, value: str) -> str:
     Raises:
         UserError: there is no name, or ``~name`` names nobody of this machine.
     """
+    if is_url(value):
+        return value
     try:
         expanded = str(path(value))
     except argparse.ArgumentTypeError as error:

@@ -201,7 +201,7 @@ def _claim(parts: Path, settings: dict[str, Any]) -> None:
     try:
         parts.mkdir(parents=True, exist_ok=True)
         if not record.exists():
-            if any(parts.iterdir()):
+            if any(not path.name.startswith(".") for path in parts.iterdir()):
                 problem = "holds parts, but no settings.json that says of which collection"
                 raise UserError(f"{parts}: {problem}; delete it to start afresh")
             save_json(record, expected)

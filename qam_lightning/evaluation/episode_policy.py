@@ -55,7 +55,7 @@ class EpisodePolicy:
         self._temperature = temperature
         self._method, self._seed, self._stream = method, seed, stream
         with naming_the_setting("acting"):
-            make = _compiled_sampler if compiled else _Sampler
+            make = _compiled_acting if compiled else ActingModule
             self._act: Callable[[Tensor, Any], Tensor] = make(method, behavior)
         self._generators: dict[int, torch.Generator] = {}
 
@@ -83,14 +83,20 @@ class EpisodePolicy:
         return self._generators[episode]
 
 
-class _Sampler(nn.Module):
-    """How a method acts, in evaluation mode."""
+class ActingModule(nn.Module):
+    """How a method acts, in evaluation mode.
+
+    Args:
+        method: acts.
+        behavior: the cloned behaviour acts.
+    """
 
     def __init__(self, method: Method, behavior: bool) -> None:
         super().__init__()
         self.method, self._behavior = method, behavior
 
     def forward(self, s: Tensor, noise: Any) -> Tensor:
+        """Return chunks (n, H, A); see `Method.act`."""
         with evaluating(self.method):
             act = self.method.behavior_act if self._behavior else self.method.act
             return act(s, noise)
@@ -99,8 +105,8 @@ class _Sampler(nn.Module):
 _compiled: weakref.WeakKeyDictionary[Method, dict[Any, Compiled]] = weakref.WeakKeyDictionary()
 
 
-def _compiled_sampler(method: Method, behavior: bool) -> Compiled:
-    """Return the compiled `_Sampler` of a method, the same one at every call.
+def _compiled_acting(method: Method, behavior: bool) -> Compiled:
+    """Return the compiled `ActingModule` of a method, the same one at every call.
 
     The graph reads the method's own tensors, so it follows them through training and loading. A
     method that was moved has other buffers, and gets another graph.
@@ -114,8 +120,8 @@ def _compiled_sampler(method: Method, behavior: bool) -> Compiled:
         owner = weakref.ref(method)  # what is kept for a method must not keep it alive
 
         def act(state: dict[str, Tensor], s: Tensor, noise: Any) -> Tensor:
-            sampler = _Sampler(owner(), behavior)  # type: ignore[arg-type]
-            return functional_call(sampler, state, (s, noise))
+            acting = ActingModule(owner(), behavior)  # type: ignore[arg-type]
+            return functional_call(acting, state, (s, noise))
 
         state = {f"method.{name}": x for name, x in tensors.items()}
         known[key] = Compiled(act, state, "default")

@@ -11,10 +11,10 @@ from qam_lightning.evaluation.statistics import Interval, wilson_interval
 from qam_lightning.export.check import TOLERANCE, Comparison
 from qam_lightning.export.folder import CARD, CURVE, PROGRAM, WEIGHTS, Config, Score
 from qam_lightning.methods.base import Method
-from qam_lightning.util.checkpoint import configuration
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import replacing
 from qam_lightning.util.metrics_csv import read_metrics
+from qam_lightning.util.run_config import configuration
 
 LATENCY = "## Latency"
 _SAME = ("env", "task", "gradient_step", "env_step")

@@ -1,17 +1,21 @@
 """Whether an exported policy acts as the policy that it was made from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from qam_lightning.checkpoints import check_env
 from qam_lightning.envs.rollout import Episode, RolloutPool
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
+from qam_lightning.evaluation.limits import check_candidates, check_rollouts
+from qam_lightning.export import EPISODES
+from qam_lightning.export.folder import check_files, load_exported, read_config
 from qam_lightning.export.graph import Acting
 from qam_lightning.methods.base import Method
-from qam_lightning.runtime import ExportedPolicy
+from qam_lightning.runtime import ONNX, ExportedPolicy
 from qam_lightning.util.errors import UserError
 
 TOLERANCE = 1e-5
@@ -64,6 +68,36 @@ def check(
         again = pool.run(_Rollout(exported, seed), episodes, seed)
     _same(folder, trained, again)
     return Comparison(difference, ties, sum(bool(e.success) for e in trained), episodes)
+
+
+def verify(
+    folder: Path, episodes: int = EPISODES, method: type[Method] | None = None
+) -> Comparison:
+    """Check a folder's files against its description, and its graph against its weights.
+
+    Raises:
+        UserError: something differs, or the folder has no ONNX graph.
+    """
+    config = read_config(folder)
+    check_files(folder, config)
+    if ONNX not in config.files:
+        raise UserError(f"{folder}: holds no {ONNX}, which is what is verified; export it anew")
+    built, metadata = load_exported(folder, method)
+    if config.environment and episodes:
+        check_env(str(config.environment["env"]), folder)
+    check_fits(built, metadata["environment"], episodes)
+    return check(folder, built, metadata["environment"], episodes)
+
+
+def check_fits(method: Method, environment: Mapping[str, Any], episodes: int) -> None:
+    """Check that `check` fits into memory.
+
+    Raises:
+        ArgumentError: it does not.
+    """
+    check_candidates(method, BATCH)
+    if environment:
+        check_rollouts("export", method, environment["env"], episodes, 1, 0)
 
 
 def _compare(

@@ -16,8 +16,8 @@ from qam_lightning.export.graph import Acting, trace
 from qam_lightning.export.lerobot import TYPE
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
-from qam_lightning.runtime import FORMAT
-from qam_lightning.util.checkpoint import Environment, Versions
+from qam_lightning.runtime import CONFIG, FORMAT
+from qam_lightning.util.checkpoint import Environment, Identity, Versions
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import sha256
 from qam_lightning.util.schema import Checked, Count, Number, Schema, Sha256, Text, read_json
@@ -25,7 +25,7 @@ from qam_lightning.util.schema import Checked, Count, Number, Schema, Sha256, Te
 if TYPE_CHECKING:
     from types import ModuleType
 
-CONFIG, WEIGHTS, ONNX, PROGRAM = "config.json", "model.safetensors", "policy.onnx", "policy.pt2"
+WEIGHTS, PROGRAM = "model.safetensors", "policy.pt2"
 CARD, CURVE = "README.md", "learning_curve.png"
 INSTALL = "pip install 'qam_lightning[export]'"
 _ADVICE = "the folder was changed or is damaged; export the policy anew"
@@ -59,12 +59,17 @@ class Noise(Schema):
 
 
 class Training(Schema):
-    """How far the policy was trained, and on what."""
+    """How far the policy was trained, on which machine, and from which data.
+
+    Attributes:
+        data: see `qam_lightning.util.checkpoint.Clone`; empty if unknown.
+    """
 
     gradient_step: Count
     env_step: Count
     phase: Literal["offline", "online"]
     hardware: Text
+    data: Identity = {}
 
 
 class Score(Schema):
@@ -161,9 +166,28 @@ def extra(name: str) -> "ModuleType":
         ) from None
 
 
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
+def as_json(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings as JSON has them: it has no infinity."""
     return {k: _INFINITE if x == math.inf else x for k, x in settings.items()}
+
+
+def _parsed(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: math.inf if x == _INFINITE else x for k, x in settings.items()}
+
+
+def read_exported(folder: Path) -> tuple[Config, dict[str, Tensor]]:
+    """Read what a folder says of itself, and the weights, of which nothing is checked yet.
+
+    Raises:
+        UserError: it is no exported folder, it is damaged, or its files do not belong together.
+    """
+    config, path = read_config(folder), folder / WEIGHTS
+    check_files(folder, config, WEIGHTS)
+    load = extra("safetensors.torch").load_file
+    try:
+        return config, load(path)
+    except Exception as error:  # its exception is not one of Python's
+        raise UserError(f"{path}: is no safetensors file: {shown(error)}") from None
 
 
 def load_exported(
@@ -180,13 +204,11 @@ def load_exported(
     """
     from qam_lightning.checkpoints import build_method
 
-    config, path = read_config(folder), folder / WEIGHTS
-    check_files(folder, config, WEIGHTS)
-    settings = {k: math.inf if x == _INFINITE else x for k, x in config.settings.items()}
+    config, weights = read_exported(folder)
+    settings = _parsed(config.settings)
     built = build_method(config.method, settings, folder, method, behavior)
     _check_sizes(folder, config, built)
     built = build_method(config.method, settings, folder, method, behavior, acting)
-    weights = _read_weights(path)
     needed = trace(Acting(built, behavior)).weights if behavior or acting else list(weights)
     if lacking := [name for name in needed if name not in weights]:
         who = "the cloned behaviour" if behavior else "best_of_n"
@@ -194,7 +216,7 @@ def load_exported(
             f"{folder}: lacks {lacking[0]}, which {who} reads: only what the policy acts with was "
             "exported; use the run"
         )
-    check_weights({**built.state_dict(), **weights}, built, path)
+    check_weights({**built.state_dict(), **weights}, built, folder / WEIGHTS)
     absent = {n: torch.full_like(x, math.nan) for n, x in built.state_dict().items()}
     built.load_state_dict({**absent, **weights}, strict=True)
     return built.eval(), {
@@ -212,11 +234,3 @@ def _check_sizes(folder: Path, config: Config, built: Method) -> None:
     noise = Noise(candidates=built.best_of_n, draws=acting.draws)
     if (config.spaces.model_dump(), config.noise) != (built.spaces._asdict(), noise):
         raise UserError(f"{folder / CONFIG}: settings tell of other sizes than the rest; {_ADVICE}")
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    load = extra("safetensors.torch").load_file
-    try:
-        return load(path)
-    except Exception as error:  # its exception is not one of Python's
-        raise UserError(f"{path}: is no safetensors file: {shown(error)}") from None

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from qam_lightning.evaluation.episode_policy import evaluating
+from qam_lightning.evaluation.episode_policy import ActingModule
 from qam_lightning.evaluation.limits import check_candidates
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.noise import NoiseSource
@@ -26,7 +26,7 @@ OPSET = 18
 _BATCHES = ({0: torch.export.Dim("B")},) * len(INPUTS)
 
 
-class Acting(nn.Module):
+class Acting(ActingModule):
     """``(observation (B, O), noise (B, N, P)) -> chunk (B, H, A)``, all in the method's precision.
 
     N is the number of candidates, and P how many standard normal numbers a candidate takes: all
@@ -41,8 +41,7 @@ class Acting(nn.Module):
     """
 
     def __init__(self, method: Method, behavior: bool = False) -> None:
-        super().__init__()
-        self.method, self._act = method, method.behavior_act if behavior else method.act
+        super().__init__(method, behavior)
         count = _Counting()
         method.policy_noise(count)
         self.draws = count.draws
@@ -55,9 +54,9 @@ class Acting(nn.Module):
         """Shapes of the inputs, without the batch."""
         return (self.method.spaces.obs_dim,), self.noise_shape
 
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
-        with evaluating(self.method):
-            return self._act(observation, self.method.policy_noise(_Given(noise.flatten(0, 1))))
+    def forward(self, s: Tensor, noise: Tensor) -> Tensor:
+        """Return the chunks at observations ``s``."""
+        return super().forward(s, self.method.policy_noise(_Given(noise.flatten(0, 1))))
 
 
 class _Counting(NoiseSource):

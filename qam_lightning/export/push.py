@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from qam_lightning.export.folder import CARD, CONFIG, check_files, read_config
+from qam_lightning.export.folder import CARD, check_files, read_config
+from qam_lightning.runtime import CONFIG
 from qam_lightning.util.errors import ArgumentError, UserError, reason_of, shown
 from qam_lightning.util.hub import FORM, Address, address, client
 

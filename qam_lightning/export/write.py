@@ -1,11 +1,8 @@
 """Writing a trained policy as a folder: weights, graph, description and model card."""
 
-import contextlib
 import copy
 import io
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +11,27 @@ import torch
 
 from qam_lightning.checkpoints import check_env
 from qam_lightning.envs.make import make_env
-from qam_lightning.evaluation.limits import check_candidates, check_rollouts
 from qam_lightning.export import EPISODES, FORMATS
 from qam_lightning.export.card import draw_curve, model_card, score_of
-from qam_lightning.export.check import BATCH, Comparison, check
+from qam_lightning.export.check import Comparison, check, check_fits
 from qam_lightning.export.folder import (
     CARD,
-    CONFIG,
     FORMAT,
-    ONNX,
     PROGRAM,
     WEIGHTS,
     Config,
     Noise,
     Spaces,
     Training,
-    check_files,
+    as_json,
     extra,
-    load_exported,
-    plain,
-    read_config,
 )
 from qam_lightning.export.graph import Acting, Graph, onnx_of, program_of, trace
 from qam_lightning.export.lerobot import TYPE, write_processors
 from qam_lightning.methods.base import Method
+from qam_lightning.runtime import CONFIG, ONNX
 from qam_lightning.util.errors import ArgumentError, UserError, shown
-from qam_lightning.util.files import sha256, sync, writing
+from qam_lightning.util.files import appearing, sha256, writing
 from qam_lightning.util.provenance import versions
 
 
@@ -82,8 +74,8 @@ def export(
     environment = dict(metadata["environment"])
     if environment:
         check_env(environment["env"], "export")
-    _check_sizes(method, environment, episodes)
-    with _appearing(output) as folder:
+    check_fits(method, environment, episodes)
+    with appearing(output) as folder:
         try:
             acting = Acting(method)
             graph = trace(acting)
@@ -101,7 +93,7 @@ def export(
             format=FORMAT,
             type=TYPE,
             method=f"{type(method).__module__}.{type(method).__qualname__}",
-            settings=plain(dict(method.hparams)),
+            settings=as_json(dict(method.hparams)),
             spaces=Spaces(**method.spaces._asdict()),
             noise=Noise(candidates=method.best_of_n, draws=acting.draws),
             environment=environment,
@@ -109,6 +101,7 @@ def export(
             training=Training(
                 **{key: metadata[key] for key in ("gradient_step", "env_step", "phase")},
                 hardware=metadata.get("hardware", ""),
+                data=metadata.get("data", {}),
             ),
             score=score,
             versions=dict(metadata["versions"]),
@@ -121,25 +114,6 @@ def export(
         with writing(output):
             (folder / CARD).write_text(model_card(config, checked, curve is not None), "utf-8")
     return checked
-
-
-def verify(
-    folder: Path, episodes: int = EPISODES, method: type[Method] | None = None
-) -> Comparison:
-    """Check a folder's files against its description, and its graph against its weights.
-
-    Raises:
-        UserError: something differs, or the folder has no ONNX graph.
-    """
-    config = read_config(folder)
-    check_files(folder, config)
-    if ONNX not in config.files:
-        raise UserError(f"{folder}: holds no {ONNX}, which is what is verified; export it anew")
-    built, metadata = load_exported(folder, method)
-    if config.environment and episodes:
-        check_env(str(config.environment["env"]), folder)
-    _check_sizes(built, metadata["environment"], episodes)
-    return check(folder, built, metadata["environment"], episodes)
 
 
 def control_period(environment: Mapping[str, Any]) -> float | None:
@@ -157,13 +131,6 @@ def control_period(environment: Mapping[str, Any]) -> float | None:
         return None
     finally:
         env.close()
-
-
-def _check_sizes(method: Method, environment: Mapping[str, Any], episodes: int) -> None:
-    """Check that the comparison fits into memory."""
-    check_candidates(method, BATCH)
-    if environment:
-        check_rollouts("export", method, environment["env"], episodes, 1, 0)
 
 
 def _graphs(acting: Acting, graph: Graph, formats: Sequence[str]) -> dict[str, bytes]:
@@ -185,20 +152,3 @@ def _weights(method: Method, names: Sequence[str]) -> bytes:
     held = method.state_dict()
     weights = {name: held[name].contiguous() for name in names}
     return extra("safetensors.torch").save(weights, metadata={"format": "pt"})
-
-
-@contextlib.contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """Yield a folder beside ``output`` that becomes it if the block succeeds, and goes if not."""
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        temporary.chmod(0o755)
-    try:
-        yield temporary
-        with writing(output):
-            for path in temporary.iterdir():
-                sync(path)
-            temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from qam_lightning.loggers.base import RunLogger
 from qam_lightning.util.errors import UserError, reason_of, shown
 from qam_lightning.util.files import replacing, writing
 from qam_lightning.util.provenance import versions
+from qam_lightning.util.run_config import configuration
 
 PROJECT = "qam_lightning"
 """Where runs go if neither the user nor W&B's environment names a project."""
@@ -101,7 +101,7 @@ class WandbLogger(RunLogger):
                 "group": self.group,
                 "tags": self.tags,
                 "dir": None if "WANDB_DIR" in os.environ else str(self.run_dir),
-                "config": {**(yaml.safe_load(config) or {}), "versions": versions()},
+                "config": {**configuration(config), "versions": versions()},
             }
         except Exception as error:
             raise _cannot_start(error) from error

@@ -60,9 +60,6 @@ Losses = dict[str, Tensor]
 Metrics = dict[str, Tensor]
 """Named scalars that are logged, without gradient."""
 
-FLOW_ACTING = ("best_of_n", "flow_steps", "temperature")
-"""`Method.acting_settings` of a policy that follows a flow from ``noise.z``."""
-
 
 @runtime_checkable
 class TrainingData(Protocol):
@@ -150,8 +147,8 @@ class Method(Configurable):
     """What may be changed in a trained policy: settings that acting reads and no network depends
     on, and ``temperature`` where ``noise.z`` is what a flow, or its one-step copy, starts from."""
 
-    behavior_settings: ClassVar[tuple[str, ...]] = FLOW_ACTING
-    """The same for the cloned behaviour."""
+    behavior_settings: ClassVar[tuple[str, ...]] = ("best_of_n", "flow_steps", "temperature")
+    """The same for the cloned behaviour, which follows a flow from ``noise.z``."""
 
     def __post_init__(self) -> None:
         given: Any = self.spaces  # a dict where a checkpoint or a configuration file gives it

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from qam_lightning.core.flow import Field, Sampler, sample_action
-from qam_lightning.methods.base import FLOW_ACTING, Method
+from qam_lightning.methods.base import Method
 from qam_lightning.methods.settings import setting
 
 
@@ -24,7 +24,7 @@ class FlowMethod(Method):
     """p of the flow times u_i = 1 - (1 - i / T)^p: 1 is uniform, and above it the steps are shorter
     near the action (not in the paper)."""
 
-    acting_settings: ClassVar[tuple[str, ...]] = (*FLOW_ACTING, "sampler")
+    acting_settings: ClassVar[tuple[str, ...]] = (*Method.behavior_settings, "sampler")
     behavior_settings = acting_settings
 
     def sample(self, v: Field, z: Tensor) -> Tensor:

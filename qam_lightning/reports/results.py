@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from qam_lightning.evaluation.plots import Curve, read_curve
 from qam_lightning.online.schedule import Length
 from qam_lightning.reports.settings import flat
 from qam_lightning.run_folder import contents
 from qam_lightning.util.errors import UserError, shown
-from qam_lightning.util.files import regular
 from qam_lightning.util.metrics_csv import Row, read_metrics
+from qam_lightning.util.run_config import read_run_config
 from qam_lightning.util.schema import Count, Schema, Text, read_json, validated
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MOST, _DEEPEST = 1_000_000, 100  # bytes of a configuration, and levels
+_ADVICE = "restore the file, or leave the run out"
 
 
 class _Trainer(Schema, extra="allow"):
@@ -225,7 +223,7 @@ def read_result(folder: Path) -> Result:
     Raises:
         UserError: it is damaged, or holds no evaluation.
     """
-    text, config = _config(folder / "config.yaml")
+    text, config = read_run_config(folder / "config.yaml", _ADVICE)
     settings = dict(flat(config))
     checked = validated(_Config, config, folder / "config.yaml", "a configuration", _ADVICE)
     custom = checked.method == "custom"
@@ -246,35 +244,9 @@ def read_result(folder: Path) -> Result:
         hours=hours,
         versions=facts.versions,
         hardware=facts.hardware,
-        config_hash=hashlib.sha256(text).hexdigest()[:16],
-        changed=bool(facts.config) and facts.config.encode() != text,
+        config_hash=hashlib.sha256(text.encode()).hexdigest()[:16],
+        changed=bool(facts.config) and facts.config != text,
     )
-
-
-_ADVICE = "restore the file, or leave the run out"
-
-
-def _config(path: Path) -> tuple[bytes, Any]:
-    """Read a run's configuration, and its bytes."""
-    try:
-        text = regular(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {_ADVICE}") from None
-    try:
-        return text, yaml.load(text, Loader=_LOADER) if _is_plain(text) else None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
-        raise UserError(f"{path}: is no YAML; {_ADVICE}") from None
-
-
-def _is_plain(text: bytes) -> bool:
-    """Whether YAML is small and without aliases; the C loader crashes where it is nested deeply."""
-    depth = 0
-    for event in yaml.parse(text, Loader=_LOADER) if len(text) <= _MOST else ():
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST or isinstance(event, yaml.AliasEvent):
-            return False
-    return len(text) <= _MOST
 
 
 def _offline_steps(facts: _Facts, curve: Curve) -> int | None:

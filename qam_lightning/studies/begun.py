@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from qam_lightning.cli.reading import read_text, read_yaml
 from qam_lightning.studies.study import Run, Study, canonical, trial
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.run_config import read_run_config
 
 _FOLDER = re.compile(r"trial-(\d{4,})")
 
@@ -22,9 +22,9 @@ def runs_of(study: Study) -> list[Run]:
     for folder in sorted(study.folder.glob("trial-*"), key=lambda path: (len(path.name), path)):
         config = folder / "config.yaml"
         if _FOLDER.fullmatch(folder.name) and config.is_file():
-            values = values_of(read_yaml(read_text(config, "a configuration"), str(config)), study)
+            advice = "restore the file, or move its folder away"
+            values = values_of(read_run_config(config, advice)[1], study)
             if lacking := [key for key in study.search.space if key not in values]:
-                advice = "restore the file, or move its folder away"
                 raise UserError(f"{config}: {lacking[0]} is missing; {advice}")
             found.append(trial(study, folder.name, values))
     return found

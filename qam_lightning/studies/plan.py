@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from qam_lightning.checkpoints import last_checkpoints
 from qam_lightning.cli.explain import spoken
 from qam_lightning.cli.resume import changed
@@ -19,6 +17,7 @@ from qam_lightning.studies.state import State, state_of
 from qam_lightning.studies.study import Run, Study
 from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.provenance import mismatches
+from qam_lightning.util.run_config import configuration
 
 FREE = (
     *("threads", "ckpt_path", "run_dir", "log.", "progress.", "checkpoints.", "evaluation.workers"),
@@ -117,7 +116,7 @@ def _built(run: Run) -> _Built:
     cli.check()
     if not last_checkpoints(run.run_dir):
         cli.start_from_clone()  # later it may be gone
-    settings = yaml.safe_load(cli.settings())
+    settings = configuration(cli.settings())
     return _Built(settings, Length.of(settings, None if cli.model.offline_phase else 0))
 
 
@@ -158,7 +157,7 @@ def _check_fits(run: Run, state: State, settings: dict[str, Any], any_version: b
         UserError: it is another one, or another version of the software made it.
     """
     assert state.info is not None
-    before = yaml.safe_load(state.info.config) or {}
+    before = configuration(state.info.config)
     if not before:
         raise UserError(f"{run.run_dir} holds a run that is not of this command line; move it away")
     phase = state.info.phase

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.facts import ENTRY, Config, Environment, Versions
-from qam_lightning.util.facts import configuration as configuration  # what `Config` is read by
 from qam_lightning.util.schema import Checked, Count, Key, Number, Schema, Text, validated
 
 FORMAT = 2

@@ -3,15 +3,20 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from qam_lightning.util.errors import UserError, shown
+
+_LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -32,13 +37,16 @@ def replacing(path: Path, alone: bool = False) -> Iterator[Path]:
     Args:
         path: the file; its folder exists.
         alone: no other process writes this file. The temporary name is then always the same, so
-            the next attempt removes what a kill left behind.
+            the next attempt removes what a kill left behind. Otherwise see `_workplace`.
 
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{'' if alone else f'{os.getpid()}.'}tmp")
-    with writing(path):
+    with writing(path), contextlib.ExitStack() as stack:
+        if alone:
+            temporary = path.with_name(f".{path.name}.tmp")
+        else:
+            temporary = stack.enter_context(_workplace(path)) / path.name
         try:
             yield temporary
             sync(temporary)
@@ -46,6 +54,50 @@ def replacing(path: Path, alone: bool = False) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it becomes ``folder`` if the block succeeds.
+
+    Args:
+        folder: does not exist. Its parent is made if need be.
+
+    Raises:
+        UserError: it cannot be written, or another process made it meanwhile.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(_workplace(folder)) / folder.name
+            temporary.mkdir()
+        yield temporary
+        with writing(folder):
+            for path in temporary.iterdir():
+                sync(path)
+            temporary.rename(folder)
+
+
+@contextlib.contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside ``path``; delete it, and those that a kill left there.
+
+    A file in it, locked until its process ends, says that somebody works there. On a file system
+    without locks nobody can tell, and what a kill left stays.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError), (left / _LOCK).open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
+    place = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        with (place / "new").open("wb") as file:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            (place / "new").rename(place / _LOCK)  # nobody finds it before it is locked
+            yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def save_json(path: Path, content: Any, alone: bool = False) -> None:

@@ -21,7 +21,6 @@ from qam_lightning.checkpoints import read_checkpoint
 from qam_lightning.cli import main
 from qam_lightning.methods.qam import QAM
 from qam_lightning.policy import load_policy
-from qam_lightning.util.checkpoint import configuration
 from qam_lightning.util.errors import UserError
 from tests.online.conftest import build, data  # noqa: F401  (data is a fixture)
 from tests.thinning import thinned
@@ -355,30 +354,6 @@ def test_an_archive_never_grows(kind: str, trained: Path, tmp_path: Path) -> Non
         os.mkfifo(path) if kind == "pipe" else path.mkdir()
     with pytest.raises(UserError, match="not a readable checkpoint|no regular file"):
         read_checkpoint(path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "- 1",
-        "a: [",
-        "a: &a [*a]",
-        "[" * 5000,
-        "a0: &a0 [1, 1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
-        "a0: &a0 {b: 1}\n"
-        + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40)),
-    ],
-)
-def test_a_configuration_never_grows(text: str) -> None:
-    with pytest.raises(
-        ValueError, match="a configuration, a mapping in YAML|at most 100000 values"
-    ):
-        configuration(text)
-
-
-def test_an_ordinary_configuration_is_read() -> None:
-    assert configuration("") == {}
-    assert configuration("a: &x {b: 1}\nc: *x\nd: 2") == {"a": {"b": 1}, "c": {"b": 1}, "d": 2}
 
 
 # -- other ways ------------------------------------------------------------------------------------

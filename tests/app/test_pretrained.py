@@ -12,13 +12,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from qam_lightning import ChunkDataModule, load_clone
+from qam_lightning import ChunkDataModule, load_clone, load_policy
 from qam_lightning.checkpoints import fingerprint, load_method
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.fql import FQL
 from qam_lightning.methods.qam import QAM
 from qam_lightning.util.errors import ArgumentError, UserError
+from tests.export.test_lerobot import TINY
 from tests.methods.test_every_method import METHODS, make
 from tests.online.conftest import ENV
 from tests.online.conftest import build as small_run
@@ -152,6 +153,26 @@ def test_a_checkpoint_of_a_version_without_the_settings_goes_on(
     assert last(run)["counters"]["gradient_step"] == 5
 
 
+def test_a_run_starts_from_an_exported_clone(
+    tiny_data: Path, sources: Sources, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    clone, run, flags = tmp_path / "clone", tmp_path / "run", ["--model.tau=1"]
+    load_policy(sources("bc")).export(clone, formats=(), episodes=0)
+    smaller = refused(*started(tiny_data, run, clone, *flags, "--data.fraction=0.5"))
+    assert f"data.fraction is 0.5, but the clone in {clone} learned from" in smaller
+    wider = refused(*started(tiny_data, run, clone, *flags, "--model.width=16"))
+    assert "its clone has width 8, but QAM has width 16" in wider
+    one_step = refused(*started(tiny_data, run, TINY, *flags))
+    assert "no behaviour flow, as only what FQL acts with was exported; name a run" in one_step
+    assert not run.exists()
+    assert main(started(tiny_data, run, clone, *flags)) == 0
+    flow = ("behavior.", "obs_norm.")
+    assert equal(weights(run, "last-1", flow), weights(sources("bc"), parts=flow))
+    origin = last(run)["qam_lightning"]["pretrained"]
+    assert origin["path"] == str(clone)
+    assert origin["data"] == last(sources("bc"))["qam_lightning"]["data"]
+
+
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
 def test_every_method_that_clones_can_start_from_a_clone(
     kind: type[Method], sources: Sources, build: Callable[..., Method]
@@ -195,6 +216,7 @@ def test_a_full_velocity_starts_at_the_clone(
     ("flags", "said"),
     [
         (["--pretrained=nowhere"], "nowhere: no such checkpoint file"),
+        (["--pretrained=hf://me"], "hf://me: is no place on the hub, expected hf://owner/name"),
         (["--method=rebrac"], "ReBRAC clones no behaviour flow, so it cannot start from"),
         (["--method=dac"], "DAC clones no behaviour flow, so it cannot start from"),
         (

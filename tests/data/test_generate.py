@@ -462,6 +462,12 @@ def test_good_parts_are_taken_as_they_are(maze, tmp_path):
     assert not parts.exists()
 
 
+def test_what_a_kill_left_of_the_settings_stops_nothing(tmp_path):
+    parts = tmp_path / "pointmaze-medium-navigate-v0.parts"
+    (parts / ".settings.json.abcdefgh.tmp").mkdir(parents=True)
+    assert all(path.exists() for path in collect_maze(tmp_path))
+
+
 def without(arrays, key):
     return {k: v for k, v in arrays.items() if k != key}
 

@@ -1,13 +1,9 @@
 """Datasets from the Hugging Face hub, whose part a server on loopback takes."""
 
-import hashlib
-import http.server
-import json
 import os
 import subprocess
 import sys
 import time
-import urllib.parse
 
 import pytest
 
@@ -16,67 +12,9 @@ from qam_lightning.data.checksums import RECORD
 from qam_lightning.util.errors import UserError
 from tests.conftest import serving
 from tests.data.test_npz import LAYOUT, patched, write
+from tests.hub_server import Hub, Repository
 
 TRAIN = "scene-play-v0.npz"
-
-
-class Hub(http.server.ThreadingHTTPServer):
-    """A hub with one dataset repository, ``me/sets``."""
-
-    def __init__(self, contents):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.contents = contents
-        self.requests = []  # (method, path, Range header or None)
-        self.drops = 0  # how many responses to break off in the middle
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self):  # noqa: N802
-        self.answer(head=True)
-
-    def do_GET(self):  # noqa: N802
-        self.answer()
-
-    def answer(self, head=False):
-        path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
-        self.server.requests.append((self.command, path, self.headers.get("Range")))
-        if path.startswith("/api/datasets/me/sets/tree/"):
-            files = [
-                {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
-                for name, data in self.server.contents.items()
-            ]
-            self.send(json.dumps(files).encode(), {"Content-Type": "application/json"})
-            return
-        name = path.removeprefix("/datasets/me/sets/resolve/").partition("/")[2]
-        data = self.server.contents.get(name)
-        if data is None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        etag = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": "1" * 40}
-        self.send(data, etag, head)
-
-    def send(self, data, headers, head=False):
-        start = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        for name, value in {**headers, "Content-Length": len(data) - start}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        if not head:
-            rest = data[start:]
-            if self.server.drops and len(rest) > 1000:
-                self.server.drops -= 1
-                rest = rest[: len(rest) // 2]
-            self.wfile.write(rest)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
@@ -86,14 +24,15 @@ def contents(tmp_path_factory):
 
 @pytest.fixture
 def server(contents, monkeypatch):
-    constants = pytest.importorskip("huggingface_hub.constants")
-    with serving(Hub({TRAIN: contents})) as server:
-        url = f"http://127.0.0.1:{server.server_port}"
-        # What HF_ENDPOINT sets when the client is first imported.
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with serving(Hub()) as server:
+        server.serve_client(monkeypatch)
+        hold(server, {TRAIN: contents})
         yield server
+
+
+def hold(server, files):
+    """Let the only repository hold these files, in two revisions."""
+    server.repositories = {"me/sets": Repository(branches={"main": files, "v1.0": files})}
 
 
 def fetch(urls, folder, env="scene", dataset="play"):
@@ -106,12 +45,12 @@ def test_a_file_of_a_repository_is_downloaded_checked_and_recorded(server, conte
     (path,) = fetch("hf://me/sets", tmp_path)
     assert path.read_bytes() == contents
     assert sorted(tmp_path.iterdir()) == [path, tmp_path / RECORD]
-    assert any("/resolve/main/" in request for _, request, _ in server.requests)
+    assert any("/resolve/main/" in request for _, request in server.requests)
 
 
 def test_a_revision_is_asked_for(server, tmp_path):
     fetch("hf://me/sets@v1.0", tmp_path)
-    paths = [path for _, path, _ in server.requests]
+    paths = [path for _, path in server.requests]
     assert all("/v1.0" in path for path in paths)
 
 
@@ -121,7 +60,7 @@ def test_shards_are_found_in_another_structure_of_folders(
 ):
     monkeypatch.setattr(source, "SUBSET", 2)
     names = [f"{folder}puzzle-4x4-play-v0-{i:03d}.npz" for i in range(4)]
-    server.contents = dict.fromkeys(["README.md", *names], contents)
+    hold(server, dict.fromkeys(["README.md", *names], contents))
     paths = fetch("hf://me/sets", tmp_path, "puzzle-4x4", "play-10m")
     assert [path.read_bytes() for path in paths] == [contents] * 2
     assert {path.parent.name for path in paths} == {"puzzle-4x4-play-100m-v0"}
@@ -160,7 +99,7 @@ def test_a_repository_without_the_file_is_refused_with_what_it_holds(folder, wan
 
 
 def test_a_repository_without_the_dataset_is_refused_in_one_line(server, contents, tmp_path):
-    server.contents = {"cube.npz": contents, "README.md": b"x"}
+    hold(server, {"cube.npz": contents, "README.md": b"x"})
     with pytest.raises(UserError) as caught:
         fetch("hf://me/sets", tmp_path)
     expected = f"cannot download hf://me/sets/{TRAIN}: found cube.npz, expected one {TRAIN}; choose"
@@ -169,7 +108,7 @@ def test_a_repository_without_the_dataset_is_refused_in_one_line(server, content
 
 
 def test_a_repository_with_other_contents_is_refused_and_not_kept(server, tmp_path):
-    server.contents[TRAIN] = b"<html>moved</html>"
+    hold(server, {TRAIN: b"<html>moved</html>"})
     with pytest.raises(UserError, match=f"^hf://me/sets/{TRAIN} is not usable: .*not an npz"):
         fetch("hf://me/sets", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -197,7 +136,7 @@ def test_a_repository_whose_checksum_differs_is_refused(server, contents, tmp_pa
     fetch("hf://me/sets", tmp_path)
     (tmp_path / TRAIN).unlink()
     other = write(tmp_path / "other.npz", **patched("qpos", (3, 1), 0.5))
-    server.contents[TRAIN] = other.read_bytes()
+    hold(server, {TRAIN: other.read_bytes()})
     with pytest.raises(UserError, match="is not usable: sha256 is .*, expected "):
         fetch("hf://me/sets", tmp_path)
     assert not (tmp_path / TRAIN).exists()
@@ -207,7 +146,7 @@ def test_a_transfer_that_breaks_is_repeated_by_the_client(server, contents, tmp_
     server.drops = 1
     (path,) = fetch("hf://me/sets", tmp_path)
     assert path.read_bytes() == contents
-    assert [method for method, path, _ in server.requests if TRAIN in path].count("GET") == 2
+    assert [method for method, path in server.requests if TRAIN in path].count("GET") == 2
 
 
 def test_without_the_client_one_line_says_what_to_install(tmp_path, monkeypatch):
@@ -226,10 +165,9 @@ def test_the_client_is_imported_only_for_the_hub_and_follows_its_variable(
         "assert 'huggingface_hub' not in sys.modules\n"
         "fetch('hf://me/sets', sys.argv[1])\n"
     )
-    endpoint = f"http://127.0.0.1:{server.server_port}"
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
-        env=os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")},
+        env=os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")},
         check=True,
     )
     assert (tmp_path / TRAIN).read_bytes() == contents

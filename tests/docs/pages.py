@@ -1,4 +1,4 @@
-"""The documentation's code: blocks by language, and the commands in them and in the text."""
+"""The pages' code: blocks by language, and the commands in them and in the text."""
 
 import re
 import shlex
@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
+README = ROOT / "README.md"
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:

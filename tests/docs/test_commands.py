@@ -1,6 +1,7 @@
-"""Every command that the documentation shows is one that works."""
+"""Every command that the README and the documentation show gets as far as it can without data."""
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from qam_lightning.cli.export import parse as parse_export
 from qam_lightning.cli.study import parse as parse_study
 from qam_lightning.data.generate import generate
 from qam_lightning.studies.study import read_study
-from tests.docs.pages import DOCS, PAGES, ROOT, commands, files
+from tests.docs.pages import DOCS, PAGES, README, ROOT, commands, files
 from tests.fuzz.__main__ import parse as parse_fuzz
 
 KINDS = {
@@ -59,9 +60,27 @@ def shown(wanted: str) -> list:
     return list(found.values())
 
 
+def resolve(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Let ``fit`` print the configuration that it would train."""
+    show = [] if "--print_config" in arguments else ["--print_config"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *arguments, *show])
+    assert exit_.value.code == 0
+    assert "class_path: qam_lightning.methods" in capsys.readouterr().out
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the line with which a command ends."""
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    return message
+
+
 def test_every_command_is_of_a_tested_kind() -> None:
     unknown = [(p.name, c) for p in PAGES for c in commands(p) if kind(c)[0] == "unknown"]
     assert unknown == []
+    assert {"fit", "eval", "export", "study", "make"} <= {kind(c)[0] for c in commands(README)}
 
 
 @pytest.mark.parametrize(("page", "arguments"), shown("fit"))
@@ -77,30 +96,40 @@ def test_fit_resolves(
         Path(name).write_text(text)
     if {"--help", "--model.help"} & set(arguments):
         return
-    show = [] if "--print_config" in arguments else ["--print_config"]
-    try:
-        code = main(["fit", *arguments, *show])
-    except SystemExit as exit_:
-        code = exit_.code
-    assert code == 0, capsys.readouterr().err
-    assert "class_path: qam_lightning.methods" in capsys.readouterr().out
+    resolve(arguments, capsys)
 
 
 @pytest.mark.parametrize(("page", "arguments"), shown("study"))
 def test_study_parses(page: Path, arguments: list[str]) -> None:
     options = parse_study(arguments)
-    named = getattr(options, "study", None)
-    if named and not named.startswith("my_"):
-        read_study(named)
+    named = [getattr(options, "study", None), *getattr(options, "source", [])]
+    for name in named:
+        if name and not name.startswith("my_") and "/" not in name:
+            assert read_study(name).runs
 
 
 @pytest.mark.parametrize(("page", "arguments"), shown("export"))
-def test_export_parses(page: Path, arguments: list[str]) -> None:
-    assert parse_export(arguments).episodes
+def test_export_gets_as_far_as_the_missing_run(
+    page: Path,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "--push" in arguments:
+        pytest.importorskip("huggingface_hub")
+        monkeypatch.setenv("HF_TOKEN", "hf_none")
+    options = parse_export(arguments)
+    assert str(options.source or options.verify) in refusal(["export", *arguments], capsys)
 
 
 @pytest.mark.parametrize(("page", "arguments"), shown("generate"))
 def test_generate_parses(page: Path, arguments: list[str]) -> None:
+    parse_generate(arguments)
+
+
+def parse_generate(arguments: list[str]) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(generate)
     assert parser.parse_args(arguments).env
@@ -116,9 +145,7 @@ def test_data_gets_as_far_as_the_missing_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     nowhere = [f"--directory={tmp_path}", "--base_url=http://127.0.0.1:1"]
-    assert main(["data", *arguments, *nowhere]) == 2
-    message = capsys.readouterr().err
-    assert len(message.splitlines()) == 1
+    message = refusal(["data", *arguments, *nowhere], capsys)
     assert any(part in message for part in ("127.0.0.1", str(tmp_path), "pendulum.npz"))
 
 
@@ -132,14 +159,32 @@ def test_eval_gets_as_far_as_the_missing_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = next((a for a in arguments if not a.startswith("-")), None)
-    assert main(["eval", *arguments, *([] if run else ["runs/missing"])]) == 2
-    message = capsys.readouterr().err
-    assert len(message.splitlines()) == 1 and (run or "runs/missing") in message
+    missing = [] if run else ["runs/missing"]
+    assert (run or "runs/missing") in refusal(["eval", *arguments, *missing], capsys)
 
 
 @pytest.mark.parametrize(("page", "arguments"), shown("make"))
 def test_make_targets_exist(page: Path, arguments: list[str]) -> None:
     subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_quickstart_collects_trains_scores_and_draws(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each of its commands, as `make` would call them."""
+    made = subprocess.run(
+        ["make", "--dry-run", "--always-make", "quickstart"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.replace("\\\n", " ")
+    lines = re.findall(r"python (?:train|eval)\.py [^$\n]*", made)
+    generated, fitted, *scored = (shlex.split(line)[1:] for line in lines)
+    parse_generate(generated[2:])
+    resolve(fitted[2:], capsys)
+    assert generated[:2] == ["train.py", "generate"] and fitted[:2] == ["train.py", "fit"]
+    assert ["eval.py", "runs/quickstart", "--picture"] in scored
 
 
 @pytest.mark.parametrize(("page", "arguments"), shown("fuzz"))

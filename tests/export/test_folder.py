@@ -20,9 +20,9 @@ from qam_lightning import UserError, load_policy
 from qam_lightning.checkpoints import load_method, read_checkpoint
 from qam_lightning.cli import main
 from qam_lightning.export.card import score_of, with_latency
-from qam_lightning.export.folder import CONFIG, ONNX, WEIGHTS
-from qam_lightning.export.write import verify
-from qam_lightning.runtime import ExportedPolicy
+from qam_lightning.export.check import verify
+from qam_lightning.export.folder import WEIGHTS
+from qam_lightning.runtime import CONFIG, ONNX, ExportedPolicy
 from tests.conftest import limited
 from tests.docs.pages import DOCS, ROOT, blocks
 

@@ -4,25 +4,29 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from qam_lightning import UserError, load_policy
+from qam_lightning import UserError, load_clone, load_policy
 from qam_lightning.cli import main
 from qam_lightning.cli.evaluate import locate
-from qam_lightning.export.folder import CONFIG
 from qam_lightning.export.push import push
-from qam_lightning.runtime import ExportedPolicy
+from qam_lightning.export.write import export
+from qam_lightning.methods.base import Method
+from qam_lightning.methods.bc import BC
+from qam_lightning.methods.qam import QAM
+from qam_lightning.runtime import CONFIG, ExportedPolicy
 from qam_lightning.util.files import sha256
 from qam_lightning.util.hub import address, policy_folder
 from tests.conftest import serving
 from tests.docs.pages import DOCS, blocks
-from tests.export.hub_server import TOKEN, Hub, Repository
 from tests.export.test_lerobot import TINY
+from tests.hub_server import TOKEN, Hub, Repository
 
 constants = pytest.importorskip("huggingface_hub.constants")
 STATE = np.array([0.5, 2.0, 1.0], np.float32)
@@ -33,10 +37,7 @@ NAMES = {path.name for path in TINY.iterdir()}
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """Return a hub that this process's client uses, with the right token and an empty cache."""
     with serving(Hub()) as running:
-        # What HF_ENDPOINT and HF_HOME set when the client is first imported.
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        running.serve_client(monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -58,7 +59,7 @@ def test_a_pushed_folder_loads_from_the_hub_and_acts_alike(tmp_path: Path) -> No
         "import numpy as np\n"
         "from qam_lightning import load_policy\n"
         "from qam_lightning.cli import main\n"
-        "from qam_lightning.runtime import ExportedPolicy\n"
+        "from qam_lightning.runtime import CONFIG, ExportedPolicy\n"
         "assert 'huggingface_hub' not in sys.modules\n"
         "arguments = ['--episodes=0', '--push=hf://me/tiny@v1']\n"
         f"assert main(['export', {f'--verify={TINY}'!r}, *arguments]) == 0\n"
@@ -132,6 +133,20 @@ def test_eval_takes_a_place_on_the_hub(server: Hub, capsys: pytest.CaptureFixtur
     assert "names no environment" in capsys.readouterr().err.splitlines()[-1]
     assert main(["eval", "hf://me"]) == 2
     assert capsys.readouterr().err.startswith("error: hf://me: is no place on the hub, expected")
+
+
+def test_a_method_starts_from_a_clone_on_the_hub(
+    server: Hub, tmp_path: Path, build: Callable[..., Method]
+) -> None:
+    clone, method = build(BC), build(QAM, tau=1.0)
+    facts = {"gradient_step": 0, "env_step": 0, "phase": "offline"}
+    facts |= {"environment": {}, "versions": {}}
+    export(clone, facts, tmp_path / "clone", formats=())
+    push(tmp_path / "clone", "hf://me/clone@v1")
+    load_clone(method, "hf://me/clone@v1")
+    for name, found in method.behavior.state_dict().items():
+        assert torch.equal(found, clone.behavior.state_dict()[name])
+    assert method.pretrained is not None and method.pretrained.path == "hf://me/clone@v1"
 
 
 def test_what_the_hub_has_is_checked_as_a_folder_is(server: Hub) -> None:

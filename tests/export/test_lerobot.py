@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from qam_lightning.export.folder import CONFIG, Config
+from qam_lightning.export.check import verify
+from qam_lightning.export.folder import Config
 from qam_lightning.export.lerobot import PROCESSORS, TYPE
-from qam_lightning.export.write import verify
+from qam_lightning.runtime import CONFIG
 
 PLUGIN = Path(__file__).parents[2] / "integrations" / "lerobot_policy_qam_lightning"
 TINY = PLUGIN / "tests" / "tiny"

@@ -1,7 +1,10 @@
-"""Files: what is read back comes from the disk, not from the system's copy in memory."""
+"""Files: what is read back comes from the disk, and what a kill left of one goes."""
 
 import ctypes
 import os
+import signal
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from qam_lightning.callbacks import checkpoint_files
 from qam_lightning.callbacks.checkpoint_files import SafeFile
+from qam_lightning.util import files
 from qam_lightning.util.files import checksum, sync
 
 PROT_READ = MAP_SHARED = 1
@@ -84,3 +88,46 @@ def test_a_checkpoint_is_flushed_before_it_is_read_back(
     with pytest.raises(OSError, match="other bytes than were written"):
         SafeFile().save_checkpoint({"state_dict": {}}, tmp_path / "x.ckpt")
     assert calls == ["fsync", "read back True"]
+
+
+WRITES = """
+import pathlib, sys, time
+from qam_lightning.util import files
+with getattr(files, sys.argv[1])(pathlib.Path(sys.argv[2])) as temporary:
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("writer", ["replacing", "appearing"])
+def test_the_next_writer_removes_what_a_kill_left_and_nothing_of_the_living(
+    writer: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "policy[1]"
+
+    def write() -> None:
+        with getattr(files, writer)(path) as temporary:
+            if writer == "replacing":
+                temporary.write_text("whole")
+        assert path.exists()
+        path.unlink() if path.is_file() else path.rmdir()
+
+    processes = [
+        subprocess.Popen([sys.executable, "-c", WRITES, writer, path], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == b"writing\n"
+        write()
+        assert len(list(tmp_path.iterdir())) == 2
+        processes[0].send_signal(signal.SIGKILL)
+        processes[0].wait()
+        write()
+        assert len(list(tmp_path.iterdir())) == 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    write()
+    assert not list(tmp_path.iterdir())

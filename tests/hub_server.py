@@ -1,6 +1,6 @@
-"""A stand-in for the Hugging Face hub on loopback: as much of its HTTP as model repositories need.
+"""A stand-in for the Hugging Face hub on loopback: as much of its HTTP as models and datasets need.
 
-The real client talks to it, where ``HF_ENDPOINT`` names it.
+The real client talks to it, where ``HF_ENDPOINT`` names it, or after `serve_client`.
 """
 
 import base64
@@ -12,13 +12,15 @@ import urllib.parse
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 TOKEN = "hf_right"
 """The token that may write, and read what is private."""
 
 
 @dataclass
 class Repository:
-    """A model repository: the files of each branch, and those of each commit."""
+    """A repository of a model or a dataset: the files of each branch, and those of each commit."""
 
     private: bool = False
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
@@ -31,6 +33,10 @@ class Repository:
         self.commits[sha] = dict(files)
         return sha
 
+    def files(self, revision: str) -> dict[str, bytes]:
+        """Return the files of a branch or a commit."""
+        return self.branches.get(revision) or self.commits[revision]
+
 
 class Hub(http.server.ThreadingHTTPServer):
     """A hub of one owner, ``me``."""
@@ -39,11 +45,19 @@ class Hub(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str]] = []
+        self.drops = 0  # how many responses to break off in the middle
 
     @property
     def url(self) -> str:
         """The address, for ``HF_ENDPOINT``."""
         return f"http://127.0.0.1:{self.server_port}"
+
+    def serve_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Serve this process's client, as if HF_ENDPOINT had been set before its import."""
+        constants = pytest.importorskip("huggingface_hub.constants")
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -69,7 +83,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.refuse(403, "Forbidden: this token may not write")
         if path == "/api/repos/create":
             return self.create(json.loads(body))
-        match = re.fullmatch(r"/(?:api/models/)?([\w.-]+/[\w.-]+)(?:/(\w+)(?:/(.*))?)?", path)
+        place = path.removeprefix("/api").removeprefix("/models").removeprefix("/datasets")
+        match = re.fullmatch(r"/([\w.-]+/[\w.-]+)(?:/(\w+)(?:/(.*))?)?", place)
         repository = match and self.server.repositories.get(match[1])
         if not repository or (repository.private and not allowed):
             return self.refuse(404, "Repository not found", "RepoNotFound")
@@ -107,14 +122,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         files = [{"rfilename": path} for path in repository.commits[sha]]
         self.tell({"id": name, "sha": sha, "private": repository.private, "siblings": files})
 
-    def tree(self, name: str, repository: Repository, sha: str, body: bytes) -> None:
-        files = repository.commits[sha].items()
+    def tree(self, name: str, repository: Repository, revision: str, body: bytes) -> None:
+        files = repository.files(revision).items()
         self.tell([{"type": "file", "path": p, "size": len(x), "oid": "0" * 40} for p, x in files])
 
     def resolve(self, name: str, repository: Repository, rest: str, body: bytes) -> None:
         sha, _, path = rest.partition("/")
         sha = repository.commit(sha) if sha in repository.branches else sha
-        content = repository.commits[sha].get(path)
+        content = repository.files(sha).get(path)
         if content is None:
             return self.refuse(404, "Entry not found", "EntryNotFound")
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
@@ -129,12 +144,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         )
 
     def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+        start = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
+        rest = content[start:]
+        self.send_response(206 if start else status)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        for key, value in {**headers, "Content-Length": str(len(rest))}.items():
             self.send_header(key, value)
         self.end_headers()
+        if self.server.drops and self.command == "GET" and len(rest) > 1000:
+            self.server.drops -= 1
+            rest = rest[: len(rest) // 2]
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(rest)
 
     def log_message(self, *_: Any) -> None:
         pass
