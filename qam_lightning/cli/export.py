@@ -123,11 +123,14 @@ def _checkpoint(source: Path, which: str) -> Path:
     """Return the checkpoint of a source.
 
     Raises:
-        UserError: the source is a run that is not finished.
+        UserError: the source is a run that is not finished, or an exported folder.
     """
     from qam_lightning.checkpoints import checkpoint_path, last_checkpoints
+    from qam_lightning.export.folder import is_exported
     from qam_lightning.studies.state import state_of
 
+    if is_exported(source):
+        raise UserError(f"{source}: is an exported folder already; --verify checks it")
     if not source.is_dir():
         return source
     if not last_checkpoints(source):  # loading says so

@@ -485,3 +485,11 @@ def test_latency_goes_with_no_rollouts(run: Path, capsys: Any) -> None:
         with pytest.raises(SystemExit, match="2"):
             main(["eval", str(run), "--latency", *other.split()])
         assert "--latency: does not go together with" in capsys.readouterr().err
+
+
+def test_an_exported_folder_is_not_exported_again(
+    exported: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert main(["export", str(exported), f"--output={tmp_path / 'export'}"]) == 2
+    assert "an exported folder already" in capsys.readouterr().err
+    assert not (tmp_path / "export").exists()
