@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_checkpoints_say_how_to_rebuild_the_method(cube_run, run):
         assert entry["environment"] == environment
         assert entry["config"] == (run / "config.yaml").read_text()
         assert len(entry["config_hash"]) == 16
-        assert entry["versions"]["torch"] == torch.__version__
+        assert entry["versions"]["torch"] == version("torch")
         counters = {"gradient_step": 2, "env_step": 0, "phase": "offline"}
         assert checkpoint["counters"] == counters
         assert not counters.keys() & entry.keys()  # stored once
