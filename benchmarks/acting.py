@@ -21,18 +21,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from workload import CUBE_TRIPLE, SIZES, build
+from workload import CUBE_TRIPLE, KNOWN, SIZES, build
 
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.envs.make import make_env
-from qam_lightning.envs.rollout import RolloutPool, available_cores
+from qam_lightning.envs.rollout import RolloutPool
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.methods.base import Method
 from qam_lightning.util.arguments import Parser, answered, at_least, path
-from qam_lightning.util.configs import METHODS
+from qam_lightning.util.devices import available_cores
 from qam_lightning.util.provenance import hardware, versions_line
 
-KNOWN = sorted(file.stem for file in METHODS.glob("*.yaml"))
 BATCHES = (1, 8, 50)
 ENVIRONMENTS = ("cube-single", "Pendulum-v1")  # with a physics simulator, and without
 WARM_UP = 3  # calls that are not timed

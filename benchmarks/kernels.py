@@ -19,10 +19,9 @@ from torch._inductor import config as compiler
 from torch.profiler import ProfilerActivity, profile
 from update import CORE_COUNT
 from update_cell import Feed, Task, train
-from workload import SIZES, build
+from workload import KNOWN, SIZES, build
 
 from qam_lightning.util.arguments import Parser, answered, at_least
-from qam_lightning.util.configs import METHODS
 
 CALLED = "aoti_torch_cpu_"  # a library's operation
 COMPILED = "graph_"  # a kernel of the compiler's
@@ -69,8 +68,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
-    known = sorted(file.stem for file in METHODS.glob("*.yaml"))
-    add("method", choices=known, metavar="METHOD", help=f"of {', '.join(known)}")
+    add("method", choices=KNOWN, metavar="METHOD", help=f"of {', '.join(KNOWN)}")
     add("--size", choices=SIZES, default="paper", help="default: %(default)s")
     add("--threads", type=at_least(1), default=CORE_COUNT, help="default: all cores")
     add("--updates", type=at_least(1), default=10, help="to profile; default: %(default)s")

@@ -24,8 +24,8 @@ from workload import SIZES
 from qam_lightning.callbacks.evaluation import Evaluate
 from qam_lightning.cli.training import FitCLI
 from qam_lightning.data.generate import generate
-from qam_lightning.envs.rollout import available_cores
 from qam_lightning.methods.base import Method
+from qam_lightning.util.devices import available_cores
 from qam_lightning.util.provenance import versions_line
 
 WARM_UP = 10  # steps of each phase that are not timed

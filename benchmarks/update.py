@@ -33,11 +33,11 @@ import speed_table
 import torch
 from speed_table import Row
 from update_cell import COMPILE, Task
-from workload import SIZES
+from workload import KNOWN, SIZES
 
 import qam_lightning
 from qam_lightning.util.arguments import Parser, answered, at_least, closest, path
-from qam_lightning.util.configs import CONFIGS, METHODS
+from qam_lightning.util.configs import CONFIGS
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import writing
 from qam_lightning.util.provenance import git_commit, hardware, versions
@@ -170,10 +170,9 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         UserError: something cannot be measured here.
     """
-    known = sorted(file.stem for file in METHODS.glob("*.yaml"))
     for name in options.methods or ():
-        if name not in known:
-            raise UserError(f"--methods {shown(name)}: no such method; {closest(name, known)}")
+        if name not in KNOWN:
+            raise UserError(f"--methods {shown(name)}: no such method; {closest(name, KNOWN)}")
     gpu = options.device == "cuda"
     if gpu and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here")
@@ -183,7 +182,7 @@ def check(options: argparse.Namespace) -> None:
     for count in options.threads or ():
         if count > most:
             raise UserError(f"--threads {count}: this process may use {most} core(s)")
-    options.methods = options.methods or known
+    options.methods = options.methods or KNOWN
     options.modes = options.modes or [mode for mode in COMPILE if gpu or mode != "graph"]
     options.sizes = options.sizes or list(SIZES)
     options.threads = options.threads or ([most] if gpu else [n for n in (1, 2) if n <= most])

@@ -9,6 +9,9 @@ from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
 from qam_lightning.util.configs import METHODS
 
+KNOWN = sorted(file.stem for file in METHODS.glob("*.yaml"))
+"""The names of all methods."""
+
 CUBE_TRIPLE = Spaces(obs_dim=46, action_dim=5, horizon=5)
 SIZES: dict[str, dict[str, int]] = {
     "paper": {"width": 512, "depth": 4, "num_critics": 10, "flow_steps": 10},

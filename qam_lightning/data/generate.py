@@ -28,8 +28,8 @@ from qam_lightning.data.source import (
 )
 from qam_lightning.data.workers import steps_bar, work_off
 from qam_lightning.envs.make import make_env, parts_of
-from qam_lightning.envs.rollout import available_cores
 from qam_lightning.envs.worker import PROCESS_BYTES, WorkerError
+from qam_lightning.util.devices import available_cores
 from qam_lightning.util.errors import ArgumentError, UserError, require, shown
 from qam_lightning.util.files import replacing, save_json
 from qam_lightning.util.memory import check_memory

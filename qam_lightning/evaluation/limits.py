@@ -1,9 +1,9 @@
 """Whether an evaluation fits into memory, said before it begins."""
 
 from qam_lightning.envs.make import is_ogbench
-from qam_lightning.envs.rollout import available_cores
 from qam_lightning.envs.worker import PROCESS_BYTES
 from qam_lightning.methods.base import Method
+from qam_lightning.util.devices import available_cores
 from qam_lightning.util.errors import shown
 from qam_lightning.util.memory import check_memory
 

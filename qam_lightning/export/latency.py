@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from qam_lightning.envs.rollout import available_cores
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
 from qam_lightning.methods.base import Method
 from qam_lightning.runtime import ExportedPolicy
+from qam_lightning.util.devices import available_cores
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import hardware
 

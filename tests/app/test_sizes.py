@@ -8,9 +8,9 @@ import pytest
 
 from qam_lightning import QAM, Spaces
 from qam_lightning.cli import main
-from qam_lightning.envs.rollout import available_cores
 from qam_lightning.evaluation import limits
 from qam_lightning.util import memory
+from qam_lightning.util.devices import available_cores
 from qam_lightning.util.errors import ArgumentError
 from tests.evaluation.conftest import run as run  # a fixture
 from tests.methods.test_every_method import EXAMPLE, METHODS, settings

@@ -60,6 +60,13 @@ def shown(wanted: str) -> list:
     return list(found.values())
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def resolve(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Let ``fit`` print the configuration that it would train."""
     show = [] if "--print_config" in arguments else ["--print_config"]
@@ -87,11 +94,9 @@ def test_every_command_is_of_a_tested_kind() -> None:
 def test_fit_resolves(
     page: Path,
     arguments: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     for name, text in files(page).items():
         Path(name).write_text(text)
     if {"--help", "--model.help"} & set(arguments):
@@ -112,11 +117,10 @@ def test_study_parses(page: Path, arguments: list[str]) -> None:
 def test_export_gets_as_far_as_the_missing_run(
     page: Path,
     arguments: list[str],
-    tmp_path: Path,
+    elsewhere: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     if "--push" in arguments:
         pytest.importorskip("huggingface_hub")
         monkeypatch.setenv("HF_TOKEN", "hf_none")
@@ -139,25 +143,21 @@ def parse_generate(arguments: list[str]) -> None:
 def test_data_gets_as_far_as_the_missing_files(
     page: Path,
     arguments: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    nowhere = [f"--directory={tmp_path}", "--base_url=http://127.0.0.1:1"]
+    nowhere = [f"--directory={elsewhere}", "--base_url=http://127.0.0.1:1"]
     message = refusal(["data", *arguments, *nowhere], capsys)
-    assert any(part in message for part in ("127.0.0.1", str(tmp_path), "pendulum.npz"))
+    assert any(part in message for part in ("127.0.0.1", str(elsewhere), "pendulum.npz"))
 
 
 @pytest.mark.parametrize(("page", "arguments"), shown("eval"))
 def test_eval_gets_as_far_as_the_missing_run(
     page: Path,
     arguments: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     run = next((a for a in arguments if not a.startswith("-")), None)
     missing = [] if run else ["runs/missing"]
     assert (run or "runs/missing") in refusal(["eval", *arguments, *missing], capsys)
