@@ -231,18 +231,18 @@ def show(rows: Iterable[Row]) -> None:
 
 
 def picture(rows: Sequence[Row]) -> Figure:
-    """Draw updates per second of every method, the modes side by side; a panel per section."""
+    """Draw milliseconds per update of every method, modes side by side; a panel per section."""
     parts = sections(rows)
     figure = Figure(figsize=(12, 3.4 * len(parts)), layout="constrained")
     for axes, (title, part) in zip(
         figure.subplots(len(parts), squeeze=False)[:, 0], parts.items(), strict=True
     ):
         methods = sorted({row.method for row in part})
-        bars = {(row.mode, row.method): row.updates_per_second for row in part}
+        bars = {(row.mode, row.method): row.ms for row in part}
         for method in methods:
             theirs = [row.jax_ms for row in part if row.method == method and row.jax_ms > 0]
             if theirs:
-                bars[JAX, method] = 1e3 / statistics.median(theirs)
+                bars[JAX, method] = statistics.median(theirs)
         shown_modes = [mode for mode in COLORS if any(mode == m for m, _ in bars)]
         width = 0.8 / len(shown_modes)
         for i, mode in enumerate(shown_modes):
@@ -252,7 +252,7 @@ def picture(rows: Sequence[Row]) -> Figure:
         axes.set_xlim(-0.6, max(len(methods), 8) - 0.4)  # no wider bars where there are few
         axes.margins(y=0.2)  # room for the legend
         axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
-        axes.set(title=title[0].upper() + title[1:], ylabel="updates per second")
+        axes.set(title=title[0].upper() + title[1:], ylabel="ms per update")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(ncols=len(shown_modes), frameon=False, fontsize="small")
     return figure
