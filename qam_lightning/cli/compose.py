@@ -24,11 +24,11 @@ from typing import NamedTuple
 import yaml
 
 from qam_lightning.cli.reading import Config, Dumper, leaves, merge, read_config, read_yaml
-from qam_lightning.cli.settings import METHOD, Setting, known, resolved, settings_of
 from qam_lightning.cli.values import PATHS, at_home, expand_homes, joined, plain, round_floats
 from qam_lightning.util.arguments import closest
 from qam_lightning.util.configs import CONFIGS, METHODS
 from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.settings import METHOD, Setting, known, resolved, settings_of
 
 DEFAULT_METHOD = "qam"
 _MOST_FILES = 100

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from qam_lightning.cli.compose import Composition
 from qam_lightning.cli.dispatch import called
 from qam_lightning.cli.help import page
-from qam_lightning.cli.settings import GROUPS, Setting, known, settings_of
 from qam_lightning.cli.values import PATHS, joined, plain
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.imports import uncollected
+from qam_lightning.util.settings import GROUPS, Setting, known, settings_of
 
 if TYPE_CHECKING:
     from qam_lightning.data.datamodule import ChunkDataModule

@@ -10,9 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qam_lightning.cli.compose import Composition, domains
 from qam_lightning.cli.reading import leaves
-from qam_lightning.cli.settings import GROUPS
 from qam_lightning.cli.values import joined
 from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.settings import GROUPS
 
 RENAMED = {
     # Before version 0.2.

@@ -11,9 +11,9 @@ from qam_lightning.cli.compose import Composition, compose
 from qam_lightning.cli.dispatch import called
 from qam_lightning.cli.help import page
 from qam_lightning.cli.reading import leaves
-from qam_lightning.cli.settings import DERIVED, GROUPS, Setting, settings_of
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.imports import uncollected
+from qam_lightning.util.settings import DERIVED, GROUPS, Setting, settings_of
 
 TEXT = """
 Train a method on a domain.

@@ -4,8 +4,8 @@ from argparse import ArgumentError as ParserError
 
 from qam_lightning.cli.dispatch import called
 from qam_lightning.cli.help import page
-from qam_lightning.cli.settings import settings_of
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.settings import settings_of
 
 
 def main(argv: list[str]) -> int:

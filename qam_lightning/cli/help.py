@@ -3,7 +3,7 @@
 import argparse
 import textwrap
 
-from qam_lightning.cli.settings import Setting
+from qam_lightning.util.settings import Setting
 
 
 def page(prog: str, text: str, groups: dict[str, dict[str, Setting]]) -> str:

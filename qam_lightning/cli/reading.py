@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from qam_lightning.cli.settings import GROUPS
 from qam_lightning.cli.values import fits, writable
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import regular
+from qam_lightning.util.settings import GROUPS
 
 Config = dict[str, Any]
 

@@ -1,5 +1,6 @@
 """Run folders: nothing in one is overwritten, and what resumes fits what is there."""
 
+from collections.abc import Iterator
 from os.path import realpath  # Path.resolve fails at links that lead to themselves
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,16 @@ from qam_lightning.checkpoints import (
     last_checkpoints,
     newest,
 )
+from qam_lightning.cli.fit import RUN
 from qam_lightning.run_folder import check_unused, contents
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import writing
 from qam_lightning.util.provenance import mismatches
 from qam_lightning.util.run_config import configuration
+from qam_lightning.util.settings import METHOD, defaults
 
 _BEGINNING = ("pretrained: ", "model.freeze_behavior: ")
 """Settings that decide how a run begins."""
-
-_UNKNOWN = "model.freeze_behavior: None -> False"
-"""How it looks where an older version without that setting wrote the checkpoint."""
 
 
 def check_folder(wanted: str | None, run_dir: Path) -> None:
@@ -99,7 +99,7 @@ def check_resume(path: Path, model: torch.nn.Module, settings: str) -> None:
         because = "; ".join(c for c in changes if c.startswith(("model.", "data."))) or name
         raise UserError(f"{path} holds networks of other sizes ({because}); undo that to resume")
     for change in changes:
-        if change.startswith(_BEGINNING) and change != _UNKNOWN:
+        if change.startswith(_BEGINNING):
             raise UserError(f"{path}: its run began otherwise ({change}); undo that to resume")
     for line in [f"changed since the checkpoint: {c}" for c in changes] + [
         f"{path}: {difference}" for difference in mismatches(found.versions)
@@ -107,14 +107,25 @@ def check_resume(path: Path, model: torch.nn.Module, settings: str) -> None:
         rank_zero_only(print)(line)
 
 
-def changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """List the settings that differ, as ``key: old -> new``, named as on the command line."""
-    lines: list[str] = []
+def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """List the settings that differ, as ``key: old -> new``, named as on the command line.
+
+    A setting that the old configuration does not hold has its default: an older version, which did
+    not know the setting, wrote that configuration.
+    """
+    method = new.get("model", {}).get("class_path", METHOD)
+    had = {key: default for key, (_, default, _) in RUN.items()} | defaults(method)
+    return list(_changed(old, new, "", had))
+
+
+def _changed(
+    old: dict[str, Any], new: dict[str, Any], prefix: str, had: dict[str, Any]
+) -> Iterator[str]:
     for key in [*old, *(k for k in new if k not in old)]:
-        before, after = old.get(key), new.get(key)
+        after = new.get(key)
+        before = old.get(key, {} if isinstance(after, dict) else had.get(f"{prefix}{key}"))
         if isinstance(before, dict) and isinstance(after, dict):
             inner = prefix if key == "init_args" else f"{prefix}{key}."
-            lines += changed(before, after, inner)
+            yield from _changed(before, after, inner, had)
         elif before != after:
-            lines.append(f"{prefix}{key}: {before} -> {after}")
-    return lines
+            yield f"{prefix}{key}: {before} -> {after}"

@@ -34,13 +34,13 @@ from qam_lightning.cli.explain import (
 )
 from qam_lightning.cli.fit import RUN
 from qam_lightning.cli.resume import check_folder, check_resume, resume_path
-from qam_lightning.cli.settings import CALLBACKS, GROUPS, is_method, known
 from qam_lightning.cli.trainer import Trainer
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.methods.base import Method
 from qam_lightning.pretrained import load_clone
 from qam_lightning.run_folder import Claim
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.settings import CALLBACKS, GROUPS, is_method, known
 
 for _name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from qam_lightning.reports.published import title
 from qam_lightning.reports.results import Result, Score
-from qam_lightning.reports.settings import defaults, has_effect
+from qam_lightning.reports.settings import has_effect
 from qam_lightning.util.errors import shown
+from qam_lightning.util.settings import defaults
 
 Task = tuple[str, int]
 """A domain and the number of its task."""

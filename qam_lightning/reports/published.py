@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from qam_lightning.reports.settings import defaults, flat, has_effect
+from qam_lightning.reports.settings import flat, has_effect
 from qam_lightning.util.configs import CONFIGS, METHODS
+from qam_lightning.util.settings import defaults
 
 OFFLINE_STEPS = 1_000_000
 EVERY = 50_000  # steps between two evaluations

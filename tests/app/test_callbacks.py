@@ -176,6 +176,17 @@ def test_changed_settings_are_found_at_any_depth():
     assert changed(old, old) == []
 
 
+def test_a_setting_that_an_older_version_did_not_know_has_its_default():
+    method = {"class_path": "qam_lightning.methods.qam.QAM", "init_args": {"tau": 3}}
+    knows = {**method, "init_args": {"tau": 3, "integrator": "shifted_euler", "flow_steps": 5}}
+    new = {"model": knows, "matmul_precision": "high", "pretrained": None, "data": {"task": 2}}
+    assert changed({"model": method}, new) == [
+        "model.flow_steps: 10 -> 5",
+        "matmul_precision: highest -> high",
+        "data.task: 1 -> 2",
+    ]
+
+
 # -- metrics ------------------------------------------------------------------------------------
 
 

@@ -11,9 +11,9 @@ import yaml
 from qam_lightning.cli import main
 from qam_lightning.cli.compose import compose
 from qam_lightning.cli.reading import leaves
-from qam_lightning.cli.settings import DERIVED
 from qam_lightning.methods.base import Method
 from qam_lightning.util import arguments
+from qam_lightning.util.settings import DERIVED
 from tests.app.conftest import Parsing
 from tests.thinning import thinned
 

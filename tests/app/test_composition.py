@@ -5,10 +5,10 @@ import yaml
 
 from qam_lightning.cli import main
 from qam_lightning.cli.compose import compose, find_config
-from qam_lightning.cli.settings import is_method, settings_of
 from qam_lightning.util.configs import CONFIGS
 from qam_lightning.util.configs import METHODS as FOLDER
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.settings import is_method, settings_of
 
 # -- later files and flags -------------------------------------------------------------------------
 

@@ -149,7 +149,7 @@ def test_a_checkpoint_of_a_version_without_the_settings_goes_on(
     torch.save(checkpoint, path)
     flags = ("--method=bc", "--model.standardize=true", "--ckpt_path=last")
     assert main(small_run(tiny_data, run, *flags, trainer__max_steps=5, **OFFLINE)) == 0
-    assert "model.freeze_behavior: None -> False" in capsys.readouterr().out
+    assert "freeze_behavior" not in capsys.readouterr().out
     assert last(run)["counters"]["gradient_step"] == 5
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from qam_lightning.cli.settings import settings_of
 from qam_lightning.core.flow import Field, TimeGrid
 from qam_lightning.core.integrators import scheme
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.qam import QAM
 from qam_lightning.methods.trqam import TRQAM
 from qam_lightning.util.errors import ArgumentError
+from qam_lightning.util.settings import settings_of
 from tests.core.gaussian import gaussian_field
 from tests.methods.test_every_method import Build
 from tests.methods.test_update import by_update

@@ -137,4 +137,4 @@ def test_a_setting_that_a_run_lacks_has_its_default_not_the_papers_value(
     del settings["data.horizon"], settings["model.rho"]
     del settings["model.tau"]  # it has no default
     found = published.differences("qam", "humanoidmaze-large", settings)
-    assert found == ["model.rho 0.5 (paper: 0.0)", "data.horizon 5 (paper: 1)"]
+    assert found == ["data.horizon 5 (paper: 1)", "model.rho 0.5 (paper: 0.0)"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from qam_lightning.cli import main
@@ -150,6 +151,25 @@ def test_states_of_a_run(write: Write, tiny: dict[str, Any], tmp_path: Path) -> 
     assert state_of(folder).kind == "finished"  # whatever was said
     (folder / "exit.json").write_text("nonsense")
     assert state_of(folder, Length(8, 0)).kind == "stopped"
+
+
+def test_a_run_of_a_version_that_did_not_know_a_setting_had_its_default(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write(settings=tiny)
+    path = trained(study) / "checkpoints/last.ckpt"
+    path.with_suffix(".json").unlink()
+    content = torch.load(path, weights_only=True)
+    settings = yaml.safe_load(content["qam_lightning"]["config"])
+    del settings["model"]["init_args"]["integrator"]
+    content["qam_lightning"]["config"] = yaml.safe_dump(settings)
+    torch.save(content, path)
+    assert kinds(study) == ["finished"]
+    other = {**tiny, "model.integrator": "denoiser", "model.sampler": "etd2"}
+    assert main(["study", "run", str(write(settings=other))]) == 2
+    said = capsys.readouterr().err
+    assert "made with other settings (" in said
+    assert "model.integrator: shifted_euler -> denoiser" in said
 
 
 def test_an_online_run_may_grow_online_only(

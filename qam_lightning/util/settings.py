@@ -5,6 +5,7 @@ names, types, defaults and docstrings are text, and reading that takes milliseco
 """
 
 import ast
+import contextlib
 import functools
 import importlib.util
 from collections.abc import Iterator
@@ -112,18 +113,17 @@ def resolved(name: str) -> str:
 @functools.cache
 def _source(module: str) -> tuple[ast.Module, bool]:
     """Return a module's text, parsed, and whether it is a package; empty if it cannot be found."""
-    package, _, rest = module.partition(".")
-    path = Path()
-    if package == "qam_lightning":
-        path = Path(qam_lightning.__file__).parent / rest.replace(".", "/")
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    elif package not in _SLOW:
-        try:
-            spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            spec = None
-        path = Path(spec.origin) if spec and spec.origin else path
-    text = path.read_bytes() if path.suffix == ".py" and path.exists() else b""
+    package, *inner = module.split(".")
+    spec = None
+    if package not in _SLOW:
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(package)  # its modules' specs would import the package
+    path = Path(spec.origin) if spec and spec.origin and not inner else Path()
+    for home in (spec and spec.submodule_search_locations) or ():
+        place = Path(home, *inner)
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            path = file if file.is_file() else path
+    text = path.read_bytes() if path.suffix == ".py" else b""
     try:
         return ast.parse(text), path.name == "__init__.py"
     except (SyntaxError, ValueError) as error:
@@ -227,6 +227,14 @@ def known(method: str = METHOD) -> dict[str, Setting]:
             if argument not in DERIVED.get(group, ()):
                 found[f"{group}.{argument}"] = setting
     return found
+
+
+def defaults(method: str) -> dict[str, object]:
+    """Return the defaults of all settings that have one, of the groups and of a method's class.
+
+    They are what a configuration means that an older version wrote, which did not know them.
+    """
+    return {key: x.value for key, x in known(method).items() if x.default is not None}
 
 
 def is_method(name: str) -> bool:
