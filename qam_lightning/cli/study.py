@@ -193,12 +193,17 @@ def run(options: argparse.Namespace) -> int:
 
 def _planned(study: Study, options: argparse.Namespace) -> "list[Planned]":
     """Check all runs of a study, and show how far it is."""
-    from qam_lightning.studies.plan import plan
+    from qam_lightning.studies.plan import Refused, plan
 
-    with Console(stderr=True).status("") as shown:
-        return plan(
-            study, lambda n, of: shown.update(f"checked {n} of {of} runs"), options.any_version
-        )
+    try:
+        with Console(stderr=True).status("") as shown:
+            return plan(
+                study, lambda n, of: shown.update(f"checked {n} of {of} runs"), options.any_version
+            )
+    except Refused as refused:
+        for problem, name in refused.problems.items():
+            print(f"error: {name}: {problem}", file=sys.stderr)
+        raise
 
 
 def _slurm_flags(options: argparse.Namespace) -> dict[str, Any]:

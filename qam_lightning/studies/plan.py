@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +48,19 @@ class Planned(NamedTuple):
     settings: dict[str, Any]
 
 
+class Refused(UserError):
+    """Runs of a study that cannot be started.
+
+    Args:
+        message: how many of them.
+        problems: mistake -> the first run that has it.
+    """
+
+    def __init__(self, message: str, problems: dict[str, str]) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
 def plan(
     study: Study, told: Callable[[int, int], None], any_version: bool = False
 ) -> list[Planned]:
@@ -62,11 +74,11 @@ def plan(
         any_version: take runs that other versions of the software have made.
 
     Raises:
-        UserError: some cannot be started; a line for each was printed to standard error.
+        Refused: some cannot be started.
     """
     builds: dict[str, _Built | UserError] = {}
     planned: list[Planned] = []
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     for number, run in enumerate(study.runs, 1):
         key = json.dumps(run.settings)
         if "${" not in key:  # which may stand for the seed or the task
@@ -79,16 +91,11 @@ def plan(
         except UserError as error:
             builds.setdefault(key, error)  # the others would fail alike: one line for all
             problem = spoken(error) if isinstance(error, ArgumentError) else str(error)
-            if problem not in (line.partition(": ")[2] for line in problems):
-                problems.append(f"{run.name}: {problem}")
+            problems.setdefault(problem, run.name)
         told(number, len(study.runs))
     if problems:
-        for line in problems:
-            print(f"error: {line}", file=sys.stderr)
-        broken = len(study.runs) - len(planned)
-        raise UserError(
-            f"{study.path}: {broken} of {len(study.runs)} runs cannot be started; nothing was"
-        )
+        broken = f"{len(study.runs) - len(planned)} of {len(study.runs)}"
+        raise Refused(f"{study.path}: {broken} runs cannot be started; nothing was", problems)
     return planned
 
 

@@ -6,8 +6,6 @@ tells Optuna what the folders say, and asks for more. Optuna's choices depend on
 runs end: two searches with equal files differ.
 """
 
-import contextlib
-import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +14,7 @@ import numpy as np
 
 from qam_lightning.evaluation.plots import Curve, read_curve
 from qam_lightning.studies.begun import runs_of, values_of
-from qam_lightning.studies.plan import Planned, plan
+from qam_lightning.studies.plan import Planned, Refused, plan
 from qam_lightning.studies.state import State, state_of, told_state_of
 from qam_lightning.studies.study import MOST_RUNS, Range, Run, Search, Study, trial
 from qam_lightning.util.errors import UserError, shown
@@ -146,11 +144,13 @@ class Trials:
         for attempt in range(_ATTEMPTS):
             self._oracle.sampler = self._blind if attempt else self._learning
             asked = self._oracle.ask(self._space)
+            one = self._study._replace(runs=[trial(self._study, name, asked.params)])
             try:
-                return asked, self._planned(trial(self._study, name, asked.params))
-            except UserError as error:
+                (item,) = plan(one, lambda *_: None, self._any_version)
+                return asked, item
+            except Refused as error:
                 self._oracle.tell(asked, state=self._optuna.trial.TrialState.FAIL)
-                problem = str(error)
+                (problem,) = error.problems
             if not self._warned:
                 print(f"left out, and others like it: {problem}", file=sys.stderr)
                 self._warned = True
@@ -158,22 +158,6 @@ class Trials:
             f"{self._study.path}: search.space: {_ATTEMPTS} combinations in a row were refused, "
             f"the last one because {problem}; narrow the space"
         )
-
-    def _planned(self, run: Run) -> Planned:
-        """Plan a run.
-
-        Raises:
-            UserError: its settings are refused; says why.
-        """
-        said = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(said):
-                (item,) = plan(self._study._replace(runs=[run]), lambda *_: None, self._any_version)
-        except UserError as error:  # it counts the problems, which were printed
-            problem = said.getvalue().strip().rpartition("\n")[2] or str(error)
-            raise UserError(problem.removeprefix(f"error: {run.name}: ")) from None
-        print(said.getvalue(), end="", file=sys.stderr)
-        return item
 
     def hopeless(self, item: Planned) -> bool:
         """Whether a trial's best evaluation is below the finished trials' median at its step."""

@@ -17,10 +17,9 @@ from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
 from qam_lightning.online.schedule import Length
 from qam_lightning.run_folder import Claim
-from qam_lightning.studies.plan import Planned, missing, plan
+from qam_lightning.studies.plan import Planned, Refused, missing, plan
 from qam_lightning.studies.state import state_of
 from qam_lightning.studies.study import read_study
-from qam_lightning.util.errors import UserError
 from tests.studies.conftest import Write
 
 ONLINE = {"online.steps": 12, "online.learning_starts": 10, "online.async_env": False}
@@ -71,7 +70,7 @@ def test_every_configuration_is_built_before_anything_starts(
 
 
 def test_every_seed_may_start_from_a_clone_of_its_own(
-    write: Write, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write: Write, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     clones = write(settings={**tiny, "method": "bc"}, grid={"seed": "0-1"})
     first = trained(clones)
@@ -81,16 +80,16 @@ def test_every_seed_may_start_from_a_clone_of_its_own(
         grid={"method": ["qam", "ifql"], "seed": "0-1"},
         folder=str(tmp_path / "learned"),
     )
-    with pytest.raises(UserError, match="2 of 4 runs cannot be started"):
+    with pytest.raises(Refused, match="2 of 4 runs cannot be started") as refused:
         planned(path)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "seed1: no such checkpoint file" in lines[0]
+    assert list(refused.value.problems.values()) == ["qam-seed1"]
+    assert "seed1: no such checkpoint file" in next(iter(refused.value.problems))
     shutil.copytree(first, first.with_name("seed1"))
     assert kinds(path) == ["new"] * 4
     run = trained(path, 1)
     shutil.rmtree(first.parent)  # a run that began needs its clone no more
     assert yaml.safe_load((run / "config.yaml").read_text())["pretrained"].endswith("seed1")
-    with pytest.raises(UserError, match="3 of 4 runs cannot be started"):
+    with pytest.raises(Refused, match="3 of 4 runs cannot be started"):
         planned(path)
 
 
