@@ -4,7 +4,8 @@ Adjoint matching reaches the tilt as T grows; how far its minimiser is at a give
 error of discretisation from that of learning. In one dimension that minimiser,
 f(a, u_i) = -σ_i² E[g_i | a_i = a] / 2, follows from i = T - 1 down to 0:
 g_i = (1 + h J_i(a_i)) g_{i+1}, and a_{i+1} is Gaussian given a_i, with a mean that depends
-on f(a_i, u_i) itself: a fixed point.
+on f(a_i, u_i) itself: an equation for this mean. Where it has several solutions, so does the loss;
+`residual` takes the one that gradient flow reaches from f = 0.
 
 Weighted regression has the clipped weights times the behaviour for its minimiser: the tilt, where
 no weight is clipped. How many samples the weights leave is a matter of their spread.
@@ -25,7 +26,6 @@ from qam_lightning.laboratory.distances import wasserstein
 from qam_lightning.laboratory.problems import Mixture, Problem, grid
 
 REACH, POINTS, NODES = 6.0, 2401, 33
-ITERATIONS, TOLERANCE = 200, 1e-7
 
 
 def _double(problem: Problem) -> Problem:
@@ -72,17 +72,40 @@ def residual(problem: Problem, steps: int) -> list[Tensor]:
             g = back * ahead
         else:
             start, spread = a + h * (2.0 * v(a, u) - a / (u + h)), h**0.5 * sigma * z
-            g = torch.zeros_like(a)
-            for _ in range(ITERATIONS):
-                reached = start - h * sigma**2 * g
-                new = back * (interpolated(ahead, reached[:, None] + spread) @ weight)
-                done = (new - g).abs().max() < TOLERANCE
-                g = 0.5 * (g + new)
-                if done:
-                    break
+            pulled, g_mean = h * sigma**2 * back, interpolated(ahead, a[:, None] + spread) @ weight
+            g = (start - settled(start, pulled, g_mean)) / (h * sigma**2)
         found.append(-0.5 * sigma**2 * g)
         ahead = g
     return found[::-1]
+
+
+def settled(start: Tensor, pull: Tensor, table: Tensor) -> Tensor:
+    """Return where dm/dt = start - m - pull · G(m) ends that begins at m = start, (N,).
+
+    Args:
+        start: (N,).
+        pull: (N,).
+        table: (POINTS,), G on the axis, constant beyond it; straight lines between.
+    """
+    down = pull * interpolated(table, start) > 0.0
+    below = _settled_below(start, pull, table)
+    above = -_settled_below(-start, pull, -table.flip(0))
+    return torch.where(down, below, above)
+
+
+def _settled_below(start: Tensor, pull: Tensor, table: Tensor) -> Tensor:
+    """Return the largest m <= start with m - start + pull · G(m) = 0, for starts that fall."""
+    m = _axis()
+    excess = m - start[:, None] + pull[:, None] * table
+    places = torch.arange(POINTS)
+    crossed = torch.where((m <= start[:, None]) & (excess <= 0.0), places, -1).amax(1)
+    left = crossed.clamp(0, POINTS - 2)
+    high = torch.minimum(m[left + 1], start)
+    at = high - start + pull * interpolated(table, high)
+    low, rows = m[left], torch.arange(len(start))
+    under = excess[rows, left]
+    share = (-under / (at - under)).clamp(0.0, 1.0)
+    return torch.where(crossed < 0, start - pull * table[0], torch.lerp(low, high, share))
 
 
 POINTS_OF_ODE = 20_000
