@@ -119,6 +119,10 @@ class Callback(pl.Callback):
         """Whether this callback's state is between two steps and must not be saved."""
         return False
 
+    def ends_phase(self, gradient_step: int) -> bool:
+        """Whether another phase follows after a gradient step."""
+        return False
+
     def on_gradient_step(self, trainer: pl.Trainer, method: "Method") -> None:
         """Hear that the optimizer has stepped; comes before every ``on_train_batch_end``."""
 

@@ -104,9 +104,10 @@ class Evaluate(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
     ) -> None:
-        """Evaluate when it is due."""
+        """Evaluate when it is due, and at the end of the offline phase."""
         method = cast(Method, pl_module)
-        if method.gradient_step % self.every_n_steps == 0:
+        step = method.gradient_step
+        if step % self.every_n_steps == 0 or any(c.ends_phase(step) for c in ours(trainer)):
             self._evaluate(trainer, method)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -98,6 +98,10 @@ class Online(Callback):
         """Whether an environment step is being taken, or was left half done by a failure."""
         return self.collector is not None and self.collector.mid_step
 
+    def ends_phase(self, gradient_step: int) -> bool:
+        """Whether the offline phase ends with a gradient step."""
+        return self.steps > 0 and gradient_step == self._schedule.offline
+
     # -- beginning and end -------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -145,10 +145,12 @@ def run(options: argparse.Namespace) -> int:
     given = _slurm_flags(options)
     if given and options.slurm is None:
         raise UserError(f"--slurm.{next(iter(given))}: needs --slurm, which submits to a cluster")
+    if options.slurm is not None and options.jobs is not None:
+        raise UserError("--jobs: is of runs on this machine; with --slurm, say --slurm.limit")
     if options.slurm is not None and study.search is not None:
         raise UserError(f"{study.path}: a search runs here only, each run follows from the others")
     with uncollected():
-        from qam_lightning.studies.begun import runs_of
+        from qam_lightning.studies.begun import with_values
         from qam_lightning.studies.local import Listed, default_jobs, gpus_each, run_here
         from qam_lightning.studies.plan import counted, missing
         from qam_lightning.studies.search import Trials, as_configured, corners
@@ -159,7 +161,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         tried = _planned(study._replace(runs=corners(study)), options)
         study = as_configured(study, tried)
-        planned = _planned(study._replace(runs=runs_of(study)), options)
+        planned = _planned(study._replace(runs=with_values(study)), options)
         source = Trials(study, planned, options.any_version)
     asked = None if options.slurm is None else _slurm_options(options, given, missing(planned))
     print(f"{study.name}, {counted(planned)}")
@@ -176,18 +178,17 @@ def run(options: argparse.Namespace) -> int:
     gpus = gpus_each(tried, jobs)
     print(f"{todo} to run, {jobs} at a time; Ctrl-C stops and saves all")
     outcome = run_here(source, jobs, gpus)
-    for name, line in outcome.failed:
-        print(f"failed: {name}: {line}", file=sys.stderr)
+    for name, how in outcome.unfinished if outcome.signal is None else ():
+        print(f"{name} {how}", file=sys.stderr)
     if outcome.signal is not None:
         print(f"stopped; `{called('study')} run {options.study}` continues", file=sys.stderr)
         return 128 + outcome.signal
     if outcome.refusal is not None:
         _best(source, study)
         raise outcome.refusal
-    if outcome.failed:
-        raise UserError(
-            f"{len(outcome.failed)} of {todo} runs failed; the same command tries them again"
-        )
+    if outcome.unfinished:
+        count = f"{len(outcome.unfinished)} of {todo} runs"
+        raise UserError(f"{count} did not finish; the same command tries them again")
     return _best(source, study)
 
 
@@ -260,6 +261,7 @@ def report(options: argparse.Namespace) -> int:
         study = study._replace(runs=runs_of(study))
         runs, missing = _with_results(study)
         axes = list(dict.fromkeys(key for run in study.runs for key in run.axes))
+        axes += study.search.space if study.search is not None else ()
         output = options.output or study.folder / "report"
         written = write_report(runs, output, study.name, missing, axes, options.published)
     for file in written:

@@ -1,14 +1,14 @@
 """Results by what they compare: variants of methods, tasks, seeds."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from qam_lightning.reports.published import title
 from qam_lightning.reports.results import Result, Score
-from qam_lightning.reports.settings import has_effect
+from qam_lightning.reports.settings import had, has_effect
 from qam_lightning.util.errors import shown
-from qam_lightning.util.settings import defaults
 
 Task = tuple[str, int]
 """A domain and the number of its task."""
@@ -101,8 +101,12 @@ def compare(results: Sequence[Result], axes: Sequence[str] | None = None) -> Com
     if axes is not None:
         keys = [key.replace("model.init_args.", "model.") for key in axes]
         chosen = [key for key in keys if key in varying]
-        if _repeated(results, chosen):
-            chosen += [key for key in varying if key not in chosen]
+        pairs = _repeated(results, chosen)
+        chosen += [
+            key
+            for key in varying
+            if key not in chosen and any(_value(a, key) != _value(b, key) for a, b in pairs)
+        ]
     lines = [
         f"{other.folder} is left out: {first.folder} has the same method, settings, task and seed"
         for first, other in _repeated(results, chosen)
@@ -146,10 +150,16 @@ def _varying(results: Sequence[Result]) -> list[str]:
 
 
 def _value(result: Result, key: str) -> Any:
-    """Return a setting; where the run has none, its default today, and None without one."""
-    if key in result.settings:
-        return result.settings[key]
-    return defaults(str(result.settings["model.class_path"])).get(key)
+    """Return a setting; where the run has none, its default today, and None without one.
+
+    A text that holds the run's seed, such as the path of a clone for every seed, is what its
+    configuration may have said.
+    """
+    own = result.settings
+    value = own[key] if key in own else had(own).get(key)
+    if isinstance(value, str):
+        return re.sub(rf"(?s)(.*)(?<!\d){result.seed}(?!\d)", r"\1${seed}", value)
+    return value
 
 
 def _settings(result: Result, axes: Sequence[str]) -> dict[str, Any]:
@@ -167,10 +177,10 @@ def _text(value: Any) -> str:
 
 
 def _repeated(results: Sequence[Result], axes: Sequence[str]) -> list[tuple[Result, Result]]:
-    """Return every run that repeats another one, after that one."""
+    """Return every run that repeats another one, after that one, which is the further one."""
     seen: dict[tuple, Result] = {}
     pairs = []
-    for result in results:
+    for result in sorted(results, key=lambda r: (r.finished, r.last.step), reverse=True):
         where = (_key(result, axes), result.domain, result.task, result.seed)
         if (first := seen.setdefault(where, result)) is not result:
             pairs.append((first, result))

@@ -103,7 +103,7 @@ def curves(found: Comparison, with_published: bool) -> Figure:
     for axes, (domain, kind, named) in zip(panels, wanted, strict=True):
         lines = {}
         for label, variant in named:
-            runs = [r for r in shown(variant) if r.domain == domain]
+            runs = shown(variant, domain)
             lines[label] = (variant, runs, mean_curve(runs))
         starts = {r.curve.online_from or 0 for _, runs, _ in lines.values() for r in runs} - {0}
         for label, (variant, runs, line) in lines.items():
@@ -143,9 +143,10 @@ def _kinds(found: Comparison) -> dict[str, list[tuple[str, Variant]]]:
     }
 
 
-def shown(variant: Variant) -> list[Result]:
-    """Return the runs whose curves are drawn: the finished ones, or all before the first is."""
-    return [result for result in variant.results if result.finished] or variant.results
+def shown(variant: Variant, domain: str) -> list[Result]:
+    """Return the runs whose curve is drawn: the finished ones, or all before the first is."""
+    runs = [result for result in variant.results if result.domain == domain]
+    return [run for run in runs if run.finished] or runs
 
 
 def mean_curve(runs: Sequence[Result]) -> Line | None:

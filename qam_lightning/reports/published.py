@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from qam_lightning.reports.settings import flat, has_effect
+from qam_lightning.reports.settings import flat, had, has_effect
 from qam_lightning.util.configs import CONFIGS, METHODS
-from qam_lightning.util.settings import defaults
 
 OFFLINE_STEPS = 1_000_000
 EVERY = 50_000  # steps between two evaluations
@@ -98,13 +97,13 @@ def differences(method: str, domain: str, settings: Mapping[str, Any]) -> list[s
     A setting that the run lacks has its default in code; one without a default is left out. Empty
     for a method, a domain or a dataset without published curves.
     """
-    had = {**defaults(str(settings["model.class_path"])), **settings}
-    if method not in _titles() or unit(domain, had) not in domains():
+    own = had(settings)
+    if method not in _titles() or unit(domain, own) not in domains():
         return []
     return [
-        f"{key} {had[key]} (paper: {value})"
+        f"{key} {own[key]} (paper: {value})"
         for key, value in _paper(method, domain).items()
-        if had.get(key, value) != value and (had["online.steps"] or not key.startswith("online."))
+        if own.get(key, value) != value and (own["online.steps"] or not key.startswith("online."))
     ]
 
 
@@ -115,7 +114,7 @@ def _paper(method: str, domain: str) -> Mapping[str, Any]:
     names.append(CONFIGS / f"{domain.replace('-', '_')}.yaml")
     config = OmegaConf.merge(*(OmegaConf.load(name) for name in names), {"tuned_as": domain})
     settings = dict(flat(OmegaConf.to_container(config, resolve=True)))
-    found = {**defaults(settings["model.class_path"]), **settings}
+    found = dict(had(settings))
     found |= {"trainer.max_steps": OFFLINE_STEPS, "trainer.precision": "32-true"}
     groups = ("model.", "data.", "trainer.", "online.")
     return {

@@ -136,10 +136,10 @@ class Result:
 
     @property
     def offline(self) -> Score | None:
-        """The last evaluation of a complete offline phase; None before its end or without one."""
-        count = int((~self._online).sum())
-        done = self.finished or self.curve.online_from is not None
-        return self._score(count - 1) if done and count else None
+        """The evaluation at the end of the offline phase; None before it or without a phase."""
+        count, end = int((~self._online).sum()), self.length.gradient_steps
+        ended = count and end and int(self.rows[count - 1]["gradient_step"]) >= end
+        return self._score(count - 1) if ended else None
 
     @property
     def online(self) -> Score | None:
@@ -154,7 +154,7 @@ class Result:
         steps from the first to the last of them, divided by their number. The last evaluation of
         the offline phase is the one at 0 environment steps. None with fewer than two evaluations.
         """
-        if self.online is None:
+        if self.online is None or self.length.gradient_steps and self.offline is None:
             return None
         first = max(0, int((~self._online).sum()) - 1)
         steps = np.array([int(row["env_step"]) for row in self.rows[first:]])

@@ -1,7 +1,10 @@
 """The settings of runs: by dotted keys, and which of them shape results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from qam_lightning.util.errors import UserError
+from qam_lightning.util.settings import defaults
 
 _NO_EFFECT = (
     *("seed", "run_dir", "ckpt_path", "threads", "config", "domain", "method", "tuned_as"),
@@ -27,3 +30,11 @@ def flat(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def has_effect(key: str) -> bool:
     """Whether results depend on a setting."""
     return not any(key == name or name[-1] == "." and key.startswith(name) for name in _NO_EFFECT)
+
+
+def had(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a run's settings, with today's defaults for those that an older version lacked."""
+    try:
+        return {**defaults(str(settings["model.class_path"])), **settings}
+    except UserError:  # the class is a user's, and its file is no Python now
+        return settings

@@ -7,26 +7,37 @@ from qam_lightning.studies.study import Run, Study, canonical, trial
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.run_config import read_run_config
 
-_FOLDER = re.compile(r"trial-(\d{4,})")
+_FOLDER = re.compile(r"trial-\d{4,}")
 
 
 def runs_of(study: Study) -> list[Run]:
-    """Return the runs that a search has begun, in their order; those of other studies if none.
+    """Return a study's runs; of a search those that it has begun, in their order.
 
-    Raises:
-        UserError: the configuration of a trial is damaged.
+    A search's runs know their folders, but not their values.
     """
     if study.search is None:
         return study.runs
+    names = (path.name for path in study.folder.glob("trial-*") if path.is_dir())
+    found = sorted(filter(_FOLDER.fullmatch, names), key=lambda name: (len(name), name))
+    return [trial(study, name, {}) for name in found]
+
+
+def with_values(study: Study) -> list[Run]:
+    """Return the runs that a search has begun and configured, with their values.
+
+    Raises:
+        UserError: the configuration of one is damaged.
+    """
+    assert study.search is not None
     found = []
-    for folder in sorted(study.folder.glob("trial-*"), key=lambda path: (len(path.name), path)):
-        config = folder / "config.yaml"
-        if _FOLDER.fullmatch(folder.name) and config.is_file():
+    for run in runs_of(study):
+        config = run.run_dir / "config.yaml"
+        if config.is_file():
             advice = "restore the file, or move its folder away"
             values = values_of(read_run_config(config, advice)[1], study)
             if lacking := [key for key in study.search.space if key not in values]:
                 raise UserError(f"{config}: {lacking[0]} is missing; {advice}")
-            found.append(trial(study, folder.name, values))
+            found.append(trial(study, run.name, values))
     return found
 
 

@@ -77,12 +77,13 @@ class Outcome(NamedTuple):
     """How the runs ended.
 
     Attributes:
-        failed: the names of those that ended with an error, each with the last line it said.
+        unfinished: the names of those that failed, or that someone killed or stopped, each with its
+            state and the last line it said.
         signal: the signal that stopped all, None if none did.
         refusal: why the source gave fewer runs than it should have, None if it gave all.
     """
 
-    failed: list[tuple[str, str]]
+    unfinished: list[tuple[str, str]]
     signal: int | None
     refusal: UserError | None = None
 
@@ -162,7 +163,7 @@ class _Scheduler:
         self._pruned: set[str] = set()
         self._running: list[_Process] = []
         self._ended = 0
-        self._failed: list[tuple[str, str]] = []
+        self._unfinished: list[tuple[str, str]] = []
         self._signals: list[int] = []
         self._refusal: UserError | None = None
         self._looked = time.monotonic()
@@ -186,7 +187,7 @@ class _Scheduler:
                     process.handle.wait()
                 raise
         stopping = self._signals[0] if self._signals else None
-        return Outcome(self._failed, stopping, self._refusal)
+        return Outcome(self._unfinished, stopping, self._refusal)
 
     def _start(self) -> None:
         free = set(range(self._jobs)) - {process.slot for process in self._running}
@@ -229,9 +230,9 @@ class _Scheduler:
         """Note how a run ended, and what it said last."""
         self._source.ended(item, state)
         self._ended += 1
-        if state.kind == "failed" and not is_elsewhere(item.run, line):
-            self._failed.append((item.run.name, line))
         told = f": {line}" if state.kind != "finished" else ""
+        if state.kind in ("failed", "stopped", "new") and not is_elsewhere(item.run, line):
+            self._unfinished.append((item.run.name, f"{state.kind}{told}"))
         count = f"[{self._ended}/{self._all}]"
         self._display.ended(item, state, f"{count} {item.run.name} {state.kind}{told}")
 

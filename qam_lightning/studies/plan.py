@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ FREE = (
 
 LONGER = ("trainer.max_steps", "online.steps")
 """Settings that may grow: a finished run goes on. The first may not once the run is online."""
+
+_ONE_RUN = re.compile(r"\$\{(seed|data\.task)\}")
 
 
 class Planned(NamedTuple):
@@ -83,11 +86,12 @@ def plan(
         key = json.dumps(run.settings)
         if "${" not in key:  # which may stand for the seed or the task
             own = {k: v for k, v in run.settings.items() if not _is_checked_later(k, v)}
-            key = json.dumps(own)
+            key = json.dumps([own, bool(last_checkpoints(run.run_dir))])
         try:
-            if key not in builds:
-                builds[key] = _built(run)
-            planned.append(_planned(run, builds[key], any_version))
+            built = builds.get(key)
+            if built is None or isinstance(built, _Built) and built.is_of_one_run:
+                built = builds[key] = _built(run)
+            planned.append(_planned(run, built, any_version))
         except UserError as error:
             builds.setdefault(key, error)  # the others would fail alike: one line for all
             problem = spoken(error) if isinstance(error, ArgumentError) else str(error)
@@ -110,10 +114,12 @@ class _Built(NamedTuple):
     Attributes:
         settings: the resolved configuration.
         length: how long the run is.
+        is_of_one_run: whether a file refers to the seed or the task.
     """
 
     settings: dict[str, Any]
     length: Length
+    is_of_one_run: bool
 
 
 def _built(run: Run) -> _Built:
@@ -124,7 +130,9 @@ def _built(run: Run) -> _Built:
     if not last_checkpoints(run.run_dir):
         cli.start_from_clone()  # later it may be gone
     settings = configuration(cli.settings())
-    return _Built(settings, Length.of(settings, None if cli.model.offline_phase else 0))
+    files = {key: value for key, value in cli.given.config.items() if key != "run_dir"}
+    length = Length.of(settings, None if cli.model.offline_phase else 0)
+    return _Built(settings, length, bool(_ONE_RUN.search(json.dumps(files, default=str))))
 
 
 def _planned(run: Run, built: "_Built | UserError", any_version: bool) -> Planned:

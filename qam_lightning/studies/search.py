@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qam_lightning.evaluation.plots import Curve, read_curve
-from qam_lightning.studies.begun import runs_of, values_of
+from qam_lightning.studies.begun import values_of, with_values
 from qam_lightning.studies.plan import Planned, Refused, plan
 from qam_lightning.studies.state import State, state_of, told_state_of
 from qam_lightning.studies.study import MOST_RUNS, Range, Run, Search, Study, trial
@@ -59,7 +59,8 @@ def as_configured(study: Study, tried: Sequence[Planned]) -> Study:
     space = dict(study.search.space)
     for key, ends in _ends(study.search).items():
         found = [next(configured).get(key, value) for value in ends]
-        if isinstance(space[key], Range):
+        if isinstance(values := space[key], Range):  # 0 is 0.0 where a number need not be whole
+            space[key] = values._replace(low=found[0], high=found[1])
             continue
         space[key] = found
         if twice := [value for n, value in enumerate(found) if value in found[:n]]:
@@ -138,8 +139,9 @@ class Trials:
         Optuna learns nothing from a choice that settings refuse, and could repeat it forever. So
         chance makes the next one.
         """
-        name = f"trial-{max(self._numbers, default=0) + 1:04d}"
-        state_of(self._study.folder / name)  # no other combination helps if this raises
+        number = max(self._numbers, default=0) + 1
+        while state_of(self._study.folder / (name := f"trial-{number:04d}")).kind != "new":
+            number += 1  # another search has it; no other combination would help
         problem = ""
         for attempt in range(_ATTEMPTS):
             self._oracle.sampler = self._blind if attempt else self._learning
@@ -185,7 +187,7 @@ class Trials:
     def best(self) -> tuple[Run, float] | None:
         """Return the finished trial with the highest success at its end; None if there is none."""
         ends = {}
-        for run in runs_of(self._study):
+        for run in with_values(self._study):
             if told_state_of(run.run_dir).kind == "finished" and (points := _points(_curve(run))):
                 ends[run.name] = run, points[-1][1]
         return max(ends.values(), key=lambda end: end[1], default=None)

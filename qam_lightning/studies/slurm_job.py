@@ -215,7 +215,10 @@ class _Job:
             self._again = True
         elif further or run.name not in self._tried_again:
             _say(f"{run.name}: ended with exit code {code}, is tried again")
-            self._tried_again.add(run.name)
+            if further:
+                self._tried_again.discard(run.name)
+            else:
+                self._tried_again.add(run.name)
             self._waiting.append(at.entry)
         else:  # it gets no further
             self._fail(run, code)

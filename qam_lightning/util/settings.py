@@ -8,6 +8,7 @@ import ast
 import contextlib
 import functools
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,9 @@ CALLBACKS = ("log", "evaluation", "checkpoints", "progress", "online")
 """The groups that are callbacks."""
 
 METHOD = "qam_lightning.methods.base.Method"
+
+_FIELDS = ("field", "setting")
+"""Functions that declare a field: ``field(0.5, ...)`` or ``field(default=0.5)``."""
 
 _SLOW = ("lightning", "torch")
 """Packages that are imported when their modules are looked for; they hold no settings of ours."""
@@ -118,12 +122,13 @@ def _source(module: str) -> tuple[ast.Module, bool]:
     if package not in _SLOW:
         with contextlib.suppress(ImportError, ValueError):
             spec = importlib.util.find_spec(package)  # its modules' specs would import the package
-    path = Path(spec.origin) if spec and spec.origin and not inner else Path()
-    for home in (spec and spec.submodule_search_locations) or ():
-        place = Path(home, *inner)
-        for file in (place.with_suffix(".py"), place / "__init__.py"):
-            path = file if file.is_file() else path
-    text = path.read_bytes() if path.suffix == ".py" else b""
+    homes = getattr(sys.modules.get(package), "__path__", spec and spec.submodule_search_locations)
+    places = [Path(home, *inner) for home in homes or ()]
+    files = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py"))]
+    if spec and spec.origin and not inner:
+        files.append(Path(spec.origin))
+    path = next((file for file in files if file.suffix == ".py" and file.is_file()), Path())
+    text = path.read_bytes() if path.name else b""
     try:
         return ast.parse(text), path.name == "__init__.py"
     except (SyntaxError, ValueError) as error:
@@ -197,7 +202,7 @@ def _fields(node: ast.ClassDef) -> Iterator[tuple[str, Setting]]:
 
 
 def _default(value: ast.expr | None) -> str | None:
-    if isinstance(value, ast.Call):  # field(0.5, ...) or field(default=0.5)
+    if isinstance(value, ast.Call) and _text(value.func).endswith(_FIELDS):
         named = {k.arg: k.value for k in value.keywords}
         value = value.args[0] if value.args else named.get("default")
     return _text(value) or None
@@ -229,12 +234,18 @@ def known(method: str = METHOD) -> dict[str, Setting]:
     return found
 
 
+@functools.cache
 def defaults(method: str) -> dict[str, object]:
-    """Return the defaults of all settings that have one, of the groups and of a method's class.
+    """Return the defaults that are literals, of the groups and of a method's class.
 
     They are what a configuration means that an older version wrote, which did not know them.
     """
-    return {key: x.value for key, x in known(method).items() if x.default is not None}
+    found = {}
+    for key, setting in known(method).items():
+        with contextlib.suppress(ValueError):
+            if setting.default is not None:
+                found[key] = ast.literal_eval(setting.default)
+    return found
 
 
 def is_method(name: str) -> bool:

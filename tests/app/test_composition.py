@@ -1,5 +1,7 @@
 """How files and flags become one configuration."""
 
+import zipfile
+
 import pytest
 import yaml
 
@@ -8,7 +10,7 @@ from qam_lightning.cli.compose import compose, find_config
 from qam_lightning.util.configs import CONFIGS
 from qam_lightning.util.configs import METHODS as FOLDER
 from qam_lightning.util.errors import UserError
-from qam_lightning.util.settings import is_method, settings_of
+from qam_lightning.util.settings import defaults, is_method, settings_of
 
 # -- later files and flags -------------------------------------------------------------------------
 
@@ -242,6 +244,29 @@ def test_a_users_method_has_all_settings(imports, base, tmp_path, monkeypatch):
         assert found["rho"].type == "float, at least 0" and is_method(name)
         config = compose(["--domain=scene", f"--model={name}", "--model.num_critics=1e1"])
         assert config.flags[-1] == "--model.num_critics=10"
+
+
+def test_the_first_place_on_the_path_that_holds_a_module_counts(tmp_path, monkeypatch):
+    """As for Python; nothing is read where there is no file, such as within a zip."""
+    for number in (1, 2):
+        folder = tmp_path / str(number) / "split_in_two"
+        folder.mkdir(parents=True)
+        (folder / "m.py").write_text(f"def f(own=math.sqrt(2), x=setting({number})): ...\n")
+    with zipfile.ZipFile(tmp_path / "lib.zip", "w") as archive:
+        archive.writestr("zipped.py", "def f(own=1): ...\n")
+    for place in ("2", "1", "lib.zip"):
+        monkeypatch.syspath_prepend(tmp_path / place)
+    assert settings_of("split_in_two.m.f")["x"].default == "setting(1)"
+    assert settings_of("zipped.f") == settings_of("split_in_two.gone.f") == {}
+
+
+def test_a_default_that_is_computed_is_unknown(tmp_path, monkeypatch):
+    text = "from qam_lightning import Method\nfrom qam_lightning.methods.settings import setting\n"
+    fields = "a: float = math.sqrt(2)\n    b: int = setting(5)\n    c: float = -1.0\n"
+    (tmp_path / "computed.py").write_text(f"{text}class Mine(Method):\n    {fields}")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = defaults("computed.Mine")
+    assert (found["model.b"], found["model.c"]) == (5, -1.0) and "model.a" not in found
 
 
 def test_public_names_are_the_classes_they_stand_for():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from qam_lightning.reports.comparison import compare
+from qam_lightning.reports.figures import shown
 from qam_lightning.reports.report import FILES, write_report
 from qam_lightning.reports.results import read_result, read_results
 from qam_lightning.util.errors import UserError
@@ -97,6 +99,22 @@ def test_a_run_in_its_online_phase_has_an_offline_score_only(tmp_path):
     assert result.online is result.final is result.best is result.regret is None
 
 
+def test_an_offline_phase_without_an_evaluation_at_its_end_has_no_score(tmp_path):
+    """Older versions evaluated it only if its length was a multiple of the interval."""
+    result = read_result(make_run(tmp_path / "run", [0.6], [0.4, 0.8], start=1500))
+    assert result.offline is result.regret is None and result.online == (0.8, 3000)
+
+
+def test_an_untrained_policy_is_no_result_of_an_offline_phase(tmp_path):
+    run = make_run(tmp_path / "run", [0.1], [0.5, 0.7], start=0, method="rlpd", max_steps=1000)
+    path = run / "metrics/eval.csv"
+    path.write_text(path.read_text().replace("1000,0,offline", "0,0,offline"))
+    facts = {"gradient_step": 2000, "versions": {}, "offline_steps": 0}
+    (run / "checkpoints/last.json").write_text(json.dumps(facts))
+    result = read_result(run)
+    assert result.offline is None and result.regret == pytest.approx(1 - (0.3 + 0.6) / 2)
+
+
 def test_regret_without_an_offline_phase_begins_at_the_first_evaluation(tmp_path):
     run = make_run(tmp_path / "run", [], [0.0, 0.5, 0.5], method="rlpd", max_steps=1_000_000)
     result = read_result(run)
@@ -160,6 +178,49 @@ def test_a_seed_that_comes_twice_counts_once(tmp_path):
     text = report(tmp_path, [*runs, runs[0]])
     assert cells(text, "Success after training") == [["QAM", "20%†", "1"]]
     assert f"{runs[1]} is left out: {runs[0]} has the same method" in text.replace("\\", "")
+
+
+def test_of_equal_runs_the_finished_one_counts(tmp_path):
+    runs = [
+        make_run(tmp_path / "begun", [0.2], max_steps=3000),
+        make_run(tmp_path / "finished", [0.2, 0.5, 0.8]),
+    ]
+    text = report(tmp_path, runs)
+    assert cells(text, "Success after training") == [["QAM", "80%†", "1"]]
+    assert f"{runs[0]} is left out: {runs[1]} has the same method" in text.replace("\\", "")
+
+
+def test_seeds_with_a_clone_of_their_own_are_one_variant(tmp_path):
+    """Also where further settings are needed to tell runs apart."""
+    runs = {
+        seed: [
+            make_run(
+                tmp_path / f"{kind}{seed}",
+                [0.5],
+                seed=seed,
+                model__integrator=kind,
+                trainer__pretrained=f"runs/clones-10/seed{seed}",
+            )
+            for kind in ("shifted_euler", "denoiser")
+        ]
+        for seed in (0, 1, 10)
+    }
+    every, _ = read_results([run for pair in runs.values() for run in pair])
+    for axes in (None, ["seed"]):
+        found = compare(every, axes)
+        labels = [variant.label for variant in found.variants]
+        assert labels == ["QAM, integrator shifted_euler", "QAM, integrator denoiser"]
+        assert [len(variant.results) for variant in found.variants] == [3, 3]
+
+
+def test_a_domain_without_a_finished_run_has_a_curve(tmp_path):
+    done = make_run(tmp_path / "done", [0.2, 0.4])
+    begun = make_run(tmp_path / "begun", [0.3], domain="scene", max_steps=3000)
+    (variant,) = compare(read_results([done, begun])[0]).variants
+    assert [[r.folder for r in shown(variant, d)] for d in ("cube-double", "scene")] == [
+        [done],
+        [begun],
+    ]
 
 
 def test_settings_that_were_mixed_are_named(tmp_path):

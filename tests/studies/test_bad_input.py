@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from qam_lightning.cli import main
 from qam_lightning.online.schedule import Length
 from qam_lightning.studies import launch, local
 from qam_lightning.studies import study as study_module
-from qam_lightning.studies.begun import runs_of
+from qam_lightning.studies.begun import with_values
 from qam_lightning.studies.plan import Planned
 from qam_lightning.studies.state import State, ended, told_state_of
 from qam_lightning.studies.study import read_study
@@ -189,7 +190,7 @@ def test_the_values_of_a_trial_are_found_by_any_spelling(
     folder = tmp_path / "runs" / "trial-0001"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (run,) = runs_of(read_study(str(write(search={"trials": 1, "space": {key: [1, 3]}}))))
+    (run,) = with_values(read_study(str(write(search={"trials": 1, "space": {key: [1, 3]}}))))
     assert run.axes == {key: 3}
 
 
@@ -203,9 +204,10 @@ def test_a_damaged_trial_is_told(
     config = tmp_path / "runs" / "trial-0001" / "config.yaml"
     config.parent.mkdir(parents=True)
     config.write_bytes(content)
-    for command in ("status", "report"):
-        (line,) = told(capsys, command, str(path))
-        assert line.startswith(f"error: {config}")
+    with pytest.raises(UserError) as refused:
+        with_values(read_study(str(path)))
+    assert str(refused.value).startswith(str(config))
+    assert main(["study", "status", str(path)]) == 0  # which reads no values
 
 
 # -- the runs --------------------------------------------------------------------------------------
@@ -252,7 +254,22 @@ def test_a_run_that_cannot_start_fails_alone(
     monkeypatch.setattr(local, "start", start)
     outcome = local.run_here(local.Listed(planned(write, 3)), 2)
     assert len(started) == 2
-    assert outcome.failed == [("seed1", f"{tmp_path}/runs/seed1: cannot be written")]
+    assert ("seed1", f"failed: {tmp_path}/runs/seed1: cannot be written") in outcome.unfinished
+
+
+def test_a_run_that_is_killed_is_told_and_the_command_fails(
+    write: Write, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """By the kernel when memory is short, for example: nobody stopped the study."""
+    path = write(settings=tiny, grid={"seed": "0-1"})
+    for run in read_study(str(path)).runs:
+        run.run_dir.mkdir(parents=True)
+    killed = ["sh", "-c", "kill -9 $$"]
+    monkeypatch.setattr(local, "start", lambda run, *_: subprocess.Popen(killed))
+    assert main(["study", "run", str(path), "--jobs", "2"]) == 2
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert sorted(lines) == ["seed0 stopped: ", "seed1 stopped: "]
+    assert last == "error: 2 of 2 runs did not finish; the same command tries them again"
 
 
 def test_an_error_leaves_no_run_behind(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

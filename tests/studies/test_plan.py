@@ -93,6 +93,26 @@ def test_every_seed_may_start_from_a_clone_of_its_own(
         planned(path)
 
 
+def test_the_clones_of_all_new_runs_are_checked(
+    write: Write, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also where a file names them by the seed, and where another run needs its own no more."""
+    clone = trained(write(settings={**tiny, "method": "bc"}, folder=str(tmp_path / "bc")))
+    shutil.copytree(clone, tmp_path / "bc/seed0")
+    file = tmp_path / "clone.yaml"
+    clones = f"pretrained: {tmp_path}/bc/seed${{seed}}"
+    file.write_text(f"include: {tiny['config']}\n{clones}\n")
+    path = write(settings={**tiny, "config": str(file)}, grid={"seed": "0-2"})
+    with pytest.raises(Refused) as refused:
+        planned(path)
+    assert list(refused.value.problems.values()) == ["seed1", "seed2"], refused.value.problems
+    path = write(settings={**tiny, "pretrained": str(clone)}, grid={"seed": "0-2"})
+    trained(path)
+    shutil.rmtree(clone)
+    with pytest.raises(Refused, match="2 of 3 runs cannot be started"):
+        planned(path)
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from qam_lightning.cli import main
+from qam_lightning.run_folder import Claim
 from qam_lightning.studies import search as search_module
-from qam_lightning.studies.begun import runs_of
+from qam_lightning.studies.begun import with_values
 from qam_lightning.studies.plan import Planned, plan
-from qam_lightning.studies.search import Trials, _curve, corners
+from qam_lightning.studies.search import Trials, _curve, as_configured, corners
 from qam_lightning.studies.state import State, state_of
 from qam_lightning.studies.study import Range, Study, read_study, trial
 from qam_lightning.util.errors import UserError
@@ -48,7 +49,7 @@ def test_a_search_runs_its_trials_and_names_the_best(
     assert main(["study", "run", str(search), "--jobs", "2"]) == 0
     out = capsys.readouterr().out
     assert "2 to run, 2 at a time" in out and "best: trial-000" in out
-    runs = runs_of(read_study(str(search)))
+    runs = with_values(read_study(str(search)))
     assert [run.name for run in runs] == ["trial-0001", "trial-0002"]
     taus = [run.axes["model.tau"] for run in runs]
     assert len(set(taus)) == 2 and all(0.1 <= tau <= 10 for tau in taus)
@@ -62,11 +63,41 @@ def test_a_search_runs_its_trials_and_names_the_best(
     search.write_text(yaml.safe_dump(content))
     assert main(["study", "run", str(search)]) == 0
     assert "1 to run" in capsys.readouterr().out
-    assert [run.name for run in runs_of(read_study(str(search)))][-1] == "trial-0003"
+    assert [run.name for run in with_values(read_study(str(search)))][-1] == "trial-0003"
     assert main(["study", "status", str(search)]) == 0
     assert main(["study", "report", str(search)]) == 0
     page = (tmp_path / "runs/report/report.md").read_text()
     assert "tau" in page and "width" in page
+
+
+def test_a_range_is_of_whole_numbers_only_if_the_setting_is(
+    write: Write, tiny: dict[str, Any]
+) -> None:
+    del tiny["model.width"]
+    space = {"model.rho": {"low": 0, "high": 1}, "model.width": {"low": 2, "high": 9}}
+    study = read_study(str(write(settings=tiny, search={"trials": 1, "space": space})))
+    tried = plan(study._replace(runs=corners(study)), lambda *_: None)
+    item = Trials(as_configured(study, tried), []).take()
+    assert item is not None and item.run.axes["model.rho"] not in (0, 1)
+    assert item.run.axes["model.width"] in range(2, 10)
+
+
+def test_a_trial_takes_no_folder_of_another_search(search: Path, tmp_path: Path) -> None:
+    claim = Claim(tmp_path / "runs/trial-0001")  # its run has just begun
+    finished(read_study(str(search)), 2, [0.5, 0.6])
+    item = Trials(read_study(str(search)), []).take()
+    assert item is not None and item.run.name == "trial-0003"
+    claim.release()
+
+
+def test_status_has_the_trials_that_failed_before_their_first_checkpoint(
+    search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs/trial-0001"
+    folder.mkdir(parents=True)
+    (folder / "exit.json").write_text('{"code": 2, "line": "error: no data"}')
+    assert main(["study", "status", str(search)]) == 0
+    assert "trial-0001 failed: error: no data" in capsys.readouterr().out
 
 
 def test_what_is_behind_the_median_is_pruned(search: Path, tmp_path: Path) -> None:
@@ -77,7 +108,7 @@ def test_what_is_behind_the_median_is_pruned(search: Path, tmp_path: Path) -> No
     finished(study, 1, [0.5, 0.6])
     for number in range(2, 6):
         shutil.copytree(tmp_path / "runs/trial-0001", tmp_path / f"runs/trial-{number:04d}")
-    begun = plan(study._replace(runs=runs_of(study)), lambda *_: None)
+    begun = plan(study._replace(runs=with_values(study)), lambda *_: None)
     for success, hopeless in ((0.7, False), (0.1, True)):
         source = Trials(study, begun)
         assert source.waiting == 2
@@ -101,7 +132,7 @@ def test_a_pruned_trial_is_stopped_for_good(
     monkeypatch.setattr(Trials, "hopeless", lambda self, item: _curve(item.run) is not None)
     assert main(["study", "run", str(search)]) == 0
     assert "trial-0001 pruned" in capsys.readouterr().out
-    (run,) = runs_of(read_study(str(search)))
+    (run,) = with_values(read_study(str(search)))
     assert state_of(run.run_dir).kind == "pruned" and state_of(run.run_dir).gradient_step > 0
     assert main(["study", "run", str(search)]) == 0
     assert capsys.readouterr().out == "mine, 1 run: 1 pruned\n"
@@ -160,7 +191,7 @@ def test_a_search_is_no_grid(write: Write) -> None:
 def test_a_trial_outside_of_the_space_is_refused(search: Path, tmp_path: Path) -> None:
     study = read_study(str(search))
     finished(study, 1, [0.0, 0.0], **{"model.tau": 20.0})
-    begun = plan(study._replace(runs=runs_of(study)), lambda *_: None)
+    begun = plan(study._replace(runs=with_values(study)), lambda *_: None)
     with pytest.raises(UserError, match="model.tau is 20.0, which search.space does not hold"):
         Trials(study, begun)
 

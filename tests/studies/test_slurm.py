@@ -525,6 +525,27 @@ def test_a_requeued_job_does_not_hide_a_failure(
     assert not (found.runs[0].run_dir / "output.log").exists()  # it was not started
 
 
+def test_a_killed_run_is_given_up_after_two_attempts_without_progress(
+    slurm: Path, study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = study(grid={"seed": [0]})
+    submit(found, planned(found.runs), SlurmOptions())
+    (path,) = found.folder.glob(f"{FOLDER}/*/{TASKS}")
+    (task,) = read_tasks(path)
+    (entry,) = task.entries
+    job = slurm_job._Job(task, 0.0)
+    monkeypatch.setattr(slurm_job, "_PAUSE", 0)
+    killed = subprocess.Popen(["sh", "-c", "kill -9 $$"])
+    killed.wait()
+    tried = []
+    for before, after in ((0, 5), (5, 5), (5, 8), (8, 8), (8, 8)):
+        monkeypatch.setattr(slurm_job, "_steps_of", lambda entry, after=after: after)
+        job._waiting.clear()
+        job._ended(slurm_job._Process(entry, killed, before, 0))
+        tried.append(bool(job._waiting))
+    assert tried == [True, True, True, True, False]
+
+
 def test_a_job_too_short_for_its_runs_is_not_requeued(
     slurm: Path, study: Callable[..., Study], start: Callable[[int], Job]
 ) -> None:
