@@ -56,4 +56,4 @@ def changed_files(files: list[Path]) -> list[str]:
 def _sums(file: Path) -> dict[str, str]:
     if not file.exists():
         return {}
-    return read_json(Sums, file, "checksums", "delete it, and they are recorded anew")
+    return read_json(Sums, file, "checksums", "correct it, or delete it if you prescribed none")

@@ -27,7 +27,7 @@ from qam_lightning.data.checksums import check_sum, record, recorded
 from qam_lightning.data.layout import Layout
 from qam_lightning.data.npz import check_npz
 from qam_lightning.data.source import COLLECTABLE, Source, unwritable
-from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.errors import UserError, reason_of, shown
 from qam_lightning.util.files import locked, sha256
 from qam_lightning.util.hub import address
 
@@ -104,7 +104,7 @@ def partial_of(url: str, path: Path) -> Path:
 
     Of the Hugging Face hub's client, it is the folder, which is of no use once it has ended.
     """
-    return path.with_name(f"{path.name}.{zlib.crc32(url.encode()):08x}.part")
+    return path.with_name(f"{path.name}.{zlib.crc32(url.encode(errors='surrogatepass')):08x}.part")
 
 
 def _get(url: str, folder: str, path: Path, layout: Layout) -> None:
@@ -135,7 +135,7 @@ def _arrived(url: str, name: str, partial: Path) -> Path:
             _transfer(f"{url}/{name}", file, name.rpartition("/")[2])
         return partial
     except urllib.error.HTTPError as error:
-        problem = f"HTTP {error.code} {error.reason}"
+        problem = reason_of(f"HTTP {error.code} {error.reason}")
     except UserError as error:
         problem = str(error)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -182,7 +182,7 @@ def _receive(url: str, file: IO[bytes], report: Callable[[int, int | None], None
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if not have or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return True  # nothing was missing
@@ -206,4 +206,4 @@ def _receive(url: str, file: IO[bytes], report: Callable[[int, int | None], None
 def _reason(error: Exception) -> str:
     """The error in one line."""
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-    return " ".join(str(reason).split()) or type(error).__name__
+    return reason_of(reason)

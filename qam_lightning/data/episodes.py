@@ -36,11 +36,15 @@ def save_episodes(file: Path, episodes: Iterable[Episode], argument: str) -> Non
 
     Raises:
         ArgumentError: The file cannot be written.
+        ValueError: Rows of an episode are missing.
     """
     pieces: dict[str, list[np.ndarray]] = {}
     for episode in episodes:
         for key, values in episode._asdict().items():
             rows = values if key == "observations" else _padded(values)
+            if len(rows) != len(episode.observations):
+                steps = len(episode.observations) - 1
+                raise ValueError(f"an episode has {len(values)} {key}, expected {steps}")
             pieces.setdefault(key, []).append(rows.astype(np.uint8 if key == "masks" else "f4"))
         pieces.setdefault("terminals", []).append(np.arange(len(rows)) == len(rows) - 1)
     arrays = {key: np.concatenate(rows) for key, rows in pieces.items()}

@@ -10,9 +10,13 @@ import numpy as np
 from qam_lightning.data.episodes import Episode, save_episodes
 from qam_lightning.data.source import place
 from qam_lightning.envs.make import made_of_vectors
-from qam_lightning.util.errors import ArgumentError, UserError, reason_of, shown
+from qam_lightning.util.errors import ArgumentError, UserError, explaining, shown
 
 PREFIX = "minari:"
+_ADVICE = (
+    "if its folder (in MINARI_DATASETS_PATH or ~/.minari/datasets) is damaged, delete it, and it "
+    "is downloaded again"
+)
 
 
 def import_minari(path: str, directory: str, store: str | None = None) -> str:
@@ -28,7 +32,7 @@ def import_minari(path: str, directory: str, store: str | None = None) -> str:
         store: Folder of stores, whose presence makes the file unnecessary; beside it if not given.
 
     Raises:
-        UserError: Minari is not installed, knows no such dataset, or it does not fit.
+        UserError: Minari is not installed, cannot load the dataset, or it does not fit.
     """
     if not path.startswith(PREFIX):
         return path
@@ -40,7 +44,8 @@ def import_minari(path: str, directory: str, store: str | None = None) -> str:
     file = place("ChunkDataModule", "directory", directory) / f"{stem}.npz"
     stores = place("ChunkDataModule", "store", store) if store else file.parent
     if not file.exists() and not (stores / f"{stem}.store").exists():
-        save_episodes(file, _episodes(name), "directory")
+        with explaining(f"Minari cannot load {name}", _ADVICE):  # it reads meanwhile
+            save_episodes(file, _episodes(name), "directory")
     return str(file)
 
 
@@ -50,10 +55,7 @@ def _episodes(name: str) -> Iterator[Episode]:
     except ImportError:
         problem = f"is {PREFIX}{name}, which needs Minari: pip install 'qam_lightning[minari]'"
         raise ArgumentError("ChunkDataModule", "path", problem) from None
-    try:
-        dataset = minari.load_dataset(name, download=True)
-    except Exception as error:  # it raises whatever its storage or the network does
-        raise UserError(f"Minari cannot load {name}: {reason_of(error)}") from None
+    dataset = minari.load_dataset(name, download=True)
     space = dataset.observation_space
     low, high = _bounds(name, space, dataset.action_space)
     if not dataset.total_steps:

@@ -9,7 +9,7 @@ import numpy as np
 
 from qam_lightning.data.episodes import Episode, save_episodes
 from qam_lightning.data.source import place
-from qam_lightning.util.errors import ArgumentError, UserError, reason_of, shown
+from qam_lightning.util.errors import ArgumentError, UserError, explaining, shown
 
 SUFFIXES = (".hdf5", ".h5")
 ARM = ("eef_pos", "eef_quat", "gripper_qpos")  # of each robot, before "object"
@@ -60,27 +60,22 @@ def _convert(given: Path, made: Path, stores: Path) -> None:
         problem = f"is {shown(given)}, which needs h5py: pip install 'qam_lightning[hdf5]'"
         raise ArgumentError("ChunkDataModule", "path", problem) from None
     time = given.stat().st_mtime_ns  # before it is read: a file that changes now is read again
-    try:
-        with h5py.File(given) as file:
-            names = _demonstrations(given, file)
-            held_out = {text.decode() for text in file.get("mask/valid", ())}
-            parts = {
-                made.with_name(f"{given.name}-val.npz"): [n for n in names if n in held_out],
-                made: [n for n in names if n not in held_out],
-            }
-            if not parts[made]:
-                raise UserError(f"{given}: mask/valid names every demonstration, none is left")
-            for part, chosen in parts.items():
-                if chosen:
-                    episodes = (_episode(given, file, name) for name in chosen)
-                    save_episodes(part, episodes, "path")
-                else:  # an earlier state of the file had some
-                    part.unlink(missing_ok=True)
-                    shutil.rmtree(stores / f"{part.stem}.store", ignore_errors=True)
-    except UserError:
-        raise
-    except Exception as error:  # h5py raises many kinds, and anything may be in the file
-        raise UserError(f"{given}: cannot be read: {reason_of(error)}") from None
+    with explaining(f"{given}: cannot be read"), h5py.File(given) as file:
+        names = _demonstrations(given, file)
+        held_out = {text.decode() for text in file.get("mask/valid", ())}
+        parts = {
+            made.with_name(f"{given.name}-val.npz"): [n for n in names if n in held_out],
+            made: [n for n in names if n not in held_out],
+        }
+        if not parts[made]:
+            raise UserError(f"{given}: mask/valid names every demonstration, none is left")
+        for part, chosen in parts.items():
+            if chosen:
+                episodes = (_episode(given, file, name) for name in chosen)
+                save_episodes(part, episodes, "path")
+            else:  # an earlier state of the file had some
+                part.unlink(missing_ok=True)
+                shutil.rmtree(stores / f"{part.stem}.store", ignore_errors=True)
     os.utime(made, ns=(time, time))
 
 

@@ -29,7 +29,7 @@ def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     add("--methods", nargs="+", default=[], metavar="NAME", help="default: all there are")
     add("--problems", nargs="+", default=[], metavar="NAME", help="default: all there are")
     add("--seeds", type=at_least(1), default=2, metavar="N", help="default: %(default)s")
-    add("--steps", type=at_least(1), default=500, metavar="N", help="default: %(default)s")
+    add("--steps", type=at_least(1), metavar="N", help="default: 500, with --quick 100")
     add(
         "--flow_steps",
         type=at_least(1),
@@ -39,7 +39,11 @@ def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
         "default: %(default)s",
     )
     add("--out", type=path, default=Path("runs/tilt"), metavar="FOLDER")
-    add("--quick", action="store_true", help="a short look: 100 steps, 500 samples")
+    add(
+        "--quick",
+        action="store_true",
+        help="a short look: fewer steps, and 500 samples instead of 2000",
+    )
     return parser.parse_args(arguments)
 
 
@@ -81,11 +85,10 @@ def experiment(options: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out}: is a file; name a folder")
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-    steps, n = (100, 500) if options.quick else (options.steps, 2000)
+    default_steps, n = (100, 500) if options.quick else (500, 2000)
+    steps = options.steps or default_steps
     effort = training.Effort(steps, options.flow_steps, n)
-    entries = report.load(options.out)
-    if any(entry.samples.shape[1] != n for entry in entries.values()):
-        raise UserError(f"--out {options.out}: holds samples of another size; name another folder")
+    entries = report.load(options.out, n)
     console = Console()
     for problem in problems:
         for method in methods:
@@ -98,8 +101,7 @@ def experiment(options: argparse.Namespace) -> int:
             )
             text = ", ".join(f"{key} {value:.3g}" for key, value in values.items())
             entry = report.Entry(problem, method, effort.flow_steps, steps, text, samples)
-            entries[entry[:3]] = entry
-            report.save(options.out, entries)
+            entries = report.add(options.out, entry)
             row, seconds = report.measure(entry), time.perf_counter() - start
             console.print(f"{problem:<10} {method:<11} W1 {row.w1:.3f}  {seconds:4.0f} s  {text}")
     print("\n" + report.write_all(options.out, entries, effort.flow_steps))

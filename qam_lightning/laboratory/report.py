@@ -6,7 +6,6 @@ run of a few methods joins an earlier one of the others.
 
 import csv
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from qam_lightning.laboratory.optimum import behavior_distance, distances, weigh
 from qam_lightning.laboratory.problems import PROBLEMS, Problem, grid
 from qam_lightning.laboratory.training import VARIANTS, candidates, recipes, tilt_sample
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import locked, regular, replacing, writing
 from qam_lightning.util.provenance import versions_line
 from qam_lightning.util.rng import Stream, torch_generator
 
@@ -93,42 +93,66 @@ class Row(NamedTuple):
     q: float
 
 
-def load(folder: Path) -> Entries:
+def load(folder: Path, n: int) -> Entries:
     """Read the results of earlier runs in ``folder``; empty if there are none.
 
     Raises:
-        UserError: the file is no such file.
+        UserError: the file is no such file, or its samples have other than ``n`` points.
     """
     path = folder / SAMPLES
     entries: Entries = {}
     if not path.exists():
         return entries
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(regular(path), allow_pickle=False) as file:
             for name in file.files:
-                about = json.loads(name)
-                entry = Entry(**about, samples=torch.from_numpy(file[name]).float())
+                entry = _entry(json.loads(name), torch.from_numpy(file[name]).float())
                 entries[entry[:3]] = entry
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile):
+    except Exception:  # zipfile, zlib, json and numpy each raise their own
         raise UserError(
             f"{path}: no samples of this laboratory; delete it or name another --out"
         ) from None
+    if any(entry.samples.shape[1] != n for entry in entries.values()):
+        raise UserError(f"{path}: holds samples of another size; name another --out")
     return entries
 
 
-def save(folder: Path, entries: Entries) -> None:
-    """Write all samples to ``folder``, at half precision."""
+def _entry(about: dict[str, Any], samples: Tensor) -> Entry:
+    entry = Entry(**about, samples=samples)
+    seeds, n, dim = samples.shape
+    kinds = [type(value) for value in entry]
+    full = seeds * n > 0 and dim == PROBLEMS[entry.problem].dim
+    if kinds != [*Entry.__annotations__.values()] or not full:
+        raise ValueError(about, samples.shape)
+    return entry
+
+
+def add(folder: Path, entry: Entry) -> Entries:
+    """Add a result to those in ``folder``, which another process may have added to meanwhile.
+
+    Returns:
+        All results.
+
+    Raises:
+        UserError: see `load`, or the file cannot be written.
+    """
+    path = folder / SAMPLES
+    with writing(path), locked(path.with_name(f"{SAMPLES}.lock")):
+        entries = load(folder, entry.samples.shape[1]) | {entry[:3]: entry}
+        _save(path, entries)
+    return entries
+
+
+def _save(path: Path, entries: Entries) -> None:
+    """Write all samples, at half precision."""
     arrays: dict[str, Any] = {
         json.dumps(
             {k: v for k, v in e._asdict().items() if k != "samples"}
         ): e.samples.half().numpy()
         for _, e in sorted(entries.items())
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{SAMPLES}.part"
-    with open(part, "wb") as file:
+    with replacing(path, alone=True) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    part.replace(folder / SAMPLES)
 
 
 def measure(entry: Entry, high: Callable[[list[float]], float] = max) -> Row:

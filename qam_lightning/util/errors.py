@@ -4,6 +4,9 @@ Messages are one line and follow one grammar: what, what was found, what was exp
 Library code speaks of arguments; the command line translates them to its keys.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(Exception):
     """A mistake in input, configuration or files, worded for the person who can mend it.
@@ -52,9 +55,32 @@ def shown(value: object, limit: int = 200) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def reason_of(error: BaseException) -> str:
-    """Return what an error of another library says, or its class: on one line, not too long."""
+def reason_of(error: object) -> str:
+    """Return what an error of another library says, or its class: on one line, not too long.
+
+    Args:
+        error: the exception, or its text.
+    """
     return shown(" ".join(str(error).split()) or type(error).__name__, 400)
+
+
+@contextlib.contextmanager
+def explaining(problem: str, advice: str = "") -> Iterator[None]:
+    """Turn whatever another library raises into a `UserError`.
+
+    For libraries that read files from elsewhere: their exceptions have no common class.
+
+    Args:
+        problem: what was found, before the library's reason.
+        advice: what to do, after it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        end = f"; {advice}" if advice else ""
+        raise UserError(f"{problem}: {reason_of(error)}{end}") from None
 
 
 def require(holds: bool, owner: type | str, name: str, value: object, expected: str) -> None:

@@ -41,13 +41,13 @@ Text = Annotated[str, Field(strict=True)]
 
 
 def _sha256(text: str) -> str:
-    if not re.fullmatch("[0-9a-f]{64}", text):
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
         raise ValueError("a sha256, 64 hexadecimal digits")
-    return text
+    return text.lower()
 
 
 Sha256 = Annotated[Text, Checked(_sha256)]
-"""The SHA-256 of a file, see `qam_lightning.util.files.sha256`."""
+"""The SHA-256 of a file, in lower case, see `qam_lightning.util.files.sha256`."""
 
 
 class Schema(BaseModel):

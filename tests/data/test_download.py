@@ -27,6 +27,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.requests = []  # (path, Range header or None)
         self.drops = 0  # how many responses to break off in the middle
         self.ranges = True  # whether to honour Range headers
+        self.answer = ()  # status and words of every answer, instead of a file
         self.lie = 0  # how much more to announce than is sent
 
     @property
@@ -41,6 +42,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         self.server.requests.append((self.path, wanted))
         content = self.server.contents.get(self.path)
+        if self.server.answer:
+            self.send_response(*self.server.answer)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if content is None:
             self.send_error(404)
             return
@@ -231,6 +238,24 @@ def test_a_missing_file_on_the_server_is_explained(server, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"scene-play-v0.npz", RECORD}
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ((416,), "HTTP 416 Requested Range Not Satisfiable"),
+        ((302,), "HTTP 302 The HTTP server returned a redirect error that would lead to"),
+        ((404, "\x1b[31mGone"), "HTTP 404 \\x1b[31mGone;"),
+        ((599, ""), "HTTP 599;"),
+    ],
+)
+def test_an_odd_answer_is_told_in_one_line(server, mirror, contents, tmp_path, answer, told):
+    server.answer = answer
+    assert told in refused(server, tmp_path)
+    partial_of(server, tmp_path).write_bytes(contents[TRAIN][:100])
+    assert told in refused(server, tmp_path)
+    fetch([server.url, mirror.url], tmp_path)
+    assert (tmp_path / "scene-play-v0.npz").read_bytes() == contents[TRAIN]
+
+
 def test_an_unreachable_host_is_explained(contents, tmp_path):
     with Server(contents) as closed:
         pass
@@ -412,9 +437,19 @@ def test_checksums_are_recorded_once_and_compared_after(server, mirror, contents
 
 def test_a_damaged_record_is_told_before_anything_is_downloaded(server, tmp_path):
     (tmp_path / RECORD).write_text('{"scene-play-v0.npz": "abc"}')
-    with pytest.raises(UserError, match=f"{RECORD}: .*delete it, and they are recorded anew"):
+    with pytest.raises(UserError, match=f"{RECORD}: .*64 hexadecimal digits; correct it, or"):
         fetch(server, tmp_path)
     assert server.requests == []
+
+
+@pytest.mark.parametrize("spelled", [str.upper, str.lower])
+def test_a_prescribed_checksum_may_be_in_either_case(server, contents, tmp_path, spelled):
+    digest = hashlib.sha256(contents[TRAIN]).hexdigest()
+    record = {"scene-play-v0.npz": spelled(digest), "scene-play-v0-val.npz": spelled("a" * 64)}
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    assert f"expected {'a' * 12}… as in {tmp_path / RECORD}" in refused(server, tmp_path)
+    assert (tmp_path / "scene-play-v0.npz").read_bytes() == contents[TRAIN]
+    assert not (tmp_path / "scene-play-v0-val.npz").exists()
 
 
 def test_a_file_that_changed_after_its_download_is_found(server, tmp_path):

@@ -9,7 +9,7 @@ from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.util.errors import UserError
 
 minari = pytest.importorskip("minari")
-pytest.importorskip("h5py")
+h5py = pytest.importorskip("h5py")
 
 
 def vector(size):
@@ -112,6 +112,46 @@ def test_dictionaries_are_flattened_as_gymnasium_does(folder, name, space, env):
         np.testing.assert_allclose(batch.actions[mine], scaled, atol=1e-6)
         np.testing.assert_array_equal(batch.rewards[mine], buffer.rewards)
         np.testing.assert_array_equal(batch.masks[mine], ~buffer.terminations)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def without(key, rows=None):
+    """Drop an array of the second episode, or all but some of its rows."""
+
+    def change(path):
+        with h5py.File(path, "a") as file:
+            values = file[f"episode_1/{key}"][:rows]
+            del file[f"episode_1/{key}"]
+            if rows:
+                file[f"episode_1/{key}"] = values
+
+    return change
+
+
+@pytest.mark.filterwarnings("ignore:.*is set to None")
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (cut, "truncated file"),
+        (without("actions"), "object 'actions' doesn't exist"),
+        (without("rewards", 4), "an episode has 4 rewards, expected 7"),
+        (without("observations", 5), "an episode has 7 actions, expected 4"),
+        (lambda path: path.with_name("metadata.json").write_text("{"), "Expecting property name"),
+        (lambda path: path.unlink(), "No data found"),
+    ],
+)  # fmt: skip
+def test_a_damaged_dataset_is_told_in_one_line(folder, damage, told):
+    save("test/plain-v0", vector(3), [play(vector(3), seed, 7)[0] for seed in range(3)])
+    damage(folder / "minari/test/plain-v0/data/main_data.hdf5")
+    with pytest.raises(UserError, match="Minari cannot load test/plain-v0: ") as caught:
+        load("Maze-v0", "test/plain-v0", folder)
+    message = str(caught.value)
+    assert told in message and "\n" not in message
+    assert message.endswith("is damaged, delete it, and it is downloaded again")
+    assert [path.name for path in folder.iterdir()] == ["minari"]
 
 
 @pytest.mark.filterwarnings("ignore:.*is set to None")

@@ -1,9 +1,14 @@
 """Training against the exact Q, and the command that does it for all methods."""
 
 import csv
+import io
 import itertools
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +18,7 @@ from qam_lightning.laboratory import report, training
 from qam_lightning.laboratory.__main__ import main
 from qam_lightning.laboratory.distances import sliced_wasserstein
 from qam_lightning.laboratory.problems import PROBLEMS
+from qam_lightning.util.errors import UserError
 from qam_lightning.util.provenance import versions_line
 from tests.methods.paper import TABLE_4
 
@@ -133,9 +139,11 @@ def test_command_writes_tables_and_pictures_and_joins_runs(tmp_path: Path) -> No
     assert (tmp_path / "tilt.png").stat().st_size > 10_000
     for problem in ("quadratic", "moons"):
         assert (tmp_path / f"tilt_{problem}.png").stat().st_size > 10_000
-    first, *others = report.load(tmp_path).values()
-    report.save(tmp_path / "copy", {first[:3]: first})
-    (again,) = report.load(tmp_path / "copy").values()
+    first, *others = report.load(tmp_path, 500).values()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    report.add(copy, first)
+    (again,) = report.load(copy, 500).values()
     assert torch.equal(first.samples, again.samples) and first[:5] == again[:5]
 
 
@@ -165,10 +173,94 @@ def test_numbers_out_of_range_are_named(flag: str, capsys: pytest.CaptureFixture
     assert f"{flag}: expected at least 1, found 0" in capsys.readouterr().err
 
 
-def test_foreign_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / report.SAMPLES).write_text("nothing of the kind")
+ABOUT = {"problem": "far", "method": "qam", "flow_steps": 50, "steps": 100, "values": ""}
+
+
+def saved(samples: object = np.zeros((2, 500, 1), np.float16), **about: object) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **{json.dumps(ABOUT | about): samples})  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def flipped(content: bytes) -> bytes:
+    """Flip bits where the compressed block begins, which zlib refuses."""
+    start = content.index(b".npy") + 24
+    return (
+        content[:start]
+        + bytes(x ^ 0x5A for x in content[start : start + 40])
+        + content[start + 40 :]
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"nothing of the kind",
+        b"",
+        saved()[:100],
+        flipped(saved()),
+        saved(problem="older"),
+        saved(flow_steps="50"),
+        saved(steps=None),
+        saved(more=1),
+        saved(np.float16(1)),
+        saved(np.zeros((2, 500, 2))),
+        saved(np.zeros((0, 500, 1))),
+        saved(np.array(["a"])),
+    ],
+    ids=range(12),
+)
+def test_foreign_samples_are_refused(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / report.SAMPLES
+    path.write_bytes(content)
+    command = ["--quick", "--methods", "bc", "--problems", "far", "--out", str(tmp_path)]
+    assert main(command) == 2
+    advice = "no samples of this laboratory; delete it or name another --out"
+    assert capsys.readouterr().err == f"error: {path}: {advice}\n"
+    assert path.read_bytes() == content
+
+
+def entry(method: str, n: int = 500) -> report.Entry:
+    return report.Entry("moons", method, 4, 2, "", torch.zeros(1, n, 2))
+
+
+def test_samples_of_another_size_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.add(tmp_path, entry("qam", 2000))
     assert main(["--quick", "--out", str(tmp_path)]) == 2
-    assert "no samples of this laboratory" in capsys.readouterr().err
+    assert "holds samples of another size; name another --out" in capsys.readouterr().err
+    with pytest.raises(UserError, match="another size"):  # another process was faster
+        report.add(tmp_path, entry("bam"))
+    assert list(report.load(tmp_path, 2000)) == [("moons", "qam", 4)]
+
+
+def test_results_of_many_at_once_are_all_kept(tmp_path: Path) -> None:
+    names = [f"method {i}" for i in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda name: report.add(tmp_path, entry(name)), names))
+    assert {method for _, method, _ in report.load(tmp_path, 500)} == set(names)
+    assert [path.name for path in tmp_path.iterdir()] == [report.SAMPLES]
+
+
+def test_a_command_keeps_what_another_adds_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one's result is in the report too; given steps count, with --quick as without."""
+    real = training.best_of
+
+    def beside(*arguments: Any) -> Any:
+        report.add(tmp_path, entry("bam"))
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "best_of", beside)
+    command = ["--methods", "bc", "--problems", "moons", "--flow_steps", "4", "--seeds", "1"]
+    assert main([*command, "--quick", "--steps", "2", "--out", str(tmp_path)]) == 0
+    found = {method: entry.steps for (_, method, _), entry in report.load(tmp_path, 500).items()}
+    assert found == {"bam": 2, "bc": 2}
+    assert "| bam |" in (tmp_path / "tilt.md").read_text()
 
 
 def test_a_clone_is_the_behaviours_own_flow() -> None:
