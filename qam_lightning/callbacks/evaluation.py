@@ -20,7 +20,7 @@ _ATTEMPTS = 3  # of an evaluation whose environments die, before giving up
 
 
 class Evaluate(Callback):
-    """Rolls the policy out every ``every_n_steps`` gradient steps and at the end of training.
+    """Rolls the policy out every ``every_n_steps`` gradient steps and at the end of each phase.
 
     Results are ``success`` (at the last step, in [0, 1]), ``return``, ``length`` (means over
     episodes), ``discarded`` (episodes run again because an environment's process died) and

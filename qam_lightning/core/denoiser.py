@@ -113,9 +113,9 @@ class Denoiser(NamedTuple):
         """Return the lean adjoint states g_0..g_{T-1}, (T, B, D).
 
         In w = g / u: w_i = r² w_{i+1} + (toward · u_{i+1} / u_i) D'ᵀ w_{i+1}, where
-        D'ᵀ w = w + (1 - u_i) (∂f_β/∂a)ᵀ w at (a_i, u_i). This is the derivative of the mean of
-        a_{i+1}. It is exact for Gaussian behaviours, however narrow. At u = 0 the state says
-        nothing about the action: D' = 0.
+        D'ᵀ w = w + (1 - u_i) (∂f_β/∂a)ᵀ w at (a_i, u_i). Of g this is the derivative of the mean of
+        a_{i+1}, without the term of `Step.bend`. At u = 0 the state says nothing about the action:
+        D' = 0. If Q is linear, w_i is exact for i >= 1 and Gaussian behaviours, however narrow.
 
         Args:
             behavior_vjp: product with the Jacobian of f_β(., u_i) at a_i.
@@ -143,8 +143,8 @@ class Denoiser(NamedTuple):
                 is not read.
             path: from `simulate`.
         """
-        total, before = torch.zeros_like(control[0, :, 0]), None
-        for step, f in zip(self.steps[:-1], control, strict=False):
+        total, before = torch.zeros_like(path.end[:, 0]), None  # of full precision, as the path
+        for step, f in zip(self.steps[:-1], control.to(path.end.dtype), strict=False):
             moved = step.rest * f
             shift = step.toward * moved
             if before is not None:

@@ -88,17 +88,18 @@ def settled(start: Tensor, pull: Tensor, table: Tensor) -> Tensor:
         table: (POINTS,), G on the axis, constant beyond it; straight lines between.
     """
     down = pull * interpolated(table, start) > 0.0
-    below = _settled_below(start, pull, table)
-    above = -_settled_below(-start, pull, -table.flip(0))
-    return torch.where(down, below, above)
+    found = torch.empty_like(start)
+    found[down] = _settled_below(start[down], pull[down], table)
+    found[~down] = -_settled_below(-start[~down], pull[~down], -table.flip(0))
+    return found
 
 
 def _settled_below(start: Tensor, pull: Tensor, table: Tensor) -> Tensor:
     """Return the largest m <= start with m - start + pull · G(m) = 0, for starts that fall."""
     m = _axis()
     excess = m - start[:, None] + pull[:, None] * table
-    places = torch.arange(POINTS)
-    crossed = torch.where((m <= start[:, None]) & (excess <= 0.0), places, -1).amax(1)
+    places = torch.arange(1, POINTS + 1, dtype=torch.int16)
+    crossed = ((m <= start[:, None]) & (excess <= 0.0)).mul(places).amax(1).long() - 1
     left = crossed.clamp(0, POINTS - 2)
     high = torch.minimum(m[left + 1], start)
     at = high - start + pull * interpolated(table, high)

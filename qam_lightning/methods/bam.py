@@ -32,7 +32,7 @@ class BAM(QAM):
     """QAM's networks, trained by backpropagation through the SDE."""
 
     # The last step is the behaviour flow's alone: a single one would leave f_θ untrained.
-    flow_steps: int = setting(default=10, at_least=2)
+    flow_steps: int = setting(default=10, at_least=2, at_most=10_000)
     """T, integration steps of the flow."""
 
     controls_last_step = False  # without noise, its control would have no cost

@@ -53,3 +53,19 @@ def test_weights_of_linear_values_have_a_log_normals_spread() -> None:
     assert steep.effective == pytest.approx(torch.tensor(-(3.2**2)).exp().item(), rel=1e-2)
     assert steep.clipped == pytest.approx(0.961, abs=0.01)  # of N(3.2, 1), what is above 1.44
     assert steep.w1 is not None and steep.w1 > 0.1
+
+
+def test_a_mean_settles_at_the_first_solution_on_its_way() -> None:
+    """Of m - s + 2 sin(4 m) = 0, followed in small steps from m = s."""
+    axis = torch.linspace(-optimum.REACH, optimum.REACH, optimum.POINTS, dtype=torch.float64)
+    table = torch.sin(4.0 * axis)
+    start = torch.linspace(-2.0, 2.0, 41, dtype=torch.float64)
+    pull = torch.full_like(start, 2.0)
+    m = start.clone()
+    for _ in range(4000):
+        m = m + 0.01 * (start - m - pull * optimum.interpolated(table, m))
+    found = optimum.settled(start, pull, table)
+    torch.testing.assert_close(found, m, rtol=0, atol=1e-6)
+    beyond = torch.tensor([8.0], dtype=torch.float64)  # where the table is constant
+    settled = optimum.settled(beyond, torch.ones_like(beyond), table)
+    assert settled.item() == pytest.approx(8.0 - table[-1].item())

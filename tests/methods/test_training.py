@@ -16,8 +16,10 @@ from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.loggers import CsvLogger
+from qam_lightning.methods.bam import BAM
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.qam import QAM
+from qam_lightning.methods.trqam import TRQAM
 from qam_lightning.util.errors import ArgumentError, UserError
 from tests.app.conftest import read_csv
 from tests.conftest import SPACES
@@ -103,8 +105,12 @@ def test_float16_is_refused(build: Build, batch: Batch, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
-def test_other_precisions_train(build: Build, batch: Batch, tmp_path: Path, precision: str) -> None:
-    method = make(QAM, build)
+@pytest.mark.parametrize("integrator", ["shifted_euler", "denoiser"])
+@pytest.mark.parametrize("kind", [QAM, BAM, TRQAM])
+def test_other_precisions_train(
+    kind: type[QAM], integrator: str, precision: str, build: Build, batch: Batch, tmp_path: Path
+) -> None:
+    method = make(kind, build, integrator=integrator)
     trainer(tmp_path, precision=precision, logger=False).fit(method, loader(batch))
     assert method.gradient_step == 3 and method.metrics["loss"].isfinite()
 

@@ -21,6 +21,7 @@ from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.qam import QAM
 from qam_lightning.online import replay
+from qam_lightning.online.collector import Collector
 from qam_lightning.online.replay import Ending, row_type
 from tests.app.conftest import read_csv
 from tests.app.test_training import assert_same
@@ -80,7 +81,8 @@ def test_one_command_goes_from_the_dataset_to_the_environment(whole):
     assert [int(r["env_step"]) for r in train] == taken
     assert [r["phase"] for r in train] == ["offline"] * OFFLINE + ["online"] * (STEPS - START)
     at = [(r["gradient_step"], r["env_step"], r["phase"]) for r in evaluations]
-    assert at == [("6", "12", "online"), ("12", "18", "online"), ("18", "24", "online")]
+    online = [("6", "12", "online"), ("12", "18", "online"), ("18", "24", "online")]
+    assert at == [("4", "0", "offline"), *online]
     assert len(rows) == STEPS
     assert set(rows["ending"]) == set(Ending)
     repeats(rows, 0)
@@ -197,15 +199,14 @@ def test_a_killed_run_goes_on_bit_by_bit(phase, whole, arguments, tmp_path, monk
 
 
 def test_an_interrupt_stops_the_first_steps_too(whole, arguments, tmp_path, monkeypatch):
-    run, step, taken = tmp_path / "run", Tiny.step, []
+    run, advance = tmp_path / "run", Collector.advance
 
-    def interrupted(self, action):
-        taken.append(action)
-        if len(taken) == 6:
+    def interrupted(self):
+        if self.steps == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, action)
+        advance(self)
 
-    monkeypatch.setattr(Tiny, "step", interrupted)
+    monkeypatch.setattr(Collector, "advance", interrupted)
     assert main(arguments("--evaluation.every_n_steps=6")) == 128 + signal.SIGTERM
     monkeypatch.undo()
     stopped = last(run)["counters"]
