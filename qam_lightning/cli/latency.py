@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from qam_lightning.checkpoints import check_env, load_method
+from qam_lightning.envs.make import control_period
 from qam_lightning.evaluation.limits import check_candidates
 from qam_lightning.export.card import with_latency
 from qam_lightning.export.folder import is_exported, read_config
 from qam_lightning.export.latency import latency_table, measure
-from qam_lightning.export.write import control_period, export
+from qam_lightning.export.write import export
 from qam_lightning.runtime import ONNX
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import replacing
@@ -29,7 +30,7 @@ def latency(options: argparse.Namespace, checkpoint: Path, run: Path) -> int:
         check_env(environment["env"], checkpoint)
     with _exported(checkpoint, method, metadata, bool(acting)) as folder:
         found = measure(method, folder, options.latency, _tell)
-    period = control_period(environment)
+    period = control_period(environment["env"], environment["task"]) if environment else None
     table = latency_table(found, options.latency, method.spaces.horizon, period)
     print(table)
     if is_exported(run) and not acting:

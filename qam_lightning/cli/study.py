@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{study.path}: a search runs here only, each run follows from the others")
     with uncollected():
         from qam_lightning.studies.begun import with_values
-        from qam_lightning.studies.local import Listed, default_jobs, gpus_each, run_here
+        from qam_lightning.studies.local import Listed
         from qam_lightning.studies.plan import counted, missing
         from qam_lightning.studies.search import Trials, as_configured, corners
     if study.search is None:
@@ -171,6 +171,22 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if asked is not None:
         return _submit(study, missing(planned), asked, options.study)
+    return _run_here(study, source, tried, options)
+
+
+def _run_here(
+    study: Study, source: Any, tried: "list[Planned]", options: argparse.Namespace
+) -> int:
+    """Run what is missing on this machine; return the exit code.
+
+    Args:
+        study: the study.
+        source: the runs that are missing.
+        tried: runs like them, whose configurations say what each needs.
+        options: the command line's.
+    """
+    from qam_lightning.studies.local import default_jobs, gpus_each, run_here
+
     todo = source.waiting
     if not todo:
         return _best(source, study)

@@ -121,6 +121,20 @@ def episode_steps(env: str, task: int) -> int:
     return int(gymnasium.spec(env_id(env, task).rpartition(":")[2]).max_episode_steps or 0)
 
 
+def control_period(env: str, task: int) -> float | None:
+    """Return the seconds between two actions; None if the environment does not say."""
+    made = make_env(env, task)
+    try:
+        for name in ("control_timestep", "dt"):  # OGBench's manipulation, gymnasium's mujoco
+            found = getattr(made.unwrapped, name, None)
+            found = found() if callable(found) else found
+            if isinstance(found, int | float) and found > 0:
+                return float(found)
+        return None
+    finally:
+        made.close()
+
+
 def make_env(
     env: str, task: int, sparse: bool = False, render_size: tuple[int, int] | None = None
 ) -> gymnasium.Env:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import torch
 
 from qam_lightning.checkpoints import check_env
-from qam_lightning.envs.make import make_env
+from qam_lightning.envs.make import control_period
 from qam_lightning.export import EPISODES, FORMATS
 from qam_lightning.export.card import draw_curve, model_card, score_of
 from qam_lightning.export.check import Comparison, check, check_fits
@@ -97,7 +96,9 @@ def export(
             spaces=Spaces(**method.spaces._asdict()),
             noise=Noise(candidates=method.best_of_n, draws=acting.draws),
             environment=environment,
-            control_period=control_period(environment),
+            control_period=control_period(environment["env"], environment["task"])
+            if environment
+            else None,
             training=Training(
                 **{key: metadata[key] for key in ("gradient_step", "env_step", "phase")},
                 hardware=metadata.get("hardware", ""),
@@ -114,23 +115,6 @@ def export(
         with writing(output):
             (folder / CARD).write_text(model_card(config, checked, curve is not None), "utf-8")
     return checked
-
-
-def control_period(environment: Mapping[str, Any]) -> float | None:
-    """Return the seconds between two actions; None if the environment does not say."""
-    if not environment:
-        return None
-    env: gymnasium.Env = make_env(environment["env"], environment["task"])
-    try:
-        inner = env.unwrapped
-        for name in ("control_timestep", "dt"):  # OGBench's manipulation, gymnasium's mujoco
-            found = getattr(inner, name, None)
-            found = found() if callable(found) else found
-            if isinstance(found, int | float) and found > 0:
-                return float(found)
-        return None
-    finally:
-        env.close()
 
 
 def _graphs(acting: Acting, graph: Graph, formats: Sequence[str]) -> dict[str, bytes]:
