@@ -24,11 +24,18 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def table(page: str, heading: str) -> dict[str, dict[str, str]]:
     """Return the first table below a heading: name of a row -> name of a column -> cell."""
-    lines = page.partition(f"## {heading}\n")[2].split("\n")
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
-    columns, body = cells[0], cells[2:]
-    length = next((i for i, row in enumerate(body) if len(row) != len(columns)), len(body))
-    return {row[0]: dict(zip(columns[1:], row[1:], strict=True)) for row in body[:length]}
+    below = page.partition(f"## {heading}\n")[2]
+    lines = re.search(r"(?:^\|.*\n)+", below, re.MULTILINE)[0].splitlines()
+    columns, _, *body = ([c.strip() for c in line.strip("|").split("|")] for line in lines)
+    return {row[0]: dict(zip(columns[1:], row[1:], strict=True)) for row in body}
+
+
+def variant(row: dict[str, str]) -> str:
+    """Return the name of a row's method with its settings, which stand after its seed."""
+    columns = list(row)
+    settings = columns[columns.index("seed") + 1 : columns.index("finished")]
+    told = [f"{key.rpartition('.')[2]} {row[key]}" for key in settings if row[key]]
+    return ", ".join([title(row["method"]), *told])
 
 
 def percent(scores: list[float]) -> str:
@@ -54,11 +61,11 @@ def test_the_page_shows_what_the_runs_scored(folder: Path) -> None:
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows(folder / "runs.csv"):
         assert float(row["final"]) == float(last[row["folder"]]["success"])
-        found[row["method"], row["domain"]].append(float(row["final"]))
+        found[variant(row), row["domain"]].append(float(row["final"]))
     shown = table((folder / "report.md").read_text("utf-8"), "Success after training")
-    assert len(shown) == len({method for method, _ in found})
-    for (method, domain), scores in found.items():
-        assert shown[title(method)][domain] == percent(scores)
+    assert len(shown) == len({name for name, _ in found})
+    for (name, domain), scores in found.items():
+        assert shown[name][domain] == percent(scores)
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "results.md"])
