@@ -66,6 +66,10 @@ def bars(found: Comparison, means: Mapping[str | None, Sequence[Estimate | None]
     order = sorted(
         range(len(found.variants)), key=lambda i: x.mean if (x := overall[i]) is not None else -1.0
     )
+    numbers = list(range(len(found.variants)))
+    if len(numbers) > len(_COLOURS):  # then a colour is a method's
+        methods = list(dict.fromkeys(variant.method for variant in found.variants))
+        numbers = [methods.index(variant.method) for variant in found.variants]
     height = 0.27 * len(order) + 0.75
     longest = max(len(variant.label) for variant in found.variants)
     figure, panels = _panels(len(means), 2.6, height, longest / 14, legend=0.0, sharey=True)
@@ -76,7 +80,7 @@ def bars(found: Comparison, means: Mapping[str | None, Sequence[Estimate | None]
                 axes.text(0.01, place, "–", va="center", fontsize=8, color=_INK)
                 continue
             low, high = max(0.0, value.low), min(1.0, value.high)
-            axes.barh(place, value.mean, 0.7, color=_style(i)["color"], alpha=0.55)
+            axes.barh(place, value.mean, 0.7, color=_style(numbers[i])["color"], alpha=0.55)
             axes.plot([low, high], [place, place], color=_INK, lw=1.2, solid_capstyle="butt")
             axes.text(max(high, value.mean) + 0.02, place, f"{100 * value.mean:.0f}",
                       va="center", fontsize=8, color=_INK)  # fmt: skip

@@ -42,8 +42,8 @@ def content(
         _summary(found, missing),
         *_success(found, drawn),
         _aggregates(found, drawn),
-        _best(found),
-        _learning(found, drawn, compared is not None),
+        *_best(found),
+        *_learning(found, drawn, compared is not None),
         *_regret(found),
     ]
     if compared is not None:
@@ -216,17 +216,25 @@ def _probability(value: Estimate) -> str:
     return f"{value.mean:.2f}{_FEW}"
 
 
-def _best(found: Comparison) -> Section:
+def _evaluated_once(found: Comparison) -> bool:
+    return all(run.finished and len(run.rows) == 1 for run in found.results)
+
+
+def _best(found: Comparison) -> list[Section]:
+    if _evaluated_once(found):
+        return []
     if not any(variant.scores(lambda r: r.best) for variant in found.variants):
-        return Section("Best evaluation", ["No run is finished."])
+        return [Section("Best evaluation", ["No run is finished."])]
     text = (
         "The highest evaluation of every finished run. It is chosen by its own episodes, so it is "
         "too high on average: compare methods by their scores after training."
     )
-    return Section("Best evaluation", [text, _by_domain(found, lambda r: r.best)])
+    return [Section("Best evaluation", [text, _by_domain(found, lambda r: r.best)])]
 
 
-def _learning(found: Comparison, drawn: dict[str, Drawing], published: bool) -> Section:
+def _learning(found: Comparison, drawn: dict[str, Drawing], published: bool) -> list[Section]:
+    if _evaluated_once(found) and not published:
+        return []
     drawn["curves"] = figures.curves(found, published)
     caption = (
         "Success during training: mean over the tasks that have results and over seeds, at the "
@@ -240,7 +248,7 @@ def _learning(found: Comparison, drawn: dict[str, Drawing], published: bool) -> 
         )
     if published:
         caption += " Dashed: published."
-    return Section("Learning curves", [_figure("curves", caption, drawn)])
+    return [Section("Learning curves", [_figure("curves", caption, drawn)])]
 
 
 def _regret(found: Comparison) -> list[Section]:

@@ -289,6 +289,14 @@ def test_a_partial_study_has_a_partial_report(tmp_path):
     assert (row["finished"], row["final"], row["best"], row["last"]) == ("False", "", "", "0.6")
 
 
+def test_runs_that_are_evaluated_once_have_no_curves(tmp_path):
+    runs = [make_run(tmp_path / f"{seed}", [0.5], seed=seed) for seed in range(2)]
+    text = report(tmp_path, runs)
+    assert "## Success after training" in text
+    assert "## Learning curves" not in text and "## Best evaluation" not in text
+    assert not (tmp_path / "report/curves.png").exists()
+
+
 def test_a_study_in_which_nothing_is_finished_has_curves(tmp_path):
     half = make_run(tmp_path / "run", [0.6], max_steps=2000)
     text = report(tmp_path, [half])
