@@ -245,7 +245,8 @@ def profiles(named: Sequence[tuple[Variant, estimates.Scores | None]]) -> Figure
             axes.step(thresholds, share, where="post", color=colour, ls=dashes, lw=1.6,
                       label=variant.label)  # fmt: skip
             axes.fill_between(thresholds, low, high, step="post", color=colour, alpha=0.15, lw=0)
-    axes.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="share of runs above τ")
+    axes.set(xlim=(0, 1), ylim=(0, 1.03))
+    axes.set_ylabel("share of runs above τ", fontsize=8, color=_INK)
     _name_x([axes], "success τ")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     _finish(axes, "y")
@@ -302,11 +303,14 @@ def _name_x(panels: Sequence[Axes], name: str) -> None:
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Name every line once, below the panels."""
+    """Name every line once, below the panels, for which the figure grows."""
     named: dict[str, Any] = {}
     for axes in panels:
         named |= dict(_labels(axes))
-    columns = max(1, min(len(named), int(figure.get_figwidth() / 1.5)))
+    inches = 0.6 + 0.065 * max(map(len, named), default=0)  # of an entry
+    columns = max(1, min(len(named), int(figure.get_figwidth() / inches)))
+    rows = -(-len(named) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(0, rows - 1))
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns,
                   fontsize=8, frameon=False)  # fmt: skip
 

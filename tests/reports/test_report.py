@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qam_lightning.reports.comparison import compare
-from qam_lightning.reports.figures import shown
+from qam_lightning.reports.figures import profiles, shown
 from qam_lightning.reports.report import FILES, write_report
 from qam_lightning.reports.results import read_result, read_results
 from qam_lightning.util.errors import UserError
@@ -221,6 +221,20 @@ def test_a_domain_without_a_finished_run_has_a_curve(tmp_path):
         [done],
         [begun],
     ]
+
+
+def test_a_legend_of_long_names_fits_its_figure(tmp_path):
+    runs = [
+        make_run(tmp_path / f"{n}", [0.5], method="qam_edit", model__edit_scale=n, model__tau=n)
+        for n in range(12)
+    ]
+    variants = compare(read_results(runs)[0]).variants
+    figure = profiles([(variant, [[0.5], [0.6]]) for variant in variants])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert len(legend.get_texts()) == 12
+    assert box.x0 >= 0 and box.x1 <= whole.x1 and box.height < whole.height / 2
 
 
 def test_settings_that_were_mixed_are_named(tmp_path):
