@@ -373,7 +373,7 @@ def test_a_dead_environment_is_replaced_in_an_evaluation(
     assert "ended unexpectedly with exit code 9" in lines[0]
     assert lines[-1] == "evaluation: runs its episodes again"
     rows, others = (read_csv(r / "metrics/eval.csv") for r in (run, made["whole"]))
-    assert [row["discarded"] for row in rows] == ["1.0", "0.0", "0.0"]
+    assert [float(row["discarded"]) for row in rows] == [1.0, 0.0, 0.0, 0.0]
     assert [row["return"] for row in rows] == [row["return"] for row in others]
 
 
