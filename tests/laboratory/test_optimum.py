@@ -31,7 +31,7 @@ def test_of_linear_values_the_minimiser_does_not_depend_on_the_action() -> None:
 
 
 def test_the_minimiser_nears_the_tilt_with_the_number_of_steps() -> None:
-    (ode, far), (finer, near) = (optimum.distances(GAUSSIAN, steps) for steps in (10, 40))
+    (ode, far), (finer, near) = (optimum.distances(GAUSSIAN, steps) for steps in (5, 20))
     assert finer < ode / 3 and near < far / 3
 
 
