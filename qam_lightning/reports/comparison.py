@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from qam_lightning.reports.published import title
@@ -96,6 +97,7 @@ def compare(results: Sequence[Result], axes: Sequence[str] | None = None) -> Com
         axes: the settings to tell variants apart by, as a study's keys; None finds them. Further
             ones are found if runs of equal method, task and seed are left.
     """
+    results = _with_clones_of_seeds(results)
     varying = _varying(results)
     chosen = varying
     if axes is not None:
@@ -136,13 +138,34 @@ def compare(results: Sequence[Result], axes: Sequence[str] | None = None) -> Com
     return Comparison(variants, chosen, tasks, lines)
 
 
-def _varying(results: Sequence[Result]) -> list[str]:
-    """Return the settings that differ between runs of one method, domain and task."""
+def _by_task(results: Sequence[Result]) -> list[list[Result]]:
+    """Return the runs of every method, domain and task."""
     groups: dict[tuple, list[Result]] = {}
     for result in results:
         groups.setdefault((result.method, result.domain, result.task), []).append(result)
+    return list(groups.values())
+
+
+def _with_clones_of_seeds(results: Sequence[Result]) -> list[Result]:
+    """Return results whose ``pretrained`` says ``${seed}`` where seeds have clones of their own."""
+    found: dict[int, Result] = {}
+    for runs in _by_task(results):
+        paths = [str(run.settings.get("pretrained")) for run in runs]
+        names = [
+            re.sub(rf"(?s)(.*)(?<!\d){run.seed}(?!\d)", r"\1${seed}", path)
+            for run, path in zip(runs, paths, strict=True)
+        ]
+        own = len(set(names)) < len(set(paths))
+        for run, name in zip(runs, names, strict=True):
+            settings = {**run.settings, "pretrained": name}
+            found[id(run)] = replace(run, settings=settings) if own else run
+    return [found[id(run)] for run in results]
+
+
+def _varying(results: Sequence[Result]) -> list[str]:
+    """Return the settings that differ between runs of one method, domain and task."""
     varying: dict[str, None] = {}  # in order, each once
-    for runs in groups.values():
+    for runs in _by_task(results):
         for key in dict.fromkeys(key for run in runs for key in run.settings):
             if has_effect(key) and len({_text(_value(run, key)) for run in runs}) > 1:
                 varying[key] = None
@@ -150,16 +173,9 @@ def _varying(results: Sequence[Result]) -> list[str]:
 
 
 def _value(result: Result, key: str) -> Any:
-    """Return a setting; where the run has none, its default today, and None without one.
-
-    A text that holds the run's seed, such as the path of a clone for every seed, is what its
-    configuration may have said.
-    """
+    """Return a setting; where the run has none, its default today, and None without one."""
     own = result.settings
-    value = own[key] if key in own else had(own).get(key)
-    if isinstance(value, str):
-        return re.sub(rf"(?s)(.*)(?<!\d){result.seed}(?!\d)", r"\1${seed}", value)
-    return value
+    return own[key] if key in own else had(own).get(key)
 
 
 def _settings(result: Result, axes: Sequence[str]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def make_run(
         max_steps: of the trainer, ``start`` if None.
         env_steps: online.steps, those evaluated if 0.
         versions: of the software; None leaves the checkpoint's JSON out.
-        **changes: settings, ``model__tau=3.0`` for model.tau.
+        **changes: settings, ``model__tau=3.0`` for model.tau, ``pretrained`` as it is.
     """
     start = every * len(offline) if start is None else start
     config: dict[str, Any] = {
@@ -62,9 +62,9 @@ def make_run(
         "online": {"steps": env_steps or every * len(online)},
     }
     for key, value in changes.items():
-        group, _, name = key.partition("__")
-        part = config[group]["init_args"] if group == "model" else config[group]
-        part[name] = value
+        group, _, name = key.rpartition("__")
+        part = config[group] if group else config
+        (part["init_args"] if group == "model" else part)[name] = value
     rows = [(every * n, 0, "offline", x) for n, x in enumerate(offline, 1)]
     rows += [(start + every * n, every * n, "online", x) for n, x in enumerate(online, 1)]
     (folder / "metrics").mkdir(parents=True)

@@ -199,7 +199,7 @@ def test_seeds_with_a_clone_of_their_own_are_one_variant(tmp_path):
                 [0.5],
                 seed=seed,
                 model__integrator=kind,
-                trainer__pretrained=f"runs/clones-10/seed{seed}",
+                pretrained=f"runs/clones-10/seed{seed}",
             )
             for kind in ("shifted_euler", "denoiser")
         ]
@@ -211,6 +211,17 @@ def test_seeds_with_a_clone_of_their_own_are_one_variant(tmp_path):
         labels = [variant.label for variant in found.variants]
         assert labels == ["QAM, integrator shifted_euler", "QAM, integrator denoiser"]
         assert [len(variant.results) for variant in found.variants] == [3, 3]
+
+
+def test_seeds_that_share_a_clone_are_one_variant(tmp_path):
+    """Also the seed whose number is in the clone's path."""
+    runs = [
+        make_run(tmp_path / f"{clone}{seed}", [0.5], seed=seed, pretrained=f"runs/bc-seed{clone}")
+        for clone in (0, 1)
+        for seed in range(3)
+    ]
+    found = compare(read_results(runs)[0])
+    assert [len(variant.results) for variant in found.variants] == [3, 3]
 
 
 def test_a_domain_without_a_finished_run_has_a_curve(tmp_path):
