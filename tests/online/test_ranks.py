@@ -40,7 +40,10 @@ def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     command = (*torchrun, "-m", "tests.online.ranks", str(data), str(folder))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=800)
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800
+    )
+    assert ended.returncode == 0, ended.stderr
     yield folder
 
 
