@@ -38,7 +38,7 @@ _FIELDS = ("field", "setting")
 """Functions that declare a field: ``field(0.5, ...)`` or ``field(default=0.5)``."""
 
 _SLOW = ("lightning", "torch")
-"""Packages that are imported when their modules are looked for; they hold no settings of ours."""
+"""Packages that hold no settings of ours and take long to read."""
 
 DERIVED = {
     "data": {"seed"},
@@ -202,7 +202,7 @@ def _fields(node: ast.ClassDef) -> Iterator[tuple[str, Setting]]:
 
 
 def _default(value: ast.expr | None) -> str | None:
-    if isinstance(value, ast.Call) and _text(value.func).endswith(_FIELDS):
+    if isinstance(value, ast.Call) and _text(value.func).rpartition(".")[2] in _FIELDS:
         named = {k.arg: k.value for k in value.keywords}
         value = value.args[0] if value.args else named.get("default")
     return _text(value) or None

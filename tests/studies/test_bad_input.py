@@ -197,9 +197,7 @@ def test_the_values_of_a_trial_are_found_by_any_spelling(
 @pytest.mark.parametrize(
     "content", [b"", b"[", b"- 1", b"model: 3", b"\xff", b"[" * 3000, b"model: {init_args: 3}"]
 )
-def test_a_damaged_trial_is_told(
-    content: bytes, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_trial_is_told(content: bytes, write: Write, tmp_path: Path) -> None:
     path = write(search={"trials": 1, "space": {"model.tau": [1, 3]}})
     config = tmp_path / "runs" / "trial-0001" / "config.yaml"
     config.parent.mkdir(parents=True)
