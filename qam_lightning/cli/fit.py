@@ -65,7 +65,7 @@ RUN: dict[str, tuple[Any, Any, str]] = {
     "method": (str, None, "The method; a file of configs/methods/."),
     "run_dir": (folder, None, "Folder of the run; nothing in it is overwritten."),
     "pretrained": (
-        str,
+        str | None,
         None,
         "Run folder, checkpoint, exported folder or hf://owner/name, e.g. of --method bc, whose "
         "cloned behaviour to start from.",

@@ -93,6 +93,15 @@ def test_every_seed_may_start_from_a_clone_of_its_own(
         planned(path)
 
 
+def test_runs_without_a_clone_stand_beside_those_with_one(
+    write: Write, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    clone = trained(write(settings={**tiny, "method": "bc"}, folder=str(tmp_path / "bc")))
+    path = write(settings=tiny, grid={"pretrained": [None, str(clone)]})
+    assert kinds(path) == ["new"] * 2
+    assert yaml.safe_load((trained(path) / "config.yaml").read_text())["pretrained"] is None
+
+
 def test_the_clones_of_all_new_runs_are_checked(
     write: Write, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
