@@ -1,16 +1,14 @@
-"""The README: its numbers, names and links; tests/docs/test_commands.py tests its commands."""
+"""The README: its names and links; tests/docs/test_commands.py tests its commands."""
 
 import re
 import tomllib
 from pathlib import Path
 
 from qam_lightning.data.generate import COLLECTABLE
-from qam_lightning.evaluation.statistics import over_seeds, wilson_interval
 from tests.methods.paper import TABLE_4
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -19,33 +17,6 @@ def tables(text: str) -> list[list[list[str]]]:
     return [
         [[c.strip() for c in row.split("|")[1:-1]] for row in t.splitlines()[2:]] for t in found
     ]
-
-
-def seeds(text: str) -> list[list[list[str]]]:
-    """The tables with a row per seed and one of their mean."""
-    return [table for table in tables(text) if table[-1][0].startswith("mean (")]
-
-
-def test_means_follow_from_the_seeds_and_say_what_their_bounds_are() -> None:
-    found = seeds(RESULTS)
-    assert found
-    for *rows, (name, *means) in found:
-        for column, mean in enumerate(means, start=1):
-            scores = [int(re.match(r"\d+", row[column])[0]) / 100 for row in rows]  # type: ignore[index]
-            estimate = over_seeds(scores)
-            assert (name, mean) == (f"mean ({estimate.bounds})", estimate.percent())
-
-
-def test_intervals_of_one_policy_are_wilsons() -> None:
-    checked = 0
-    for *rows, _ in seeds(RESULTS):
-        for cell in (cell for row in rows for cell in row[1:]):
-            if bounds := re.match(r"(\d+)% \((\d+)–(\d+)", cell):
-                rate, low, high = map(int, bounds.groups())
-                found = [wilson_interval(rate * n / 100, n) for n in (50, 100)]
-                assert (low, high) in [(round(100 * x.low), round(100 * x.high)) for x in found]
-                checked += 1
-    assert checked >= 6
 
 
 def test_every_kill_was_survived() -> None:

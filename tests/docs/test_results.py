@@ -12,8 +12,9 @@ from qam_lightning.reports.page import GENERATOR
 from qam_lightning.reports.published import title
 from qam_lightning.reports.report import check_output
 from qam_lightning.studies.study import STUDIES
-from tests.docs.pages import DOCS, ROOT
+from tests.docs.pages import DOCS, PAGES, README
 
+HEADING = "Success after training"
 REPORTS = sorted(path.parent for path in (DOCS / "reports").glob("*/report.md"))
 
 
@@ -62,22 +63,36 @@ def test_the_page_shows_what_the_runs_scored(folder: Path) -> None:
     for row in rows(folder / "runs.csv"):
         assert float(row["final"]) == float(last[row["folder"]]["success"])
         found[variant(row), row["domain"]].append(float(row["final"]))
-    shown = table((folder / "report.md").read_text("utf-8"), "Success after training")
+    shown = table((folder / "report.md").read_text("utf-8"), HEADING)
     assert len(shown) == len({name for name, _ in found})
     for (name, domain), scores in found.items():
         assert shown[name][domain] == percent(scores)
 
 
+def quotable(folder: Path) -> set[str]:
+    """The rows of a report's table as pages quote them: without the number of seeds."""
+    rows = table((folder / "report.md").read_text("utf-8"), HEADING)
+    return {
+        f"| {' | '.join([name, *(cell for c, cell in cells.items() if c != 'seeds')])} |"
+        for name, cells in rows.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("page", "study"),
     [
-        (ROOT / "README.md", "quickstart_seeds"),
+        (README, "quickstart_seeds"),
         (DOCS / "results.md", "quickstart_seeds"),
         (DOCS / "results.md", "comparison"),
     ],
 )
-def test_pages_quote_the_reports(page: Path, study: str) -> None:
-    report = (DOCS / "reports" / study / "report.md").read_text("utf-8")
-    for method, cells in table(report, "Success after training").items():
-        del cells["seeds"]
-        assert f"| {' | '.join([method, *cells.values()])} |" in page.read_text("utf-8")
+def test_pages_quote_reports_whole(page: Path, study: str) -> None:
+    assert quotable(DOCS / "reports" / study) <= set(page.read_text("utf-8").splitlines())
+
+
+def test_every_table_of_success_rates_is_a_reports() -> None:
+    rate = re.compile(r"\|\s*\d+% \(\d+–")
+    known = set().union(*map(quotable, REPORTS))
+    pages = [page for page in PAGES if DOCS / "reports" not in page.parents]
+    found = {line for p in pages for line in p.read_text("utf-8").splitlines() if rate.search(line)}
+    assert found and found <= known
