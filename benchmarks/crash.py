@@ -347,8 +347,9 @@ def compare(whole: Path, run: Path) -> list[str]:
     for name in ("last", "best"):
         one, two = (read_checkpoint(r / "checkpoints" / f"{name}.ckpt") for r in (whole, run))
         keys = (*STATE, "callbacks")
-        found += differences(*({k: c[k] for k in keys} for c in (one, two)), name)
-    if (whole / "checkpoints" / FILE).read_bytes() != (run / "checkpoints" / FILE).read_bytes():
+        found += differences(*({k: c.get(k) for k in keys} for c in (one, two)), name)
+    one, two = (r / "checkpoints" / FILE for r in (whole, run))
+    if one.exists() != two.exists() or one.exists() and one.read_bytes() != two.read_bytes():
         found.append(FILE)
     for name in ("train.csv", "eval.csv"):
         if table(whole / "metrics" / name) != table(run / "metrics" / name):

@@ -3,14 +3,16 @@
 python benchmarks/slurm_study.py              under the SLURM of this machine
 python benchmarks/slurm_study.py --start      under one that it starts for itself, see slurm.py
 
-Writes docs/slurm_study_table.md. After each check every run of the study must be finished exactly
-once, and bit-identical to one that nothing interrupted. Options for the cluster go into sbatch's
-variables, e.g. SBATCH_PARTITION. The working directory, where a folder is made for the runs, is
-shared by all nodes, which have no GPU to ask for.
+Writes docs/slurm_study_table.md, whole; after --only, nothing unless --output says where. After
+each check every run of the study must be finished exactly once, and bit-identical to one that
+nothing interrupted. Options for the cluster go into sbatch's variables, e.g. SBATCH_PARTITION. The
+working directory, where a folder is made for the runs, is shared by all nodes, which have no GPU to
+ask for.
 """
 
 import argparse
 import contextlib
+import csv
 import functools
 import os
 import pty
@@ -43,8 +45,8 @@ SETTINGS = SMALL | {
     "checkpoints.every_n_steps": 50,
     "evaluation.every_n_steps": 300,
 }
-SUBMIT = (sys.executable, "-m", "qam_lightning", "study", "run", "study.yaml")
-SUBMIT += ("--slurm", "slurm.yaml")
+QAM = (sys.executable, "-m", "qam_lightning")
+SUBMIT = (*QAM, "study", "run", "study.yaml", "--slurm", "slurm.yaml")
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 ABOUT = [
     "# Studies under SLURM",
@@ -53,17 +55,24 @@ ABOUT = [
     "[On a cluster](cluster.md) describes. `equal`: every run finished exactly once, and is",
     "bit-identical to one without SLURM and without interruption, in weights, targets,",
     "optimizer, metrics, random generators, replay, tables and best checkpoint.",
+    "The README's study is the one that ships, on five episodes of `cube-single`.",
 ]
 """The head of the table's page."""
 SUBMITTED: list[str] = []
 
 
 class Study:
-    """A study in a folder of its own, and its uninterrupted runs."""
+    """A study in a folder of its own, and its uninterrupted runs.
+
+    Attributes:
+        runs: the folder of its runs.
+        here: what ``study run`` said when it ran some of them without SLURM.
+    """
 
     def __init__(self, folder: Path, whole: Path, data: Path) -> None:
         """Make the folder."""
         self.path, self.whole, self.data = folder, whole, data
+        self.runs, self.here = folder / "runs/study", ""
         self.jobs: list[str] = []
         folder.mkdir()
 
@@ -116,11 +125,6 @@ class Study:
             found += [f"{job}_{n}" for n in range(int(size[1]) + 1)] if size else [job]
         return found
 
-    @property
-    def runs(self) -> Path:
-        """The folder of the runs."""
-        return self.path / "runs/study"
-
     def run(self, seed: int, group: str = "") -> Path:
         """A run's folder."""
         return self.runs / group / f"seed{seed}"
@@ -161,8 +165,9 @@ class Study:
     def equal(self, *runs: Path, whole: str = "") -> None:
         """Check that the runs and no others finished, each once, and as uninterrupted ones do."""
         names = {str(run.relative_to(self.runs)) for run in runs}
-        finished = Counter(re.findall(r"^(\S+): finished$", self.said, re.MULTILINE))
-        finished = Counter({name.removeprefix("good/"): n for name, n in finished.items()})
+        ends = re.findall(r"^(\S+): finished$", self.said, re.MULTILINE)
+        ends += re.findall(r"^\[\S+\] (\S+) finished$", self.here, re.MULTILINE)
+        finished = Counter(name.removeprefix("good/") for name in ends)
         expected = Counter({name.removeprefix("good/"): 1 for name in names})
         if finished != expected:
             raise Failed(f"finished: {dict(finished)}, expected {sorted(names)} once each")
@@ -216,6 +221,40 @@ def uninterrupted(at: Study) -> str:
     restarted(at.through(), 0)
     at.equal(at.run(0), at.run(1), at.run(2))
     return "an array of three jobs, no requeue"
+
+
+def smoke(at: Study) -> str:
+    """The README's study: Ctrl-C on this machine, then submitted, then reported."""
+    run, said, whole = (*QAM, "study", "run", "smoke"), at.path / "said", at.path / "whole"
+    data = ("--env=cube-single", "--episodes=5", f"--directory={whole}/datasets/quickstart")
+    command(*QAM, "generate", *data)
+    command(*run, cwd=whole)
+    (at.path / "datasets").symlink_to(whole / "datasets")
+    at.runs, at.whole = at.path / "runs/smoke", whole / "runs/smoke"
+    with said.open("w") as file:
+        here = subprocess.Popen(run, cwd=at.path, stdout=file, stderr=file, start_new_session=True)
+
+    def half_way() -> bool:
+        begun = list(at.runs.glob("*/checkpoints/last.ckpt"))
+        return here.poll() is not None or " finished\n" in _text(said) and len(begun) > 2
+
+    until(half_way, "a finished run, and the next one's first checkpoint")
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        os.killpg(here.pid, signal.SIGINT)
+    code, at.here = here.wait(), _text(said)
+    ends, stops = at.here.count(" finished\n"), at.here.count(" stopped: ")
+    if code != 130 or not stops:
+        raise Failed(f"ended with {code}: {at.here.splitlines()[-1:]}")
+    at.noted(command(*run, "--slurm", "--slurm.gpus=0", cwd=at.path))
+    restarted(at.through(), 0)
+    names = [f"{method}-seed{seed}" for method in ("fql", "qam") for seed in (0, 1)]
+    at.equal(*(at.runs / name for name in names))
+    command(*QAM, "study", "report", "smoke", cwd=at.path)
+    with (at.runs / "report/runs.csv").open() as file:
+        rows = sorted((Path(row["folder"]).name, row["finished"]) for row in csv.DictReader(file))
+    if rows != [(name, "True") for name in names]:
+        raise Failed(f"reported: {rows}")
+    return f"{ends} run(s) finished here, {stops} stopped; all four reported"
 
 
 def side_by_side(at: Study) -> str:
@@ -481,7 +520,7 @@ def preempted_with_grace(at: Study) -> str:
 Check = Callable[[Study], str]
 CHECKS: dict[str, Check] = {
     check.__name__: check
-    for check in (uninterrupted, side_by_side, extended, submitted_twice, terminal_closed)
+    for check in (uninterrupted, smoke, side_by_side, extended, submitted_twice, terminal_closed)
     + (run_killed, job_killed, requeued, array_requeued, signalled, time_up, cancelled)
     + (user_mistake, ranks, rank_killed, rank_mistake, refused)
 }
@@ -491,10 +530,9 @@ ALONE: dict[str, Check] = {c.__name__: c for c in (preempted_at_once, preempted_
 
 def whole_runs(folder: Path, data: Path) -> Path:
     """Do the runs in one go, without SLURM; returns their folder."""
-    plain = (sys.executable, "-m", "qam_lightning")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
     runs: dict[str, tuple[tuple[object, ...], dict[str, object]]] = {
-        f"seed{seed}": (plain, {"seed": seed}) for seed in range(4)
+        f"seed{seed}": (QAM, {"seed": seed}) for seed in range(4)
     }
     both = (*torchrun, "--nproc-per-node=2", ROOT / "train.py")
     runs["ranks"] = (both, {"seed": 0, "trainer.devices": 2})
@@ -526,7 +564,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--start", action="store_true", help="a SLURM of one node, as root")
     parser.add_argument("--only", nargs="+", choices=[*CHECKS, *ALONE], help="default: all")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the table")
+    where = "folder of the table; default: docs, or no table after --only"
+    parser.add_argument("--output", type=Path, help=where)
     options = parser.parse_args()
     paths = (Path(__file__).resolve().parent, ROOT)
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
@@ -548,8 +587,9 @@ def main() -> int:
             rows = list(pool.map(do, [name for name in wanted if name in CHECKS]))
         rows += [do(name) for name in wanted if name in ALONE]
         heads = "| what happened | what became of it | the runs |"
-        path = options.output / "slurm_study_table.md"
-        write(path, ABOUT, heads, rows, time.monotonic() - start)
+        if output := options.output or (None if options.only else Path("docs")):
+            path = output / "slurm_study_table.md"
+            write(path, ABOUT, heads, rows, time.monotonic() - start)
     return 0 if all(row[-1] != "**failed**" for row in rows) else 1
 
 

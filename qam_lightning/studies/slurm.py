@@ -435,7 +435,8 @@ def _submit_array(study: Study, shape: Shape, tasks: list[Task], options: SlurmO
         shutil.rmtree(folder, ignore_errors=True)
         why = _one_line(str(error))
         # This is all that SLURM says where there are no GPUs, or only GPUs with a type.
-        advice = "; gpus: 0 asks for none" if "generic resource" in why and shape.gpus else ""
+        asked = "generic resource" in why and shape.gpus
+        advice = "; --slurm.gpus 0 asks for none" if asked else ""
         raise UserError(f"SLURM refuses the job: {why}{advice}") from None
     return first.job_id.partition("_")[0]
 

@@ -6,6 +6,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import yaml
+
 PROJECT = {"id": "project", "name": "", "entity": {"id": "entity", "name": "me"}}
 
 COMMITTED = {
@@ -23,10 +25,14 @@ COMMITTED = {
 class WandbServer(ThreadingHTTPServer):
     """Knows the requests of a run: its start, its state before a resume, its rows, its files.
 
+    It also knows those of a sweep and its agents, which it tells what to try.
+
     Attributes:
         runs: id -> ``config`` (values), ``history`` (rows in order) and ``sent`` (all else that
             describes the run: ``project``, ``displayName``, ``groupName`` ...).
         artifacts: name -> ``type``, and ``files`` by path, of those that were committed.
+        sweeps: name -> the sweep's file.
+        choices: what agents of sweeps are to try, values by parameter; each is tried once.
         refusing: an HTTP status to answer everything with, 0 for none.
     """
 
@@ -37,6 +43,9 @@ class WandbServer(ThreadingHTTPServer):
         self.runs: dict[str, dict[str, Any]] = {}
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.uploads: dict[str, bytes] = {}
+        self.sweeps: dict[str, dict[str, Any]] = {}
+        self.choices: list[dict[str, Any]] = []
+        self.tried = 0
         self.refusing = 0
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -60,7 +69,36 @@ class WandbServer(ThreadingHTTPServer):
         if operation == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": self.url} for name in values["files"]]
             return {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}
-        return self.answer_artifact(operation, values)
+        return self.answer_sweep(operation, values) or self.answer_artifact(operation, values)
+
+    def answer_sweep(self, operation: str, values: dict[str, Any]) -> dict[str, Any]:
+        """What ``wandb sweep`` and ``wandb agent`` ask; runs are named trial0, trial1 ..."""
+        if operation == "UpsertSweep":
+            name = f"sweep{len(self.sweeps)}"
+            self.sweeps[name] = yaml.safe_load(values["config"])
+            made = {"name": name, "project": PROJECT | {"name": values["projectName"]}}
+            return {"upsertSweep": {"sweep": made, "configValidationWarnings": []}}
+        if operation == "SweepWithRuns":
+            text = yaml.safe_dump(self.sweeps[values["sweep"]])
+            return {"project": {"sweep": {"id": "s", "config": text, "runs": {"edges": []}}}}
+        if operation == "CreateAgent":
+            return {"createAgent": {"agent": {"id": values["sweep"]}}}
+        if operation == "Heartbeat":
+            commands: list[dict[str, Any]] = []
+            if not json.loads(values["runState"]):
+                commands = [self.next_trial(values["id"])]
+            return {"agentHeartbeat": {"agent": {"id": "a"}, "commands": json.dumps(commands)}}
+        return {}
+
+    def next_trial(self, sweep: str) -> dict[str, Any]:
+        """What an agent without a run is told to do."""
+        if len(self.choices) == self.tried:
+            return {"type": "exit"}
+        name, chosen = f"trial{self.tried}", self.choices[self.tried]
+        self.tried += 1
+        arguments = {key: {"value": value} for key, value in chosen.items()}
+        program = self.sweeps[sweep]["program"]
+        return {"type": "run", "run_id": name, "program": program, "args": arguments}
 
     def answer_artifact(self, operation: str, values: dict[str, Any]) -> dict[str, Any]:
         """What creating an artifact asks, in this order; its id is its name."""

@@ -357,7 +357,7 @@ def test_a_refused_job_leaves_nothing(
     sbatch = Path(shutil.which("sbatch") or "")
     said = "Invalid generic resource (gres) specification"
     sbatch.write_text(f'#!/bin/bash\necho "sbatch: error: {said}" >&2\nexit 1\n')
-    for gpus, advice in ((1, "; gpus: 0 asks for none"), (0, "")):
+    for gpus, advice in ((1, "; --slurm.gpus 0 asks for none"), (0, "")):
         with pytest.raises(UserError) as refused:
             submit(found, planned(found.runs[:1]), SlurmOptions(gpus=gpus))
         assert str(refused.value) == f"SLURM refuses the job: {said}{advice}"
