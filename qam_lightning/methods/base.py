@@ -261,7 +261,8 @@ class Method(Configurable):
 
     @property
     def cloned_flows(self) -> tuple[str, ...]:
-        """The flows that start from a pretrained clone, by name."""
+        """The flows that start from a pretrained clone, by name: ``behavior`` at the clone's own
+        weights, others at its average."""
         return ("behavior",)
 
     def make_critic(self) -> CriticEnsemble:
