@@ -24,7 +24,8 @@ def load_clone(method: Method, run: str | Path) -> None:
     """Start a method from the behaviour flow that another run has cloned.
 
     If the other run keeps no moving average of its flow, the average starts at the flow's
-    weights. A full velocity (``residual: false``) starts at the average. Training then continues to clone, unless ``freeze_behavior`` is set.
+    weights. A full velocity (``residual: false``) starts at the average. Training then continues to
+    clone, unless ``freeze_behavior`` is set.
 
     >>> method = QAM(data.spaces, tau=3.0, freeze_behavior=True)
     >>> load_clone(method, "runs/scene-task2-bc-seed0")

@@ -261,8 +261,7 @@ class Method(Configurable):
 
     @property
     def cloned_flows(self) -> tuple[str, ...]:
-        """The flows that start from a pretrained clone, by name: ``behavior`` at the clone's own
-        weights, others at its average."""
+        """The flows that start from a pretrained clone, by name; all but this from its average."""
         return ("behavior",)
 
     def make_critic(self) -> CriticEnsemble:
