@@ -24,7 +24,8 @@ def load_clone(method: Method, run: str | Path) -> None:
     """Start a method from the behaviour flow that another run has cloned.
 
     If the other run keeps no moving average of its flow, the average starts at the flow's
-    weights. Training then continues to clone, unless ``freeze_behavior`` is set.
+    weights. A full velocity (``residual: false``) starts at the average. Training then continues to
+    clone, unless ``freeze_behavior`` is set.
 
     >>> method = QAM(data.spaces, tau=3.0, freeze_behavior=True)
     >>> load_clone(method, "runs/scene-task2-bc-seed0")
@@ -47,8 +48,9 @@ def load_clone(method: Method, run: str | Path) -> None:
     path, checkpoint = _read(run)
     _check(checkpoint, method, path)
     flow = _part(checkpoint, "behavior")
-    parts = dict.fromkeys(method.cloned_flows, flow)
-    parts["behavior_ema"] = _part(checkpoint, "behavior_ema") or flow
+    average = _part(checkpoint, "behavior_ema") or flow
+    parts = dict.fromkeys(method.cloned_flows, average)
+    parts |= {"behavior": flow, "behavior_ema": average}
     modules = dict(method.named_children())
     parts = {name: tensors for name, tensors in parts.items() if name in modules}
     parts["obs_norm"] = _part(checkpoint, "obs_norm")

@@ -81,6 +81,8 @@ def experiment(options: argparse.Namespace) -> int:
     known = training.recipes()
     methods = chosen("--methods", options.methods, known)
     problems = chosen("--problems", options.problems, PROBLEMS)
+    for method in methods:
+        training.check(method, known[method], PROBLEMS[problems[0]], options.flow_steps)
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out}: is a file; name a folder")
     with writing(options.out):

@@ -23,6 +23,7 @@ from qam_lightning.methods.noise import NoiseSource
 from qam_lightning.nets.critic import TimeConditionedCritic
 from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.util.configs import METHODS
+from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.rng import Stream, torch_generator
 
 BATCH, LEARNING_RATE, EMA_RATE = 64, 5e-3, 0.02
@@ -196,6 +197,21 @@ def build(recipe: Recipe, values: Values, problem: Problem, flow_steps: int, see
         if "behavior_ema" in dict(method.named_children()):
             method.add_module("behavior_ema", ExactFlow(problem.behavior))
     return method
+
+
+def check(name: str, recipe: Recipe, problem: Problem, flow_steps: int) -> None:
+    """Check that a method can be built with so many flow steps, before any is trained.
+
+    Raises:
+        UserError: it cannot.
+    """
+    values = candidates(name, recipe, problem.tau, flow_steps)[0]
+    try:
+        build(recipe, values, problem, flow_steps, seed=0)
+    except ArgumentError as error:
+        if error.name != "flow_steps":
+            raise
+        raise UserError(f"--flow_steps {error.problem}, for --methods {name}") from None
 
 
 def fit(method: Method, problem: Problem, steps: int) -> None:

@@ -261,7 +261,7 @@ class Method(Configurable):
 
     @property
     def cloned_flows(self) -> tuple[str, ...]:
-        """The flows that start from a pretrained clone, by name."""
+        """The flows that start from a pretrained clone, by name; all but this from its average."""
         return ("behavior",)
 
     def make_critic(self) -> CriticEnsemble:

@@ -176,7 +176,7 @@ class QAM(FlowMethod):
 
     @property
     def cloned_flows(self) -> tuple[str, ...]:
-        """Both, where f_θ is the full velocity: it starts at the behaviour's."""
+        """Both, where f_θ is the full velocity: it starts at the EMA of f_β, where control is 0."""
         return ("behavior",) if self.residual else ("behavior", "fine_tuned")
 
     def velocity(self, behavior: Field, fine_tuned: Field) -> Field:

@@ -215,6 +215,23 @@ def test_a_mistake_is_answered_in_one_line(arguments, says, refused, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--method", "trqam", "--model.budget", "0"), "model.budget is 0.0, expected above 0"),
+        (("--model.grid_power", "0.5"), "model.grid_power is 0.5, expected at least 1 and at most"),
+        (
+            ("--model.integrator", "denoiser", "--model.flow_steps", "1"),
+            "model.flow_steps is 1, expected at least 2 with integrator denoiser",
+        ),
+    ],
+)
+def test_a_budget_or_a_scheme_out_of_range_is_answered_in_one_line(flags, says, refused, tmp_path):
+    folder = ("--run_dir", str(tmp_path / "run"))
+    assert says in refused(*SCENE, "--model.width", "8", *flags, *folder)
+    assert not (tmp_path / "run").exists()
+
+
 def test_small_parsers_answer_in_one_line_too(capsys):
     for words, says in (
         (("eval", "run", "--episo", "3"), "unrecognized arguments: --episo 3; see --help"),

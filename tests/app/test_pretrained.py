@@ -201,15 +201,27 @@ def test_a_source_without_an_average_gives_its_flow_for_both(
         assert equal({f"behavior.{n}": x for n, x in module.state_dict().items()}, flow)
 
 
+@pytest.mark.parametrize("source", ["bc", "fql"])
 @pytest.mark.parametrize("residual", [False, True])
-def test_a_full_velocity_starts_at_the_clone(
-    residual: bool, sources: Sources, build: Callable[..., Method]
+def test_a_full_velocity_starts_at_the_clones_average(
+    residual: bool, source: str, sources: Sources, build: Callable[..., Method]
 ) -> None:
     sizes = {"obs_dim": 3, "action_dim": 2, "horizon": 3, "width": 8, "depth": 1}
     method = make(QAM, build, **sizes, standardize=True, residual=residual)
-    load_clone(method, sources("bc"))
-    same = equal(method.fine_tuned.state_dict(), method.behavior.state_dict())
-    assert same == (not residual)
+    load_clone(method, sources(source))
+    fine_tuned, average = method.fine_tuned.state_dict(), method.behavior_ema.state_dict()
+    assert equal(fine_tuned, average) == (not residual)
+    assert equal(method.behavior.state_dict(), average) == (source == "fql")  # keeps no average
+
+
+def test_a_trust_regions_first_update_finds_no_divergence_from_the_clone(
+    tiny_data: Path, sources: Sources, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    flags = ("--method=trqam", "--log.every_n_steps=1")
+    assert main(started(tiny_data, run, sources("bc"), *flags)) == 0
+    first, second, *_ = (float(row["actor/kl"]) for row in table(run))
+    assert abs(first) < 1e-10 < 1e-6 < second
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The denoiser scheme and the samplers where everything is known: Gaussians, linear Q."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -29,23 +30,38 @@ def optimal_control(kind: Integrator, grid: TimeGrid, width: float) -> Tensor:
     return -0.5 * path.sigma**2 * adjoints[:, 0, 0]
 
 
-def errors(kind: Integrator, grid: TimeGrid, width: float, sampler: Sampler) -> list[float]:
-    """Return the errors of the SDE's end and the ODE's: mean in widths, variance relative."""
+def controlled(kind: Integrator, grid: TimeGrid, width: float) -> Field:
+    """Return the behaviour's field with the optimal control."""
     behavior, control = gaussian_field(MU, width**2), optimal_control(kind, grid, width)
     times = grid.times(control)
+    return lambda x, u: behavior(x, u) + control[(times - u).abs().argmin()]
 
-    def v(x: Tensor, u: Tensor) -> Tensor:
-        return behavior(x, u) + control[(times - u).abs().argmin()]
 
-    def sde(x_0: Tensor, z: Tensor) -> Tensor:
-        last = v if kind == "denoiser" else behavior
-        return scheme(kind, grid).simulate(v, last, x_0, z).end
+def error(end: Callable[[Tensor, Tensor], Tensor], draws: int, width: float) -> list[float]:
+    """Return the errors of where paths of so many draws end: mean in widths, variance relative."""
+    mean, variance = moments(end, draws)
+    return [(mean - MU - SHIFT) / width, variance / width**2 - 1.0]
 
-    found = []
-    for end in (sde, lambda x, z: integrate(v, x, grid.steps, sampler, grid.power)):
-        mean, variance = moments(end, grid.steps)
-        found += [(mean - MU - SHIFT) / width, variance / width**2 - 1.0]
-    return found
+
+def sde_error(kind: Integrator, grid: TimeGrid, width: float) -> list[float]:
+    v = controlled(kind, grid, width)
+    last = v if kind == "denoiser" else gaussian_field(MU, width**2)
+    return error(lambda x, z: scheme(kind, grid).simulate(v, last, x, z).end, grid.steps, width)
+
+
+def ode_error(kind: Integrator, grid: TimeGrid, width: float, sampler: Sampler) -> list[float]:
+    v = controlled(kind, grid, width)
+    return error(lambda x, z: integrate(v, x, grid.steps, sampler, grid.power), 1, width)
+
+
+def errors(kind: Integrator, grid: TimeGrid, width: float, sampler: Sampler) -> list[float]:
+    """Return the errors of the SDE's end and the ODE's: mean in widths, variance relative."""
+    return [*sde_error(kind, grid, width), *ode_error(kind, grid, width, sampler)]
+
+
+def order(coarse: float, fine: float) -> float:
+    """Return the order of convergence, from the errors at T and at 2 T steps."""
+    return math.log2(coarse / fine)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -79,20 +95,49 @@ def test_where_the_controlled_paths_end(
     assert errors(kind, grid, width, sampler) == pytest.approx(expected, abs=6e-4)
 
 
-@pytest.mark.parametrize(("width", "steps"), [(1.0, 20), (0.5, 20), (0.2, 40), (0.05, 80)])
-@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("ab2", 2), ("etd2", 2)])
-def test_orders_of_the_samplers(sampler: Sampler, order: int, width: float, steps: int) -> None:
+STEPS = {1.0: 20, 0.5: 20, 0.2: 40, 0.05: 80}
+"""T, by the behaviour's width, from which on an order shows."""
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("power", [1.0, 2.0])
+@pytest.mark.parametrize(("sampler", "expected"), [("euler", 1), ("ab2", 2), ("etd2", 2)])
+def test_orders_of_the_samplers(
+    sampler: Sampler, expected: int, power: float, width: float
+) -> None:
+    """On a uniform grid, the order of `etd2` shows later, and a logarithm stays."""
+    late = 4 if (sampler, power) == ("etd2", 1.0) and width < 0.5 else 1
     coarse, fine = (
-        errors("denoiser", TimeGrid(n, 2.0), width, sampler)[3] for n in (steps, 2 * steps)
+        ode_error("denoiser", TimeGrid(n * late * STEPS[width], power), width, sampler)[1]
+        for n in (1, 2)
     )
-    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25)
+    assert order(coarse, fine) == pytest.approx(expected, abs=0.3)
 
 
-@pytest.mark.parametrize(("width", "steps"), [(1.0, 20), (0.5, 20), (0.2, 40), (0.05, 80)])
-def test_the_process_is_of_second_order(width: float, steps: int) -> None:
-    coarse, fine = (errors("denoiser", TimeGrid(n, 2.0), width, "etd2") for n in (steps, 2 * steps))
-    assert math.log2(coarse[1] / fine[1]) == pytest.approx(2.0, abs=0.35)
+@pytest.mark.parametrize(
+    ("power", "width", "steps"),
+    [*((2.0, *x) for x in STEPS.items()), (1.0, 1.0, 20), (1.0, 0.5, 80), (1.0, 0.2, 160)],
+)
+def test_the_process_is_of_second_order(power: float, width: float, steps: int) -> None:
+    """On a uniform grid up to a logarithm, and only for T far above 1 / width."""
+    coarse, fine = (sde_error("denoiser", TimeGrid(n, power), width) for n in (steps, 2 * steps))
+    assert order(coarse[1], fine[1]) == pytest.approx(2.0, abs=0.4)
     assert abs(fine[0]) < 1e-3
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_papers_scheme_is_of_first_order(width: float) -> None:
+    """In the variance. The mean of a narrow behaviour is still far off there, that of D's not."""
+    grids = [TimeGrid(n * STEPS[width]) for n in (1, 2)]
+    coarse, fine = (sde_error("shifted_euler", grid, width) for grid in grids)
+    assert order(coarse[1], fine[1]) == pytest.approx(1.0, abs=0.25)
+    by_ode = [ode_error("shifted_euler", grid, width, "euler")[1] for grid in grids]
+    assert order(*by_ode) == pytest.approx(1.0, abs=0.25)
+    if width == 0.05:
+        assert coarse[0] > 0.8 and fine[0] > 0.8
+        assert abs(sde_error("denoiser", grids[0], width)[0]) < 1e-9
+    else:
+        assert order(coarse[0], fine[0]) == pytest.approx(1.0, abs=0.25)
 
 
 def test_samplers_agree_in_the_first_step_and_where_nothing_changes() -> None:
@@ -104,6 +149,18 @@ def test_samplers_agree_in_the_first_step_and_where_nothing_changes() -> None:
         torch.testing.assert_close(straight, x_0 + 1.0)
     point = integrate(lambda x, u: (0.4 - x) / (1.0 - u), x_0, 7, "etd2", 2.0)
     torch.testing.assert_close(point, torch.full_like(x_0, 0.4))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ab2", "etd2"])
+def test_a_sampler_evaluates_the_field_once_a_step(sampler: Sampler) -> None:
+    times = list[float]()
+
+    def noting(x: Tensor, u: Tensor) -> Tensor:
+        times.append(u.item())
+        return curved(x, u)
+
+    integrate(noting, torch.randn(5, 2).double(), 7, sampler, 2.0)
+    assert times == TimeGrid(7, 2.0).times(torch.zeros(0).double()).tolist()
 
 
 def test_a_first_field_of_its_own_starts_the_sampler_anew() -> None:

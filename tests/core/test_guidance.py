@@ -37,6 +37,30 @@ def test_guidance_by_a_quadratic_value_equals_a_loop() -> None:
         assert end == pytest.approx(a)
 
 
+def test_a_guided_flow_by_etd2_on_a_warped_grid_equals_a_loop() -> None:
+    """The denoised point's change is read from the first guided step on."""
+    steps, times = 6, [1 - (1 - i / 6) ** 2 for i in range(7)]
+    x_0 = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)).double()
+    grid = {"sampler": "etd2", "power": 2.0}
+    found = integrate_guided(behavior, quadratic_slope, x_0, steps, TAU, VARTHETA, **grid)
+    for start, end in zip(x_0.flatten().tolist(), found.flatten().tolist(), strict=True):
+        a, before = start, 0.0
+        for i in range(steps):
+            u, h = times[i], times[i + 1] - times[i]
+            velocity = math.cos(a) - u
+            if i > 0:
+                uphill = (1 - u) * TAU * -CURVATURE * (a - PEAK)
+                velocity += VARTHETA * (uphill + a) / u
+            denoised = a + (1 - u) * velocity
+            a += h * velocity
+            if i > 1:
+                r = (1 - times[i + 1]) / (1 - u)
+                curved = (1 - u) * (1 - r + (r * math.log(r) if r else 0))
+                a += curved * (denoised - before) / (u - times[i - 1])
+            before = denoised
+        assert end == pytest.approx(a)
+
+
 def test_the_first_step_is_not_guided() -> None:
     x_0, asked = torch.randn(5, 2), []
 

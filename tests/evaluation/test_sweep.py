@@ -386,9 +386,12 @@ def test_a_method_acts_by_the_settings_that_it_names(kind: type[Method], build: 
             setattr(method, name, trained + 1)
             assert np.allclose(act(method), before) == (name not in names), name
             setattr(method, name, trained)
-    if hasattr(method, "sampler"):
-        method.sampler = "etd2"
-        assert np.allclose(act(method), before) == ("sampler" not in names)
+    for name, other in {"sampler": "etd2", "grid_power": 2.0}.items():
+        if hasattr(method, name):
+            trained = getattr(method, name)
+            setattr(method, name, other)
+            assert np.allclose(act(method), before) == ("sampler" not in names), name
+            setattr(method, name, trained)
 
 
 def test_qam_fql_without_its_one_step_policy_follows_the_flow(build: Build) -> None:

@@ -61,7 +61,9 @@ def compare(method: Method, run: Callable[..., Any], tolerance: float) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
+DENOISER = {"integrator": "denoiser", "sampler": "etd2", "grid_power": 2.0, "flow_steps": 3}
 CASES = [(kind, changes) for kind in METHODS for changes in ({"best_of_n": 1}, {"depth": 3})]
+CASES += [(QAM, DENOISER)]
 
 
 @pytest.mark.slow

@@ -165,6 +165,30 @@ def test_mistakes_are_answered_in_one_line(
     assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("methods", "reason"),
+    [
+        (
+            ["qam", "qam_denoiser"],
+            "at least 2 with integrator denoiser, for --methods qam_denoiser",
+        ),
+        (["qam", "bam"], "at least 2 and at most 10000, for --methods bam"),
+    ],
+)
+def test_too_few_flow_steps_are_told_before_anything_is_trained(
+    methods: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(training, "best_of", None)
+    command = ["--out", str(tmp_path / "new"), "--flow_steps", "1", "--methods", *methods]
+    assert main(command) == 2
+    assert capsys.readouterr().err == f"error: --flow_steps is 1, expected {reason}\n"
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("flag", ["--steps", "--seeds", "--flow_steps"])
 def test_numbers_out_of_range_are_named(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -295,10 +319,10 @@ def test_qam_comes_near_the_tilt() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("problem", ["far", "narrow"])
-def test_the_denoiser_scheme_comes_near_the_tilt_in_few_steps(problem: str) -> None:
-    """Where the paper's scheme is not half as near."""
-    effort = training.Effort(steps=300, flow_steps=10, samples=2000)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_five_steps_come_near_the_tilt_in_the_denoiser_scheme(problem: str) -> None:
+    """At most half as far as in the paper's scheme, and as the behaviour is."""
+    effort = training.Effort(steps=500, flow_steps=5, samples=2000)
     known = PROBLEMS[problem]
     tau = {"tau": known.tau}
     target = training.tilt_sample(known, effort.samples)
@@ -307,7 +331,7 @@ def test_the_denoiser_scheme_comes_near_the_tilt_in_few_steps(problem: str) -> N
         for name in ("qam_denoiser", "qam")
     )
     behavior = report.behavior(problem, effort.samples).samples[0]
-    assert ours < sliced_wasserstein(behavior, target) / 4
+    assert ours < sliced_wasserstein(behavior, target) / 2
     assert ours < papers / 2
 
 

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from qam_lightning.core.adjoint import VJP
 from qam_lightning.data.batch import Batch
 from qam_lightning.methods.bam import BAM
 from qam_lightning.methods.base import Method
@@ -14,8 +16,10 @@ from qam_lightning.methods.noise import PolicyNoise
 from qam_lightning.methods.qam import QAM, QAMNoise
 from qam_lightning.methods.qam_edit import QAMEdit
 from qam_lightning.methods.qam_fql import QAMFQL
+from qam_lightning.methods.trqam import TRQAM
+from qam_lightning.nets.velocity_field import VelocityField
 from qam_lightning.util.errors import ArgumentError, UserError
-from tests.methods.test_every_method import EXAMPLE, Build, make, spread
+from tests.methods.test_every_method import EXAMPLE, Build, Rows, make, spread
 
 T, TAU = 4, EXAMPLE["tau"]
 H = 1 / T
@@ -170,6 +174,46 @@ def test_bam_in_the_denoiser_scheme(residual: bool, build: Build, batch: Batch) 
     losses, _ = method.losses(batch, noise)
     found = losses["actor/control_cost"] + losses["actor/value_loss"]
     compare(found, (cost - TAU * value).mean(), method.fine_tuned)
+
+
+@pytest.mark.parametrize("scheme", [{}, DENOISER], ids=["shifted_euler", "denoiser"])
+@pytest.mark.parametrize("kind", [QAM, BAM, TRQAM])
+def test_a_path_takes_t_evaluations_of_each_network(
+    kind: type[Method],
+    scheme: dict[str, Any],
+    residual: bool,
+    build: Build,
+    batch: Batch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In both schemes; the adjoint evaluates the behaviour T times more, for its products."""
+    method = make(kind, build, residual=residual, **scheme)
+    linearize, rows, products = VelocityField.linearize, Rows(), list[int]()
+
+    def noting(*arguments: Any) -> VJP:
+        vjp = linearize(*arguments)
+
+        def counted(i: int, g: Tensor) -> Tensor:
+            products.append(i)
+            return vjp(i, g)
+
+        return counted
+
+    monkeypatch.setattr(VelocityField, "linearize", noting)
+    noise = method.step_noise(len(batch.rewards)).actor
+    hook = register_module_forward_pre_hook(rows)
+    method.actor_losses(batch, noise)
+    hook.remove()
+
+    def evaluations(network: str) -> float:
+        weight = method.get_parameter(f"{network}.mlp.layers.1.weight")
+        return sum(map(len, rows.of[weight.data_ptr()])) / len(batch.rewards)
+
+    # BAM's last step is the behaviour's alone.
+    assert evaluations("fine_tuned") == (T - 1 if kind is BAM else T)
+    assert evaluations("behavior_ema") == (T if kind is BAM else 2 * T)
+    taken = [] if kind is BAM else list(range(T))[::-1]
+    assert products == (taken if scheme == {} else taken[:-1])  # none at u = 0
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from qam_lightning.checkpoints import read_checkpoint
 from qam_lightning.cli import main
 from qam_lightning.cli.trainer import Trainer
 from qam_lightning.methods.base import Method
+from qam_lightning.methods.trqam import TRQAM
 from tests.app.test_training import assert_same
 from tests.online import test_online as online
 from tests.online.conftest import build
-from tests.online.ranks import ALONE, CLIP, CUTS, METHODS, ONLINE, STEPS, fit
+from tests.online.ranks import ALONE, CLIP, CUTS, METHODS, ONLINE, OWN, STEPS, fit
 from tests.online.test_collector import repeats
 from tests.online.test_online import STATE, assert_same_runs, last, rows_of, table
 
@@ -66,7 +67,7 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda m: m.__name__)
 def test_two_ranks_train_and_score_as_one(kind: type[Method], two: Path, data: Path) -> None:
-    alone = fit(kind, data, 1)
+    alone = fit(kind, data, 1, **OWN.get(kind.__name__, {}))
     first, second = (torch.load(two / f"{kind.__name__}-{rank}.pt") for rank in (0, 1))
     assert_same(first["weights"], second["weights"])
     assert apart(alone["weights"], first["weights"]) < TOLERANCE
@@ -81,6 +82,9 @@ def test_two_ranks_train_and_score_as_one(kind: type[Method], two: Path, data: P
     # Before the first step the policies are equal to the bit, and so are the scores.
     assert first["scores"][0] == second["scores"][0] == alone["scores"][0]
     assert len(alone["scores"]) == 2
+    if kind is TRQAM:  # neither the mean of the divergence nor the multiplier is at a bound
+        assert 0.1 < alone["weights"]["kl_mean"] < 2.0
+        assert 0.5 < alone["weights"]["multiplier"] < 2.5
 
 
 @pytest.mark.parametrize("name", ALONE)
