@@ -27,7 +27,7 @@ from qam_lightning.data.checksums import check_sum, record, recorded
 from qam_lightning.data.layout import Layout
 from qam_lightning.data.npz import check_npz
 from qam_lightning.data.source import COLLECTABLE, Source, unwritable
-from qam_lightning.util.errors import UserError, reason_of, shown
+from qam_lightning.util.errors import UserError, explaining, reason_of, shown
 from qam_lightning.util.files import locked, sha256
 from qam_lightning.util.hub import address
 
@@ -118,7 +118,7 @@ def _get(url: str, folder: str, path: Path, layout: Layout) -> None:
             check_sum(digest := sha256(found), path)
         except UserError as error:
             _remove(partial)  # resuming could never mend a complete file
-            raise UserError(f"{url}/{name} is not usable: {error}") from None
+            raise UserError(f"{path.name} from {url} is not usable: {error}") from None
         record(path, digest)
         found.replace(path)
     finally:
@@ -132,10 +132,12 @@ def _arrived(url: str, name: str, partial: Path) -> Path:
         if where := address(url, "datasets"):
             return hub.download(where, name, partial)
         with partial.open("ab") as file:
-            _transfer(f"{url}/{name}", file, name.rpartition("/")[2])
+            if folder := _folder(url):
+                found = hub.find(_listing(folder), "", name)
+                _transfer((folder / found).as_uri(), file, name.rpartition("/")[2])
+            else:
+                _transfer_either(url, name, file)
         return partial
-    except urllib.error.HTTPError as error:
-        problem = reason_of(f"HTTP {error.code} {error.reason}")
     except UserError as error:
         problem = str(error)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -145,11 +147,39 @@ def _arrived(url: str, name: str, partial: Path) -> Path:
     raise UserError(f"cannot download {url}/{name}: {problem}")
 
 
+def _folder(url: str) -> Path | None:
+    """Return the folder that a ``file://`` URL names; None if it is another URL."""
+    path = url.removeprefix("file://").removeprefix("localhost")
+    is_here = url.startswith("file://") and path.startswith("/")
+    return Path(urllib.request.url2pathname(path)) if is_here else None
+
+
+def _listing(folder: Path) -> list[str]:
+    """Return the files in a folder, and the npz files in its subfolders."""
+    files: list[str] = []
+    with explaining("the folder cannot be read"):
+        for entry in folder.iterdir():
+            found = [entry] if entry.is_file() else entry.glob("*.npz")
+            files += [file.relative_to(folder).as_posix() for file in found]
+    return files
+
+
 def _remove(partial: Path) -> None:
     if partial.is_dir():
         shutil.rmtree(partial)
     else:
         partial.unlink()
+
+
+def _transfer_either(url: str, name: str, file: IO[bytes]) -> None:
+    """Append the rest of the file, which the host has in OGBench's folder or without it."""
+    bare, problems = name.rpartition("/")[2], []
+    for given in dict.fromkeys([name, bare]):
+        try:
+            return _transfer(f"{url}/{given}", file, bare)
+        except urllib.error.HTTPError as error:
+            problems.append(reason_of(f"HTTP {error.code} {error.reason}"))
+    raise UserError(f", nor {url}/{bare}: ".join(problems))
 
 
 def _transfer(url: str, file: IO[bytes], name: str) -> None:

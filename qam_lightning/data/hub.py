@@ -41,10 +41,10 @@ def download(where: Address, wanted: str, place: Path) -> Path:
 
 
 def find(files: list[str], folder: str, wanted: str) -> str:
-    """Return the file of a repository that is the wanted one.
+    """Return the file of a place that is the wanted one.
 
     Args:
-        files: All files with their folders.
+        files: All files there with their folders.
         folder: Only files in this folder count; all if empty.
         wanted: The name, perhaps with the folder in which OGBench's host has it. In another folder,
             a file of that name is taken if it is the only one.

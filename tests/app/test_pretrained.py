@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -24,9 +25,12 @@ from tests.methods.test_every_method import METHODS, make
 from tests.online.conftest import ENV
 from tests.online.conftest import build as small_run
 from tests.online.test_online import assert_same_runs, kill_at, last, table
+from tests.online.tiny import Tiny
 
 CLONE = ("behavior.", "behavior_ema.", "obs_norm.")
 OFFLINE = {"online__steps": 0}
+OTHER = "tests.app.test_pretrained:Other-v0"
+gymnasium.register("Other-v0", Tiny, max_episode_steps=5)  # of the same sizes
 
 Sources = Callable[[str], Path]
 
@@ -238,6 +242,7 @@ def test_a_trust_regions_first_update_finds_no_divergence_from_the_clone(
         (["--data.horizon=2"], "its clone has horizon 3, but QAM has horizon 2"),
         (["--model.standardize=false"], "its clone has standardize True, but QAM has standardize"),
         (["--data.fraction=0.5"], "data.fraction is 0.5, but the clone in"),
+        ([f"--data.env={OTHER}"], f"data.env is {OTHER}, but the clone in"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_nothing_begins(
@@ -287,6 +292,17 @@ def test_freezing_needs_a_clone(
     frozen = small_run(tiny_data, run, *flags, "--model.freeze_behavior=true", **OFFLINE)
     assert f"model.freeze_behavior {said}" in refused(*frozen)
     assert not run.exists()
+
+
+def test_data_of_equal_sizes_are_told_apart(
+    tiny_data: Path, sources: Sources, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    other, run = tmp_path / "other.npz", tmp_path / "run"
+    with np.load(tiny_data) as arrays:
+        np.savez(other, **{**arrays, "actions": -arrays["actions"]})
+    line = refused(*started(other, run, sources("bc"), "--model.tau=1"))
+    assert "data.fingerprint is " in line and "but the clone in" in line
+    assert not (run / "checkpoints").exists()
 
 
 @pytest.mark.filterwarnings("ignore")

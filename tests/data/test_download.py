@@ -375,7 +375,7 @@ def test_the_mirror_that_answered_is_asked_first_for_the_next_file(
 ):
     server.contents, mirror.contents = {}, sharded(contents, monkeypatch)
     fetch([server.url, mirror.url], tmp_path, "puzzle-4x4", "play-100m")
-    assert len(server.requests) == 2  # one for the training files, one for the validation files
+    assert len(server.requests) == 4  # a training and a validation file, under two names each
 
 
 def test_where_all_mirrors_fail_the_error_names_each(server, contents, tmp_path):
@@ -387,7 +387,7 @@ def test_where_all_mirrors_fail_the_error_names_each(server, contents, tmp_path)
     train = TRAIN.removeprefix("/sets/")
     assert "\n" not in message
     assert parts[0].startswith(f"cannot download {NOWHERE.url}/{train}: ")
-    assert f"{server.url}/{train} is not usable: " in parts[1] and "not an npz" in parts[1]
+    assert f"{train} from {server.url} is not usable: " in parts[1] and "not an npz" in parts[1]
     assert f"cannot download {server.url}/old/{train}: HTTP 404 Not Found" in parts
     assert parts[-1].startswith("choose another base_url")
 
@@ -463,10 +463,13 @@ def test_a_file_that_changed_after_its_download_is_found(server, tmp_path):
 # -- sets of shards --------------------------------------------------------------------------------
 
 
-def sharded(contents, monkeypatch, count=4):
+SHARD = "puzzle-4x4-play-v0-000.npz"
+
+
+def sharded(contents, monkeypatch, count=4, env="puzzle-4x4"):
     monkeypatch.setattr(source, "SHARDS", count)
-    names = [f"puzzle-4x4-play-v0-{i:03d}{tail}.npz" for tail in ("", "-val") for i in range(count)]
-    return {f"/sets/puzzle-4x4-play-100m-v0/{name}": contents[TRAIN] for name in names}
+    names = [f"{env}-play-v0-{i:03d}{tail}.npz" for tail in ("", "-val") for i in range(count)]
+    return {f"/sets/{env}-play-100m-v0/{name}": contents[TRAIN] for name in names}
 
 
 def test_a_folder_of_shards_is_downloaded_through_interruptions(
@@ -481,19 +484,73 @@ def test_a_folder_of_shards_is_downloaded_through_interruptions(
     assert len(server.requests) == 8 + 5
 
 
+@pytest.mark.parametrize("env", ["puzzle-4x4", "cube-triple"])
 def test_the_first_shards_are_a_dataset_which_shares_the_files(
-    server, contents, tmp_path, monkeypatch
+    server, contents, tmp_path, monkeypatch, env
 ):
-    server.contents = sharded(contents, monkeypatch)
+    server.contents = sharded(contents, monkeypatch, env=env)
     monkeypatch.setattr(source, "SUBSET", 2)
-    few = fetch(server, tmp_path, "puzzle-4x4", "play-10m")
-    assert [path.name[-7:-4] for path in few[:2]] == ["000", "001"]
+    few = fetch(server, tmp_path, env, "play-10m")
+    assert [path.name for path in few[:2]] == [f"{env}-play-v0-00{i}.npz" for i in range(2)]
     server.requests.clear()
-    many = fetch(server, tmp_path, "puzzle-4x4", "play-100m")
+    many = fetch(server, tmp_path, env, "play-100m")
     assert set(few) < set(many) and len(server.requests) == 4
-    stores = [source.official("puzzle-4x4", f"play-{n}", str(tmp_path)).store.name
-              for n in ("10m", "100m")]  # fmt: skip
-    assert stores == ["puzzle-4x4-play-10m-v0.store", "puzzle-4x4-play-100m-v0.store"]
+    stores = [source.official(env, f"play-{n}", str(tmp_path)).store.name for n in ("10m", "100m")]
+    assert stores == [f"{env}-play-10m-v0.store", f"{env}-play-100m-v0.store"]
+
+
+def test_a_host_may_have_the_shards_without_their_folder(server, contents, tmp_path, monkeypatch):
+    for path, content in sharded(contents, monkeypatch, 2).items():
+        server.contents[path.replace("puzzle-4x4-play-100m-v0/", "")] = content
+    server.drops = 1
+    paths = fetch(server, tmp_path, "puzzle-4x4", "play-100m")
+    assert {path.parent for path in paths} == {tmp_path / "puzzle-4x4-play-100m-v0"}
+    assert all(path.read_bytes() == contents[TRAIN] for path in paths)
+    asked = [path.removeprefix("/sets/") for path, _ in server.requests[:2]]
+    assert asked == [f"puzzle-4x4-play-100m-v0/{SHARD}", SHARD]
+    assert server.requests[2][1] == f"bytes={len(contents[TRAIN]) // 2}-"
+
+
+@pytest.mark.parametrize("inside", ["", "puzzle-4x4-play-100m-v0", "100 million, #1"])
+def test_a_folder_may_have_the_shards_in_any_subfolder(contents, tmp_path, monkeypatch, inside):
+    mirror = tmp_path / "a mirror"
+    for path, content in sharded(contents, monkeypatch, 2).items():
+        target = mirror / inside / Path(path).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    paths = fetch(f"file://{mirror}", tmp_path / "data", "puzzle-4x4", "play-100m")
+    assert all(path.read_bytes() == contents[TRAIN] for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("", f"found a/{SHARD}, b/{SHARD}, expected one {SHARD}; add the right folder to the URL"),
+        ("/a/..", f"found a/{SHARD}, b/{SHARD}, expected one {SHARD}; add the right folder"),
+        ("/c", f"found puzzle-4x4-play-v0-001.npz, expected one {SHARD}; choose another base_url"),
+        ("/d", "the folder cannot be read: [Errno 2] No such file or directory: "),
+        ("/README.md", "the folder cannot be read: [Errno 20] Not a directory: "),
+    ],
+)
+def test_a_folder_without_the_file_is_refused_with_what_it_holds(tmp_path, place, told):
+    mirror = tmp_path / "mirror"
+    for path in (f"a/{SHARD}", f"b/{SHARD}", f"c/{SHARD.replace('000', '001')}", "README.md"):
+        (mirror / path).parent.mkdir(parents=True, exist_ok=True)
+        (mirror / path).write_bytes(b"")
+    url = f"file://{mirror}{place}"
+    with pytest.raises(UserError) as caught:
+        fetch(url, tmp_path / "data", "puzzle-4x4", "play-100m")
+    expected = f"cannot download {url}/puzzle-4x4-play-100m-v0/{SHARD}: {told}"
+    assert str(caught.value).startswith(expected)
+    assert not list((tmp_path / "data").rglob("*.*"))
+
+
+def test_a_host_without_the_file_is_told_under_both_names(server, tmp_path):
+    with pytest.raises(UserError) as caught:
+        fetch(server, tmp_path, "puzzle-4x4", "play-100m")
+    told = f"{server.url}/puzzle-4x4-play-100m-v0/{SHARD}: HTTP 404 Not Found, nor"
+    expected = f"cannot download {told} {server.url}/{SHARD}: HTTP 404 Not Found; choose another"
+    assert str(caught.value).startswith(expected)
 
 
 def test_a_missing_shard_is_explained_and_the_next_run_fetches_only_the_rest(

@@ -54,16 +54,24 @@ def test_a_revision_is_asked_for(server, tmp_path):
     assert all("/v1.0" in path for path in paths)
 
 
-@pytest.mark.parametrize("folder", ["", "puzzle-4x4-play-100m-v0/", "large/puzzle/100m/"])
+@pytest.mark.parametrize(
+    ("env", "dataset", "folder"),
+    [
+        ("puzzle-4x4", "play", ""),
+        ("puzzle-4x4", "play", "puzzle-4x4-play-100m-v0/"),
+        ("cube-triple", "play", "large/cube/100m/"),
+        ("antmaze-giant", "navigate", ""),
+    ],
+)
 def test_shards_are_found_in_another_structure_of_folders(
-    server, contents, tmp_path, monkeypatch, folder
+    server, contents, tmp_path, monkeypatch, env, dataset, folder
 ):
     monkeypatch.setattr(source, "SUBSET", 2)
-    names = [f"{folder}puzzle-4x4-play-v0-{i:03d}.npz" for i in range(4)]
+    names = [f"{folder}{env}-{dataset}-v0-{i:03d}.npz" for i in range(4)]
     hold(server, dict.fromkeys(["README.md", *names], contents))
-    paths = fetch("hf://me/sets", tmp_path, "puzzle-4x4", "play-10m")
+    paths = fetch("hf://me/sets", tmp_path, env, f"{dataset}-10m")
     assert [path.read_bytes() for path in paths] == [contents] * 2
-    assert {path.parent.name for path in paths} == {"puzzle-4x4-play-100m-v0"}
+    assert {path.parent.name for path in paths} == {f"{env}-{dataset}-100m-v0"}
 
 
 FILES = ["a/x.npz", "b/x.npz", "b/y.npz", "set/z.npz", "z.npz", "README.md"]
@@ -109,7 +117,7 @@ def test_a_repository_without_the_dataset_is_refused_in_one_line(server, content
 
 def test_a_repository_with_other_contents_is_refused_and_not_kept(server, tmp_path):
     hold(server, {TRAIN: b"<html>moved</html>"})
-    with pytest.raises(UserError, match=f"^hf://me/sets/{TRAIN} is not usable: .*not an npz"):
+    with pytest.raises(UserError, match=f"^{TRAIN} from hf://me/sets is not usable: .*not an npz"):
         fetch("hf://me/sets", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,12 +1,18 @@
 """D4RL's datasets of Minari's, whose observations are dictionaries, made here in their format."""
 
+import shlex
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict
 
+from qam_lightning.cli import main
 from qam_lightning.data.datamodule import ChunkDataModule
 from qam_lightning.util.errors import UserError
+from tests.app.conftest import read_csv
+from tests.data.test_guide import SMALL, blocks
 
 minari = pytest.importorskip("minari")
 h5py = pytest.importorskip("h5py")
@@ -152,6 +158,21 @@ def test_a_damaged_dataset_is_told_in_one_line(folder, damage, told):
     assert told in message and "\n" not in message
     assert message.endswith("is damaged, delete it, and it is downloaded again")
     assert [path.name for path in folder.iterdir()] == ["minari"]
+
+
+@pytest.mark.filterwarnings("ignore:.*is set to None")
+def test_the_example_of_d4rl_works(folder, monkeypatch, capsys):
+    """The guide's last command, here with the environment `Robot` in place of D4RL's maze."""
+    monkeypatch.chdir(folder)
+    save("D4RL/pointmaze/umaze-v2", MAZE, [play(MAZE, seed, 7)[0] for seed in range(3)])
+    Path("pendulum.yaml").write_text(blocks("yaml")[0])
+    command = blocks("bash", "Minari and D4RL")[-1]
+    assert "minari:D4RL/pointmaze/umaze-v2" in command
+    arguments = shlex.split(command)[2:]
+    assert main([*arguments, *SMALL, "--data.env=Maze-v0", f"--data.directory={folder}"]) == 0
+    rows = read_csv(Path("runs/pointmaze/metrics/train.csv"))
+    assert [row["gradient_step"] for row in rows] == ["1", "2"]
+    assert len(read_csv(Path("runs/pointmaze/metrics/eval.csv"))) == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*is set to None")
