@@ -1,5 +1,6 @@
 """What a study has to do: every configuration is built, and compared with the folders' runs."""
 
+import hashlib
 import json
 import os
 import re
@@ -78,6 +79,7 @@ def plan(
 
     Raises:
         Refused: some cannot be started.
+        UserError: two runs of a group are one.
     """
     builds: dict[str, _Built | UserError] = {}
     planned: list[Planned] = []
@@ -100,7 +102,26 @@ def plan(
     if problems:
         broken = f"{len(study.runs) - len(planned)} of {len(study.runs)}"
         raise Refused(f"{study.path}: {broken} runs cannot be started; nothing was", problems)
+    if study.search is None:  # one may try a combination again
+        _check_different(planned, study.path)
     return planned
+
+
+def _check_different(planned: Iterable[Planned], path: Path) -> None:
+    """Refuse two runs of a group that are one in their configurations, as qam-edit is qam_edit.
+
+    Groups may share a run: the default is in each of several curves.
+    """
+    seen: dict[tuple[str, bytes], Run] = {}
+    for item in planned:
+        settings = {k: v for k, v in item.settings.items() if k not in ("run_dir", "log")}
+        content = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        key = item.run.group, content.digest()
+        if (other := seen.setdefault(key, item.run)) is not item.run:
+            raise UserError(
+                f"{path}: {other.run_dir} and {item.run.run_dir} would hold the same run; write "
+                "every value once"
+            )
 
 
 def _is_checked_later(key: str, value: Any) -> bool:

@@ -50,8 +50,11 @@ MOST_RUNS = 100_000
 _PARTS = ("settings", "grid", "list", "exclude")
 _KEYS = ("name", "folder", *_PARTS, "groups", "search")
 _NAME = re.compile(r"[\w-]{1,60}")  # up to 240 bytes; most file systems take 255
+_RANGE = re.compile(r"\d{1,9}-\d{1,9}")
+_NUMBERS = re.compile(r"\d{1,9}(-\d{1,9})?(\s*,\s*\d{1,9}(-\d{1,9})?)*")
 _NAMES = "up to 60 letters, digits, _ and -"
 _LONGEST = 150  # bytes of the name of a run's folder
+_LONGEST_TAG = 64
 _REFUSED = {
     "run_dir": "the study names the folders of its runs; `folder` is the one that holds them",
     "ckpt_path": "runs go on from their last checkpoint by themselves",
@@ -224,10 +227,17 @@ def _part(content: Mapping[str, Any], path: Path, prefix: str) -> _Part:
         found = content.get(key, [])
         if not isinstance(found, list) or key in content and not found:
             raise UserError(f"{path}: {prefix}{key} is {shown(found)}, expected a list of settings")
+        if {} in found:
+            raise UserError(f"{path}: an entry of {prefix}{key} is empty; fill or remove it")
         return [_settings(entry, path, f"{prefix}{key}") for entry in found]
 
+    if content.get("grid") == {}:
+        raise UserError(f"{path}: {prefix}grid is empty; list values in it, or remove it")
     grid = _settings(content.get("grid", {}), path, f"{prefix}grid")
-    excluded = [{key: _values(x) for key, x in entry.items()} for entry in entries("exclude")]
+    excluded = [
+        {key: _values(key, x, path, f"{prefix}exclude") for key, x in entry.items()}
+        for entry in entries("exclude")
+    ]
     part = _Part(
         _settings(content.get("settings", {}), path, f"{prefix}settings"),
         {key: _axis(key, value, path, f"{prefix}grid") for key, value in grid.items()},
@@ -268,16 +278,31 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def _values(value: Any) -> list[Any]:
+def _values(key: str, value: Any, path: Path, where: str) -> list[Any]:
     """Return the values that an axis or an exclusion lists; ``0-4`` are five."""
-    if isinstance(value, str) and (bounds := re.fullmatch(r"(\d{1,9})-(\d{1,9})", value)):
-        first, last = map(int, bounds.groups())
-        return list(range(first, min(last, first + MOST_RUNS) + 1))
-    return value if isinstance(value, list) else [value]
+    if isinstance(value, str) and _RANGE.fullmatch(value):
+        return list(itertools.islice(_numbers(value), MOST_RUNS + 1))
+    values = value if isinstance(value, list) else [value]
+    if canonical(key) in ("seed", "data.task"):  # elsewhere, 0-4 in a list is a text
+        numbers = [str(x) for x in values if _NUMBERS.fullmatch(str(x))]
+        for text in numbers:
+            if not text.isdigit():
+                found = list(itertools.islice(_numbers(",".join(numbers)), 100))
+                raise UserError(
+                    f"{path}: {where}.{key} has '{shown(text)}'; list its numbers: {shown(found)}"
+                )
+    return values
+
+
+def _numbers(text: str) -> Iterator[int]:
+    """Yield the numbers of ``0-2, 5``."""
+    for word in text.split(","):
+        first, _, last = word.partition("-")
+        yield from range(int(first), int(last or first) + 1)
 
 
 def _axis(key: str, value: Any, path: Path, where: str) -> list[Any]:
-    values = _values(value)
+    values = _values(key, value, path, where)
     if not values:
         raise UserError(f"{path}: {where}.{key} has no values; list some, or remove it")
     return values
@@ -402,10 +427,17 @@ def _run(
     study: Study, group: str, name: str, axes: dict[str, Any], settings: dict[str, Any]
 ) -> Run:
     run = Run(group, axes, settings, study.folder / group / name, [])
-    # What trackers call it; what the study or WANDB_* says has the last word.
-    labels = {"log.group": study.name, "log.name": run.name}
+    # What trackers call it. A flag overrides WANDB_*; the study's own settings have the last word.
+    labels = {"log.group": study.name, "log.name": run.name, "log.tags": _tags(run, study)}
     flags = _arguments({**labels, **settings}, study.path)
     return run._replace(arguments=[*flags, f"--run_dir={run.run_dir}"])
+
+
+def _tags(run: Run, study: Study) -> list[str]:
+    """Return the names of a run's study, group and method; without those that it lacks."""
+    method = run.settings.get("method")
+    tags = (study.name, run.group, method.replace("-", "_") if isinstance(method, str) else "")
+    return list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags if tag))
 
 
 def _check_exclusions(parts: Mapping[str, _Part], path: Path) -> None:
@@ -452,7 +484,8 @@ def _written(value: Any) -> str:
         return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    # To YAML, an escape of JSON's may be half a character.
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _arguments(settings: Mapping[str, Any], path: Path) -> list[str]:

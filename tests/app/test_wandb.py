@@ -19,6 +19,7 @@ from qam_lightning.callbacks.metrics import MetricsLogger
 from qam_lightning.cli import main
 from qam_lightning.loggers import WandbLogger
 from qam_lightning.loggers.wandb import _logged_in, upload_report
+from qam_lightning.studies.study import read_study
 from qam_lightning.util.errors import UserError
 from tests.app.wandb_server import WandbServer
 
@@ -328,6 +329,33 @@ def test_a_report_is_uploaded_as_an_artifact(
     files = {"index.html": b"<p>of a study", "figures/success.png": b"a picture"}
     assert server.artifacts == {"my-study": {"type": "report", "files": files}}
     assert sorted(path.name for path in report.iterdir()) == ["figures", "index.html"]
+
+
+def test_a_study_labels_its_runs_and_uploads_its_report(
+    small_run: Callable[..., list[str]],
+    server: WandbServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log_in()
+    flags = small_run(2, "--method=fql", "--log.wandb=online")[1:]
+    settings = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    del settings["run_dir"]
+    Path("mine.yaml").write_text(yaml.safe_dump({"groups": {"a": {"settings": settings}}}))
+    (run,) = read_study("mine.yaml").runs
+    assert main(["fit", *run.arguments]) == 0
+    (sent,) = (kept["sent"] for kept in server.runs.values())
+    assert (sent["groupName"], sent["displayName"]) == ("mine", "a/run")
+    assert set(sent["tags"]) == {"mine", "a", "fql"}
+    capsys.readouterr()
+    assert main(["study", "report", "mine.yaml", "--wandb"]) == 0
+    identity = list(server.runs)[-1]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"uploaded to {server.url}/me/qam_lightning/runs/{identity}"
+    folder = Path("runs/mine/report")
+    written = {str(x.relative_to(folder)): x.read_bytes() for x in folder.rglob("*") if x.is_file()}
+    assert "index.html" in written
+    assert server.artifacts == {"mine": {"type": "report", "files": written}}
 
 
 @pytest.mark.parametrize(

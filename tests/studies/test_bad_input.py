@@ -80,7 +80,7 @@ def test_a_file_of_gigabytes_is_not_read(
 
 def test_values_are_written_as_fit_reads_them(write: Write) -> None:
     path = write(grid={"model.alpha": [float("inf"), -float("inf"), 2.0, 1e-05, None, True, [1]]})
-    written = [run.arguments[2] for run in read_study(str(path)).runs]
+    written = [run.arguments[3] for run in read_study(str(path)).runs]
     values = [".inf", "-.inf", "2", "1e-05", "null", "true", "[1]"]
     assert written == [f"--model.alpha={value}" for value in values]
 
@@ -128,6 +128,20 @@ def test_a_folder_that_is_none_is_refused_before_anything_starts(
     *_, first, last = told(capsys, "run", str(path))
     assert f"{place}: is no folder" in first and "cannot be started" in last
     assert not (tmp_path / "runs" / "seed0").exists()
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_starts(
+    write: Write, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "runs"
+    place.mkdir(mode=0o500)
+    if os.geteuid() == 0:  # who may write everywhere
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda at, *how: Path(at) != place and access(at, *how))
+    path = write(settings={"domain": "cube-single"}, grid={"seed": [0, 1]})
+    first, last = told(capsys, "run", str(path))
+    assert first == f"error: seed0: {place}: cannot be written: Permission denied"
+    assert "2 of 2 runs cannot be started" in last and not list(place.iterdir())
 
 
 @pytest.mark.parametrize(

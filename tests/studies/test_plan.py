@@ -149,6 +149,43 @@ def test_a_task_that_is_not_there_is_refused(
     assert "task6: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("grid", "names"),
+    [
+        ({"method": ["fql", "qam-edit", "qam_edit"]}, ("qam-edit", "qam_edit")),
+        ({"domain": ["cube-single", "cube_single"], "seed": [0, 1]},
+         ("cube-single-seed0", "cube_single-seed0")),
+        ({"log.every_n_steps": [1, 2]}, ("every_n_steps1", "every_n_steps2")),
+    ],
+)  # fmt: skip
+def test_one_run_with_two_folders_is_refused(
+    grid: dict[str, Any],
+    names: tuple[str, str],
+    write: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(settings={"config": "cube_single.yaml"}, grid=grid)
+    assert main(["study", "run", str(path)]) == 2
+    one, other = (f"{tmp_path}/runs/{name}" for name in names)
+    assert capsys.readouterr().err == (
+        f"error: {path}: {one} and {other} would hold the same run; write every value once\n"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_groups_may_share_a_run(write: Write) -> None:
+    """As curves of two settings do that meet in the default, 10 critics and T = 10."""
+    groups = {
+        "critics": {"grid": {"model.num_critics": [2, 10]}},
+        "flow_steps": {"grid": {"model.flow_steps": [10]}},
+    }
+    path = write(settings={"domain": "cube-single"}, groups=groups)
+    first, second, third = (item.settings for item in planned(path))
+    assert first != second
+    assert second | {"run_dir": "", "log": {}} == third | {"run_dir": "", "log": {}}
+
+
 def test_states_of_a_run(write: Write, tiny: dict[str, Any], tmp_path: Path) -> None:
     path = write(settings=tiny)
     assert kinds(path) == ["new"]
@@ -302,6 +339,27 @@ def test_what_does_not_change_results_may_change(write: Write, tiny: dict[str, A
     assert kinds(path) == ["finished"]
 
 
+def test_runs_that_began_without_tags_are_the_studys(
+    write: Write, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(settings=tiny, grid={"seed": [0, 1]})
+    first, _ = read_study(str(path)).runs
+    words = [word for word in first.arguments if not word.startswith("--log.")]
+    assert main(["fit", *words]) == 0
+    folder = trained(path, 1)
+    tags = [
+        yaml.safe_load((place / "config.yaml").read_text())["log"]["tags"]
+        for place in (first.run_dir, folder)
+    ]
+    assert tags == [None, ["mine"]]
+    capsys.readouterr()
+    assert main(["study", "run", str(path)]) == 0
+    assert capsys.readouterr().out == "mine, 2 runs: 2 finished\n"
+    assert main(["study", "report", str(path)]) == 0
+    page = (tmp_path / "runs/report/report.md").read_text()
+    assert "seed1" in page and "tags" not in page
+
+
 @pytest.mark.parametrize("kind", ["grid", "search"])
 def test_status_imports_nothing_slow(
     kind: str, write: Write, tiny: dict[str, Any], tmp_path: Path
@@ -354,6 +412,7 @@ def test_rlpd_is_as_long_as_its_online_phase(write: Write, tiny: dict[str, Any])
         (["--slurm", "--slurm.limit", "0"], "expected at least 1, found 0"),
         (["--slurm", "nothing.yaml"], "nothing.yaml"),
         (["--jobs", "0"], "expected at least 1, found 0"),
+        (["--jobs", "2", "--slurm"], "--jobs: is of runs on this machine; with --slurm, say"),
     ],
 )
 def test_options_of_jobs_are_checked(

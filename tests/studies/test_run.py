@@ -93,6 +93,10 @@ def test_ctrl_c_saves_all_and_the_same_command_continues(
     assert study.returncode == 0
     for folder in folders:
         assert steps(folder) == list(range(1, 151))
+    assert main(["study", "report", str(path)]) == 0
+    with (tmp_path / "runs/report/runs.csv").open() as file:
+        rows = [(row["final_step"], row["finished"]) for row in csv.DictReader(file)]
+    assert rows == [("150", "True")] * 2
 
 
 def test_runs_outlive_a_killed_study_and_are_not_started_twice(

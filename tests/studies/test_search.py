@@ -188,6 +188,13 @@ def test_a_search_is_no_grid(write: Write) -> None:
     assert study.search is not None and study.search.space["model.tau"] == Range(0.1, 10.0, True)
 
 
+def test_a_search_is_not_submitted(search: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "run", str(search), "--slurm"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {search}: a search runs here only, each run follows from the others\n"
+    )
+
+
 def test_a_trial_outside_of_the_space_is_refused(search: Path, tmp_path: Path) -> None:
     study = read_study(str(search))
     finished(study, 1, [0.0, 0.0], **{"model.tau": 20.0})

@@ -376,6 +376,27 @@ def test_no_slurm_and_no_submitit(
     assert not found.folder.exists()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_slurm_refuses_is_one_line(
+    there: bool,
+    slurm: Path,
+    study: Callable[..., Study],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = study(settings={"domain": "cube-single"}, grid={"seed": "0-1"})
+    (slurm / "room").write_text("0")
+    if not there:
+        monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["study", "run", "small.yaml", "--slurm", "--slurm.partition=long"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    if there:
+        assert line.startswith("error: SLURM refuses the job: invalid partition specified: long; ")
+    else:
+        assert line.startswith("error: there is no SLURM on this machine")
+    assert not list(found.folder.glob("seed*"))
+
+
 def test_variables_of_a_job_do_not_reach_the_jobs_that_it_submits(
     slurm: Path, study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:

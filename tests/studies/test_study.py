@@ -35,8 +35,8 @@ def test_a_grid_is_every_combination_but_the_excluded(write: Write, tmp_path: Pa
     assert last.run_dir == tmp_path / "runs/task5-fql-width32-seed2"
     assert last.settings == {"config": "quickstart.yaml", "trainer.max_steps": 10, **last.axes}
     assert last.arguments == [
-        "--log.group=mine", "--log.name=task5-fql-width32-seed2", "--config=quickstart.yaml",
-        "--trainer.max_steps=10", "--method=fql", "--task=5",
+        "--log.group=mine", "--log.name=task5-fql-width32-seed2", '--log.tags=["mine", "fql"]',
+        "--config=quickstart.yaml", "--trainer.max_steps=10", "--method=fql", "--task=5",
         "--model.width=32", "--seed=2", f"--run_dir={last.run_dir}",
     ]  # fmt: skip
 
@@ -75,6 +75,39 @@ def test_a_group_adds_to_the_study_and_overrides_its_settings(write: Write, tmp_
     assert runs[0].run_dir == tmp_path / "runs/whole/qam-seed0"
 
 
+def test_a_group_may_be_the_study_as_it_is(write: Write) -> None:
+    groups = {"scratch": {}, "cloned": {"settings": {"pretrained": "a"}}}
+    runs = read_study(str(write(grid={"seed": "0-1"}, groups=groups))).runs
+    assert [run.name for run in runs] == [
+        *("scratch/seed0", "scratch/seed1", "cloned/seed0", "cloned/seed1")
+    ]
+    assert runs[0].settings == {"seed": 0} and "pretrained" in runs[2].settings
+
+
+def test_a_range_in_a_list_is_a_text_where_a_setting_may_be_one(write: Write) -> None:
+    runs = read_study(str(write(grid={"log.name": ["0-4"]}))).runs
+    assert [run.axes for run in runs] == [{"log.name": "0-4"}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "tags"),
+    [
+        ({}, '["mine", "a"]'),
+        ({"method": "qam-edit"}, '["mine", "a", "qam_edit"]'),
+        ({"method": "a"}, '["mine", "a"]'),
+        ({"method": "m" * 65}, f'["mine", "a", "{"m" * 64}"]'),  # which no method is
+        ({"log": {"tags": ["🚀"]}}, '["🚀"]'),
+        ({"log.tags": None}, "null"),
+    ],
+)
+def test_the_tags_of_a_run(settings: dict[str, Any], tags: str, write: Write) -> None:
+    """Those in the study's file count alone."""
+    (run,) = read_study(str(write(groups={"a": {"settings": settings}}))).runs
+    assert [word for word in run.arguments if "--log.tags" in word] == [f"--log.tags={tags}"]
+    if "method" not in settings:
+        assert compose(run.arguments)
+
+
 def test_more_seeds_leave_the_folders_of_the_others(write: Write) -> None:
     few = read_study(str(write(grid={"method": ["qam"], "seed": [0]})))
     many = read_study(str(write(grid={"method": ["qam", "fql"], "seed": "0-3"})))
@@ -84,12 +117,12 @@ def test_more_seeds_leave_the_folders_of_the_others(write: Write) -> None:
 def test_files_beside_the_study_are_found(write: Write, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("domain: scene\n")
     (run,) = read_study(str(write(settings={"config": ["own.yaml", "quickstart.yaml"]}))).runs
-    assert run.arguments[2:4] == [f"--config={tmp_path / 'own.yaml'}", "--config=quickstart.yaml"]
+    assert run.arguments[3:5] == [f"--config={tmp_path / 'own.yaml'}", "--config=quickstart.yaml"]
 
 
 def test_a_study_may_be_named_like_the_configuration_it_uses(write: Write) -> None:
     (run,) = read_study(str(write(settings={"config": "mine.yaml"}))).runs
-    assert run.arguments[2] == "--config=mine.yaml"
+    assert run.arguments[3] == "--config=mine.yaml"
 
 
 def test_names_of_folders_are_safe_and_short(write: Write) -> None:
@@ -110,6 +143,23 @@ def test_names_of_folders_are_safe_and_short(write: Write) -> None:
         ({"settings": 3}, "settings is 3, expected keys with values"),
         ({"list": []}, "list is [], expected a list of settings"),
         ({"list": [3]}, "list is 3, expected keys with values"),
+        ({"grid": {}}, "grid is empty; list values in it, or remove it"),
+        ({"grid": {"seed": 0}, "groups": {"a": {"grid": {}}}}, "groups.a.grid is empty; list"),
+        ({"list": [{}]}, "an entry of list is empty; fill or remove it"),
+        ({"list": [{"seed": 0}, {}]}, "an entry of list is empty; fill or remove it"),
+        ({"groups": {"a": {"list": [{}]}}}, "an entry of groups.a.list is empty; fill"),
+        ({"grid": {"seed": 0}, "exclude": [{}]}, "an entry of exclude is empty; fill"),
+        (
+            {"grid": {"seed": "0-2, 5"}},
+            "grid.seed has '0-2, 5'; list its numbers: [0, 1, 2, 5]",
+        ),
+        ({"grid": {"seed": ["0-2", 5]}}, "grid.seed has '0-2'; list its numbers: [0, 1, 2, 5]"),
+        ({"grid": {"task": "1,3"}}, "grid.task has '1,3'; list its numbers: [1, 3]"),
+        ({"grid": {"seed": "0,0-999999999"}}, "list its numbers: [0, 0, 1, 2,"),
+        (
+            {"grid": {"seed": "0-9"}, "exclude": [{"seed": "0-2, 5"}]},
+            "exclude.seed has '0-2, 5'; list its numbers",
+        ),
         ({"groups": {"a/b": {"grid": {"seed": 0}}}}, "a group is named 'a/b'"),
         ({"groups": {}}, "groups is {}, expected keys with values"),
         ({"grid": {"seed": [0, 0]}}, "the same run would go to"),
@@ -123,6 +173,14 @@ def test_names_of_folders_are_safe_and_short(write: Write) -> None:
         (
             {"grid": {"seed": 0}, "groups": {"a": {"grid": {"seed": 1}}}},
             "seed is in grid and in groups.a.grid",
+        ),
+        (
+            {"grid": {"seed": 0}, "groups": {"a": {"settings": {"seed": 1}}}},
+            "seed is in settings and in grid (group a); remove one",
+        ),
+        (
+            {"list": [{"seed": 0}], "groups": {"a": {"list": [{"task": 1}]}}},
+            "the study and groups.a both have a list; remove one",
         ),
         ({"grid": {"seed": 0}, "exclude": [{"sed": 0}]}, "exclude: no run has sed: 0"),
         ({"grid": {"seed": 0}, "exclude": [{"seed": 7}]}, "exclude: no run has seed: 7"),
