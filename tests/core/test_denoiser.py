@@ -105,7 +105,7 @@ STEPS = {1.0: 20, 0.5: 20, 0.2: 40, 0.05: 80}
 def test_orders_of_the_samplers(
     sampler: Sampler, expected: int, power: float, width: float
 ) -> None:
-    """On a uniform grid, the order of `etd2` shows later, and a logarithm stays."""
+    """On a uniform grid, the order of `etd2` shows later."""
     late = 4 if (sampler, power) == ("etd2", 1.0) and width < 0.5 else 1
     coarse, fine = (
         ode_error("denoiser", TimeGrid(n * late * STEPS[width], power), width, sampler)[1]
@@ -119,7 +119,7 @@ def test_orders_of_the_samplers(
     [*((2.0, *x) for x in STEPS.items()), (1.0, 1.0, 20), (1.0, 0.5, 80), (1.0, 0.2, 160)],
 )
 def test_the_process_is_of_second_order(power: float, width: float, steps: int) -> None:
-    """On a uniform grid up to a logarithm, and only for T far above 1 / width."""
+    """On a uniform grid it shows only for T far above 1 / width."""
     coarse, fine = (sde_error("denoiser", TimeGrid(n, power), width) for n in (steps, 2 * steps))
     assert order(coarse[1], fine[1]) == pytest.approx(2.0, abs=0.4)
     assert abs(fine[0]) < 1e-3

@@ -35,7 +35,7 @@ def reached(problem: str, **settings: Any) -> float:
     [
         ("quadratic", {"budget": 1.0}),
         ("quadratic", {"budget": 0.3, "residual": True, "scale": 1.0}),
-        ("quadratic", {"budget": 1.0, **DENOISER}),
+        ("quadratic", {"budget": 3.0, **DENOISER}),
         ("moons", {"budget": 1.0}),
     ],
 )
