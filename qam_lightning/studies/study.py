@@ -284,12 +284,12 @@ def _values(key: str, value: Any, path: Path, where: str) -> list[Any]:
         return list(itertools.islice(_numbers(value), MOST_RUNS + 1))
     values = value if isinstance(value, list) else [value]
     if canonical(key) in ("seed", "data.task"):  # elsewhere, 0-4 in a list is a text
-        numbers = [str(x) for x in values if _NUMBERS.fullmatch(str(x))]
+        numbers = [text for text in map(shown, values) if _NUMBERS.fullmatch(text)]
         for text in numbers:
             if not text.isdigit():
                 found = list(itertools.islice(_numbers(",".join(numbers)), 100))
                 raise UserError(
-                    f"{path}: {where}.{key} has '{shown(text)}'; list its numbers: {shown(found)}"
+                    f"{path}: {where}.{key} has '{text}'; list its numbers: {shown(found)}"
                 )
     return values
 
