@@ -81,6 +81,14 @@ class Comparison(NamedTuple):
         """Whether a run has an online phase, or will have one."""
         return any(result.settings.get("online.steps") for result in self.results)
 
+    @property
+    def has_both_phases(self) -> bool:
+        """Whether a run has an offline and an online phase, or will have."""
+        return any(
+            result.settings.get("online.steps") and result.length.gradient_steps
+            for result in self.results
+        )
+
     def tasks_of(self, domain: str | None) -> list[Task]:
         """Return the tasks of a domain; all if it is None."""
         return [task for task in self.tasks if domain in (None, task[0])]

@@ -80,9 +80,12 @@ def _progress(result: Result) -> str:
 
 
 def _success(found: Comparison, drawn: dict[str, Drawing]) -> list[Section]:
-    """Return the scores after each phase; the figures show the last phase that has any."""
+    """Return the scores after each phase; the figures show the last phase that has any.
+
+    Where no run has both phases, all are scored after training, whatever phase theirs is.
+    """
     phases: list[tuple[str, Pick]] = [("Success after training", lambda r: r.final)]
-    if found.has_online:
+    if found.has_both_phases:
         phases = [
             ("Success after the offline phase", lambda r: r.offline),
             ("Success after the online phase", lambda r: r.online),

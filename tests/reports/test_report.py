@@ -92,6 +92,16 @@ def test_offline_and_online_scores_and_regret(tmp_path):
     assert result.offline == (0.2, 2000) and result.online == result.final == (0.8, 4000)
 
 
+def test_runs_of_one_phase_each_are_scored_after_training(tmp_path):
+    """RLPD, which learns online only, stands beside methods that were not fine-tuned."""
+    offline = make_run(tmp_path / "qam", [0.6, 0.2])
+    online = make_run(tmp_path / "rlpd", [], [0.4, 0.8], method="rlpd", max_steps=1_000_000)
+    text = report(tmp_path, [offline, online])
+    assert "phase" not in "".join(line for line in text.splitlines() if line.startswith("## Succ"))
+    found = cells(text, "Success after training")
+    assert found == [["QAM", "20%†", "1"], ["RLPD", "80%†", "1"]]
+
+
 def test_a_run_in_its_online_phase_has_an_offline_score_only(tmp_path):
     result = read_result(make_run(tmp_path / "run", [0.6, 0.2], [0.4], env_steps=2000))
     assert result.offline == (0.2, 2000) and result.last == (0.4, 3000)
