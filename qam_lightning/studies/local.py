@@ -230,7 +230,7 @@ class _Scheduler:
         """Note how a run ended, and what it said last."""
         self._source.ended(item, state)
         self._ended += 1
-        told = f": {line}" if state.kind != "finished" else ""
+        told = f": {line}" if line and state.kind != "finished" else ""
         if state.kind in ("failed", "stopped", "new") and not is_elsewhere(item.run, line):
             self._unfinished.append((item.run.name, f"{state.kind}{told}"))
         count = f"[{self._ended}/{self._all}]"
