@@ -242,7 +242,10 @@ def smoke(at: Study) -> str:
     with contextlib.suppress(ProcessLookupError):  # it has ended
         os.killpg(here.pid, signal.SIGINT)
     code, at.here = here.wait(), _text(said)
-    ends, stops = at.here.count(" finished\n"), at.here.count(" stopped: ")
+    ends, stops = (
+        len(re.findall(rf"^\[\S+\] \S+ {how}\b", at.here, re.MULTILINE))
+        for how in ("finished", "stopped")
+    )
     if code != 130 or not stops:
         raise Failed(f"ended with {code}: {at.here.splitlines()[-1:]}")
     at.noted(command(*run, "--slurm", "--slurm.gpus=0", cwd=at.path))
