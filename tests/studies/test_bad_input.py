@@ -280,7 +280,7 @@ def test_a_run_that_is_killed_is_told_and_the_command_fails(
     monkeypatch.setattr(local, "start", lambda run, *_: subprocess.Popen(killed))
     assert main(["study", "run", str(path), "--jobs", "2"]) == 2
     *lines, last = capsys.readouterr().err.splitlines()
-    assert sorted(lines) == ["seed0 stopped: ", "seed1 stopped: "]
+    assert sorted(lines) == ["seed0 stopped", "seed1 stopped"]
     assert last == "error: 2 of 2 runs did not finish; the same command tries them again"
 
 
