@@ -25,7 +25,8 @@ $(VENV)/.installed: $(VENV)/.runtime
 	touch $@
 
 # One thread per process: several processes with several threads each are slower than either.
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
+# In the order of the folders, else the files with few but long tests would come last.
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: install  ## run the tests, under 8 minutes on two cores
 	$(PYTEST)

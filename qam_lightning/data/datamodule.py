@@ -26,7 +26,7 @@ from qam_lightning.data.sampler import OfflineSampler, Sampler
 from qam_lightning.data.source import Source, official, own
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.data.store import Store, read_singly
-from qam_lightning.envs.make import is_ogbench, make_env, try_env
+from qam_lightning.envs.make import env_id, is_ogbench, make_env, try_env
 from qam_lightning.util.errors import ArgumentError, UserError, require, shown
 from qam_lightning.util.memory import PHYSICAL_MEMORY, check_memory, gigabytes
 from qam_lightning.util.provenance import mismatches
@@ -34,6 +34,9 @@ from qam_lightning.util.schema import Schema, Text, read_json
 
 MOST_PREFETCHED = 256
 LONGEST = 10_000
+
+_SIZES: dict[str, tuple[int, int]] = {}
+"""Sizes of observations and actions of OGBench's environments that this process has made."""
 
 
 class _Record(Schema, extra="allow"):
@@ -129,8 +132,14 @@ class ChunkDataModule(L.LightningDataModule):
     @property
     def spaces(self) -> Spaces:
         """The sizes that a method takes from the environment and the horizon."""
-        (o,), (a,) = self._task_env.observation_space.shape, self._task_env.action_space.shape  # type: ignore[misc]
-        return Spaces(o, a, self.horizon)
+        env_id(self.env, self.task)
+        if (sizes := _SIZES.get(self.env)) is None:
+            env = self._task_env
+            (o,), (a,) = env.observation_space.shape, env.action_space.shape  # type: ignore[misc]
+            sizes = o, a
+            if is_ogbench(self.env):  # any other name may come to mean something else
+                _SIZES[self.env] = sizes
+        return Spaces(*sizes, self.horizon)
 
     @property
     def num_transitions(self) -> int:

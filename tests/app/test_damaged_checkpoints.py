@@ -359,6 +359,7 @@ def test_an_archive_never_grows(kind: str, trained: Path, tmp_path: Path) -> Non
 # -- other ways ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_moments_of_another_shape_end_no_process(
     run: Path,
     content: Any,

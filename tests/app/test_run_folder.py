@@ -176,6 +176,7 @@ def test_a_folder_that_cannot_be_claimed_is_refused_in_one_line(small_run, run, 
 # -- who is first ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_leftover_variables_of_a_launcher_change_nothing(small_run, run) -> None:
     script = "import sys; from qam_lightning.cli import main; a = sys.argv[1:]; " + (
         "print(main(a), file=sys.stderr); print(main([*a, '--seed=2']), file=sys.stderr)"

@@ -163,6 +163,7 @@ def test_without_the_client_one_line_says_what_to_install(tmp_path, monkeypatch)
         fetch("hf://me/sets", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_client_is_imported_only_for_the_hub_and_follows_its_variable(
     server, contents, tmp_path
 ):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qam_lightning.cli import main
 from qam_lightning.data.generate import generate
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.util.errors import ArgumentError
@@ -53,22 +54,24 @@ def call(*arguments: object, cwd: Path, path: Path) -> str:
     return result.stdout
 
 
-def test_the_method_trains_and_is_scored_from_a_folder_of_ones_own(tmp_path: Path) -> None:
+def test_the_method_trains_and_is_scored_from_a_folder_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "crr.py").write_text(CODE)
     (tmp_path / "crr.yaml").write_text(OWN_CONFIG)
     generate("cube-single", "play", str(tmp_path), episodes=3, workers=1, episode_steps=30)
-    path = Path(f"{ROOT}{os.pathsep}{tmp_path}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     flags = [f"--{key}={value}" for key, value in TINY.items()]
-    fit = ("-m", "qam_lightning", "fit", "--config=crr.yaml", f"--data.directory={tmp_path}")
-    call(*fit, "--log.every_n_steps=1", *flags, cwd=tmp_path, path=path)
+    fit = ("fit", "--config=crr.yaml", f"--data.directory={tmp_path}", "--log.every_n_steps=1")
+    assert main([*fit, *flags]) == 0
     ((_, _, run_dir, *named),) = (words for words in commands(PAGE) if words[:2] == ["qam", "eval"])
-    run = tmp_path / run_dir
-    rows = read_csv(run / "metrics" / "train.csv")
+    rows = read_csv(Path(run_dir) / "metrics" / "train.csv")
     assert [row["gradient_step"] for row in rows] == ["1", "2", "3"]
     assert all(0 <= float(row["actor/kept"]) <= 1 for row in rows)
-    evaluate = ("-m", "qam_lightning", "eval", run, *named, "--episodes=1", "--workers=0")
-    call(*evaluate, f"--output={tmp_path / 'score.json'}", cwd=tmp_path, path=path)
-    assert 0 <= json.loads((tmp_path / "score.json").read_text())["success"]["mean"] <= 1
+    evaluate = ("-m", "qam_lightning", "eval", run_dir, *named, "--episodes=1", "--workers=0")
+    call(*evaluate, "--output=score.json", cwd=tmp_path, path=Path(f"{ROOT}{os.pathsep}{tmp_path}"))
+    assert 0 <= json.loads(Path("score.json").read_text())["success"]["mean"] <= 1
 
 
 def test_its_setting_is_checked_and_named() -> None:

@@ -17,6 +17,7 @@ def test_the_notebook_is_kept_without_outputs() -> None:
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QAM_NOTEBOOK_STEPS", "20")
     monkeypatch.setenv("MPLBACKEND", "agg")

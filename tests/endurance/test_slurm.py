@@ -118,6 +118,7 @@ def test_a_checkpoint_of_lightnings_requeueing_is_not_resumed_unasked(
     assert steps == ["1", "2", "3", "4"]
 
 
+@pytest.mark.slow
 def test_an_installed_srun_that_is_not_used_is_not_worth_a_word(
     slurm: Path, arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,6 @@ import torch
 
 from qam_lightning.cli import evaluate as command
 from qam_lightning.envs.gl import headless_gl
-from tests.thinning import thinned
 
 FAST = ["--episodes", "2", "--workers", "0"]
 
@@ -145,16 +144,14 @@ def test_help(capsys):
     assert "--best_of_n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("surroundings", "closed"),
-    thinned(
-        [
-            ({"PYTHONIOENCODING": "latin-1"}, False),
-            ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, False),
-            ({}, True),
-        ],
-        3,
-    ),
+    [
+        ({"PYTHONIOENCODING": "latin-1"}, False),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, False),
+        ({}, True),
+    ],
 )
 def test_a_result_is_there_whatever_can_be_printed(run, tmp_path, surroundings, closed):
     """A console without the characters, an ASCII locale, a closed standard output."""

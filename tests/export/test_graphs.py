@@ -29,9 +29,8 @@ def session(acting: Acting) -> Any:
     return onnxruntime.InferenceSession(onnx_of(program_of(trace(acting), acting.shapes)))
 
 
-# An export takes seconds. By default: a flow, and a critic's gradient.
-SOME = (QAM, CGQL)
-ALL = [pytest.param(m, marks=() if m in SOME else pytest.mark.slow, id=m.__name__) for m in METHODS]
+# An export takes seconds. By default: a critic's gradient; test_folder exports a flow.
+ALL = [pytest.param(m, marks=() if m is CGQL else pytest.mark.slow, id=m.__name__) for m in METHODS]
 
 
 @pytest.mark.parametrize("kind", ALL)

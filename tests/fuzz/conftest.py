@@ -14,7 +14,7 @@ SEED = 0
 ROUND = {"configurations": 60, "data": 58, "stores": 60, "runs": 67, "commands": 60}
 """Inputs of the long suite."""
 
-EACH = 2
+EACH = 1
 """Inputs of every kind in the default suite."""
 
 

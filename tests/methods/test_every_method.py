@@ -51,6 +51,12 @@ def settings(kind: type[Method]) -> dict[str, dataclasses.Field[Any]]:
 
 
 METHODS = discover()
+FAMILIES = ("BAM", "CGQL", "DAC", "IFQL", "QAM", "ReBRAC", "TRQAM")
+SOME_METHODS = [
+    pytest.param(m, marks=() if m.__name__ in FAMILIES else pytest.mark.slow, id=m.__name__)
+    for m in METHODS
+]
+"""For tests that take long: one method of each kind in the default suite, all in the long one."""
 EXAMPLE: dict[str, Any] = {
     "tau": 1.5,
     "alpha": 10.0,

@@ -1,11 +1,12 @@
 """What two ranks do for the tests beside it, all in one start, as starting them is slow.
 
-torchrun --standalone --nproc-per-node 2 -m tests.online.ranks DATA FOLDER
+torchrun --standalone --nproc-per-node 2 -m tests.online.ranks DATA FOLDER METHOD [METHOD ...]
 """
 
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +169,10 @@ def terminated(data: Path, run: Path, *flags: str) -> int:
         Method.training_step = train  # type: ignore[method-assign]
 
 
-def run(data: Path, folder: Path) -> None:
-    """Everything."""
+def run(data: Path, folder: Path, methods: Sequence[str]) -> None:
+    """Everything; of training alone, these methods."""
     rank = int(os.environ["RANK"])
-    for kind in METHODS:
+    for kind in (kind for kind in METHODS if kind.__name__ in methods):
         torch.save(
             fit(kind, data, 2, **OWN.get(kind.__name__, {})), folder / f"{kind.__name__}-{rank}.pt"
         )
@@ -197,4 +198,4 @@ def run(data: Path, folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)
-    run(Path(sys.argv[1]), Path(sys.argv[2]))
+    run(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -10,7 +10,7 @@ import torch
 
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
-from tests.methods.test_every_method import METHODS
+from tests.methods.test_every_method import METHODS, SOME_METHODS
 from tests.online.conftest import build
 from tests.online.test_collector import repeats
 from tests.online.test_online import (
@@ -73,7 +73,7 @@ def test_it_acts_and_learns_online(kind: type[Method], lived) -> None:
     assert moved == set(before)
 
 
-@pytest.mark.parametrize("kind", METHODS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("kind", SOME_METHODS)
 def test_killed_in_both_phases_it_goes_on_to_the_bit(
     kind: type[Method], lived, arguments, tmp_path: Path, monkeypatch
 ):

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from qam_lightning.cli.trainer import Trainer
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.trqam import TRQAM
 from tests.app.test_training import assert_same
+from tests.methods.test_every_method import SOME_METHODS
 from tests.online import test_online as online
 from tests.online.conftest import build
 from tests.online.ranks import ALONE, CLIP, CUTS, METHODS, ONLINE, OWN, STEPS, fit
@@ -35,17 +35,23 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
-def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What two ranks left behind."""
+def two(
+    data: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What two ranks left behind; they train the methods whose tests are to run."""
+    tests = [item.name for item in request.session.items if item.path == request.path]
+    methods = [
+        m.__name__ for m in METHODS if any(name.endswith(f"[{m.__name__}]") for name in tests)
+    ]
     folder = tmp_path_factory.mktemp("ranks")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    command = (*torchrun, "-m", "tests.online.ranks", str(data), str(folder))
+    command = (*torchrun, "-m", "tests.online.ranks", str(data), str(folder), *methods)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800
     )
     assert ended.returncode == 0, ended.stderr
-    yield folder
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,7 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 # -- training ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", METHODS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("kind", SOME_METHODS)
 def test_two_ranks_train_and_score_as_one(kind: type[Method], two: Path, data: Path) -> None:
     alone = fit(kind, data, 1, **OWN.get(kind.__name__, {}))
     first, second = (torch.load(two / f"{kind.__name__}-{rank}.pt") for rank in (0, 1))
@@ -193,6 +199,7 @@ def test_all_ranks_stop_at_a_loss_that_is_not_finite_on_one(two: Path) -> None:
     assert [diverged for _, diverged in statuses(two)] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_first_process_that_fails_ends_those_it_started(data: Path, tmp_path: Path) -> None:
     """It says why in one line; they would wait for it, and then add what they think."""
     run = tmp_path / "run"

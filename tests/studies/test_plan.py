@@ -152,7 +152,7 @@ def test_a_task_that_is_not_there_is_refused(
 @pytest.mark.parametrize(
     ("grid", "names"),
     [
-        ({"method": ["fql", "qam-edit", "qam_edit"]}, ("qam-edit", "qam_edit")),
+        ({"method": ["qam-edit", "qam_edit"]}, ("qam-edit", "qam_edit")),
         ({"domain": ["cube-single", "cube_single"], "seed": [0, 1]},
          ("cube-single-seed0", "cube_single-seed0")),
         ({"log.every_n_steps": [1, 2]}, ("every_n_steps1", "every_n_steps2")),

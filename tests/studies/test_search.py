@@ -46,24 +46,22 @@ def finished(study: Study, number: int, success: list[float], **values: Any) -> 
 def test_a_search_runs_its_trials_and_names_the_best(
     search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    finished(read_study(str(search)), 1, [0.0, 0.0], **{"model.width": 16})
+    content = yaml.safe_load(search.read_text())  # two more
+    content["search"]["trials"] = 3
+    search.write_text(yaml.safe_dump(content))
     assert main(["study", "run", str(search), "--jobs", "2"]) == 0
     out = capsys.readouterr().out
     assert "2 to run, 2 at a time" in out and "best: trial-000" in out
     runs = with_values(read_study(str(search)))
-    assert [run.name for run in runs] == ["trial-0001", "trial-0002"]
+    assert [run.name for run in runs] == ["trial-0001", "trial-0002", "trial-0003"]
     taus = [run.axes["model.tau"] for run in runs]
-    assert len(set(taus)) == 2 and all(0.1 <= tau <= 10 for tau in taus)
+    assert len(set(taus)) == 3 and all(0.1 <= tau <= 10 for tau in taus)
     assert all(run.axes["model.width"] in (8, 16) for run in runs)
     assert all(state_of(run.run_dir).kind == "finished" for run in runs)
     assert main(["study", "run", str(search)]) == 0  # nothing is done twice
     out = capsys.readouterr().out
-    assert "2 runs: 2 finished" in out and "to run" not in out
-    content = yaml.safe_load(search.read_text())  # one more
-    content["search"]["trials"] = 3
-    search.write_text(yaml.safe_dump(content))
-    assert main(["study", "run", str(search)]) == 0
-    assert "1 to run" in capsys.readouterr().out
-    assert [run.name for run in with_values(read_study(str(search)))][-1] == "trial-0003"
+    assert "3 runs: 3 finished" in out and "to run" not in out
     assert main(["study", "status", str(search)]) == 0
     assert main(["study", "report", str(search)]) == 0
     page = (tmp_path / "runs/report/report.md").read_text()
@@ -308,6 +306,7 @@ def test_a_search_without_any_combination_ends(
     )
 
 
+@pytest.mark.slow
 def test_a_trial_that_runs_finishes_where_no_further_one_can_start(
     search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
