@@ -241,10 +241,15 @@ def markdown(rows: Sequence[Row]) -> str:
             reported = [f"{TABLE_6[name]:,}" if name in TABLE_6 else ""] if paper else []
             cells = [name, f"{row.trained:,}", f"{row.stored:,}", *reported, f"{row.acting:,}"]
             for what in ("update_ms", "chunk_ms"):
-                cells += [f"{getattr(modes[m], what):.3g}" if m in modes else "" for m in MODES]
+                cells += [digits(getattr(modes[m], what)) if m in modes else "" for m in MODES]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def digits(milliseconds: float) -> str:
+    """Return three digits, and all of a number that has more before the point."""
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
 
 
 def picture(rows: Sequence[Row]) -> Figure:
