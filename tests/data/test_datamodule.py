@@ -100,6 +100,26 @@ def scene(collected, tmp_path):
     return tmp_path
 
 
+def test_sizes_of_an_environment_are_found_once_in_a_process(monkeypatch):
+    """Planning a study builds a DataModule for each of its configurations."""
+    made = []
+
+    def noting(env, task):
+        made.append((env, task))
+        return make_env(env, task)
+
+    monkeypatch.setattr(datamodule, "_SIZES", {})
+    monkeypatch.setattr(datamodule, "make_env", noting)
+    for task in (1, 2):
+        assert ChunkDataModule("pointmaze-medium", "navigate", task, 3).spaces == Spaces(2, 2, 3)
+    assert made == [("pointmaze-medium", 1)]
+    with pytest.raises(UserError, match="task is 6, but pointmaze-medium has tasks 1 to 5"):
+        assert ChunkDataModule("pointmaze-medium", "navigate", 6).spaces
+    for _ in range(2):  # a name that is not OGBench's may come to mean another environment
+        assert ChunkDataModule("Pendulum-v1", "none", path="x.npz", horizon=1).spaces.obs_dim == 3
+    assert made[1:] == [("Pendulum-v1", 1)] * 2
+
+
 @pytest.mark.parametrize(("task",), thinned([(1,), (4,)], 2))
 def test_scene_equals_what_ogbench_loads(scene, task):
     assert_equals_ogbench("scene", task, scene)
