@@ -157,6 +157,7 @@ def test_a_killed_and_interrupted_collection_continues_to_the_same_bits(collecte
     assert not parts.exists()
 
 
+@pytest.mark.slow
 def test_the_death_of_a_worker_is_explained(tmp_path):
     process = start(tmp_path / "sets", tmp_path / "collect.py")
     wait_until(lambda: list((tmp_path / "sets").glob("*.parts/*.npz")))
@@ -343,6 +344,7 @@ def test_a_tenth_as_many_episodes_validate(tmp_path, monkeypatch):
     np.testing.assert_array_equal(read(val)["observations"][::2, 0], [25, 26])
 
 
+@pytest.mark.slow
 def test_oracles_act_with_the_official_parameters():
     for env in ("cube-single", "puzzle-3x3", "scene"):
         play, noisy = (make_collector(env, kind, 10).oracles for kind in ("play", "noisy"))

@@ -42,7 +42,7 @@ def settings(kind: type[Method], best_of_n: int) -> dict[str, Any]:
     return {"best_of_n": best_of_n if kind.has_critic else 1, "standardize": True}
 
 
-@pytest.mark.parametrize("best_of_n", [1, 3])
+@pytest.mark.parametrize("best_of_n", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", SOME_METHODS)
 def test_every_method_acts_through_one_graph(
     kind: type[Method], best_of_n: int, build: Build, traced: list[Any]

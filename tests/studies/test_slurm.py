@@ -492,6 +492,7 @@ def start(slurm: Path, tmp_path: Path) -> Iterator[Callable[[int], Job]]:
             job.process.wait(60)
 
 
+@pytest.mark.slow
 def test_a_job_saves_its_runs_and_goes_on_with_them(
     start: Callable[[int], Job],
     study: Callable[..., Study],
