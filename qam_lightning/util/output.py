@@ -49,6 +49,10 @@ class Tolerant:
         except (OSError, ValueError) as error:
             self._give_up(error)
 
+    def close(self) -> None:
+        """Flush; the stream is the process's, and others write to it."""
+        self.flush()
+
     def _give_up(self, error: Exception) -> None:
         """Remember the failure, and let what is still held back go nowhere."""
         self.failure = self.failure or error

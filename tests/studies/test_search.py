@@ -120,6 +120,7 @@ def test_what_is_behind_the_median_is_pruned(search: Path, tmp_path: Path) -> No
         shutil.rmtree(item.run.run_dir)
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_is_stopped_for_good(
     search: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import submitit  # noqa: F401  (configures logging, which closes the streams of handlers)
 import yaml
 
 from qam_lightning.cli import main
