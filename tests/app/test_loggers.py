@@ -95,13 +95,18 @@ def test_what_a_user_logs_is_in_the_row_of_its_step_in_every_logger(
 
 def test_every_logger_gets_numbers_at_gradient_steps() -> None:
     memory = Memory()
-    fit(tiny_qam(), 4, [Evaluate(4, episodes=1, workers=0), MetricsLogger(every_n_steps=2)], memory)
+    fit(
+        tiny_qam(50),
+        4,
+        [Evaluate(4, episodes=1, workers=0), MetricsLogger(every_n_steps=2)],
+        memory,
+    )
     assert [step for step, _ in memory.rows] == [2, 4, 4]
     assert "critic/loss" in memory.rows[0][1] and "evaluation/return" in memory.rows[2][1]
 
 
 def test_self_log_works_without_our_callbacks() -> None:
-    method, memory = tiny_qam(), Memory()
+    method, memory = tiny_qam(50), Memory()
     method.__class__ = Talkative
     fit(method, 50, [], memory)
     assert {step for step, _ in memory.rows} == {50}
@@ -138,7 +143,7 @@ def test_the_order_of_the_list_does_not_matter(tmp_path: Path) -> None:
         MetricsLogger(every_n_steps=1),
         Users(),
     ]
-    trainer = fit(tiny_qam(), 3, given, CsvLogger(tmp_path))
+    trainer = fit(tiny_qam(50), 3, given, CsvLogger(tmp_path))
     assert seen == [1, 2]
     names = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
     assert names == ["Users", "EmaTargets", "MetricsLogger", "Evaluate", "Checkpoints", "Last"]
@@ -156,7 +161,7 @@ def test_rows_are_on_disk_before_a_checkpoint_counts_them(
 
     monkeypatch.setattr(os, "fsync", noting)
     fit(
-        tiny_qam(),
+        tiny_qam(50),
         2,
         [Checkpoints(str(tmp_path), 2), MetricsLogger(every_n_steps=1)],
         CsvLogger(tmp_path),
@@ -178,7 +183,7 @@ def test_foreign_rows_are_kept_for_the_next_row(tmp_path: Path) -> None:
 
 
 def test_lightnings_own_csv_logger_alone_serves_too(tmp_path: Path) -> None:
-    fit(tiny_qam(), 4, [MetricsLogger(every_n_steps=2)], CSVLogger(tmp_path))
+    fit(tiny_qam(50), 4, [MetricsLogger(every_n_steps=2)], CSVLogger(tmp_path))
     (table,) = tmp_path.rglob("metrics.csv")
     assert [int(row["gradient_step"]) for row in read_csv(table)] == [2, 4]
 
@@ -194,7 +199,7 @@ def test_lightnings_model_checkpoint_serves_besides(tmp_path: Path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(tiny_qam(), MazeData())
+    trainer.fit(tiny_qam(50), MazeData(50))
     found = sorted(describe(path).gradient_step for path in (tmp_path / "theirs").glob("*.ckpt"))
     assert found == [2, 4] and len(list((tmp_path / "theirs").glob("*.json"))) == 2
     for path in (tmp_path / "theirs").glob("*.ckpt"):

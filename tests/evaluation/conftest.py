@@ -19,14 +19,19 @@ from tests.conftest import SMALL
 
 
 class Stream(IterableDataset):
-    """Endless random chunks of a point maze: O = 2, A = 2, H = 2."""
+    """Endless random chunks of a point maze: O = 2, A = 2, H = ``horizon``."""
+
+    def __init__(self, horizon: int = 2) -> None:
+        self.horizon = horizon
 
     def __iter__(self) -> Iterator[Batch]:
         g = torch.Generator().manual_seed(0)
         one = torch.ones(8)
         while True:
             s, after = torch.randn(2, 8, 2, generator=g)
-            yield Batch(s, torch.rand(8, 4, generator=g) - 0.5, -one, after, one, one)
+            yield Batch(
+                s, torch.rand(8, 2 * self.horizon, generator=g) - 0.5, -one, after, one, one
+            )
 
 
 class MazeData(pl.LightningDataModule):
@@ -34,14 +39,18 @@ class MazeData(pl.LightningDataModule):
 
     env, dataset, task, sparse = "pointmaze-medium", "navigate", 1, False
 
+    def __init__(self, horizon: int = 2) -> None:
+        super().__init__()
+        self.horizon = horizon
+
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(Stream(), batch_size=None)
+        return DataLoader(Stream(self.horizon), batch_size=None)
 
 
-def tiny_qam(**changes: Any) -> QAM:
-    """Return a QAM too small to learn anything."""
+def tiny_qam(horizon: int = 2, **changes: Any) -> QAM:
+    """Return a QAM too small to learn anything; with long chunks it acts quickly."""
     torch.manual_seed(0)
-    return QAM(Spaces(2, 2, 2), tau=1.0, **SMALL | {"width": 8, "depth": 1, **changes})
+    return QAM(Spaces(2, 2, horizon), tau=1.0, **SMALL | {"width": 8, "depth": 1, **changes})
 
 
 def fit(method: QAM, steps: int, callbacks: list[pl.Callback], logger: Any = False) -> pl.Trainer:
@@ -50,7 +59,7 @@ def fit(method: QAM, steps: int, callbacks: list[pl.Callback], logger: Any = Fal
         max_steps=steps, callbacks=callbacks, logger=logger, enable_checkpointing=False,
         accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(method, MazeData())
+    trainer.fit(method, MazeData(method.spaces.horizon))
     return trainer
 
 

@@ -13,6 +13,9 @@ from qam_lightning.util.errors import UserError
 
 from .conftest import fit, tiny_qam
 
+LONG = 50
+"""Steps of a chunk: an episode of the point maze has 1,000."""
+
 
 class Listener(Callback):
     """Notes what it is told."""
@@ -26,7 +29,7 @@ class Listener(Callback):
 
 def test_evaluates_when_due_and_at_the_end():
     listener, evaluate = Listener(), Evaluate(every_n_steps=2, episodes=1, workers=0, at_start=True)
-    fit(tiny_qam(), 5, [evaluate, listener])
+    fit(tiny_qam(LONG), 5, [evaluate, listener])
     assert [step for step, _, _ in listener.heard] == [0, 2, 4, 5]
     assert all(training for _, training, _ in listener.heard)
     assert evaluate.latest == listener.heard[-1][2]
@@ -35,7 +38,7 @@ def test_evaluates_when_due_and_at_the_end():
 
 def test_the_last_evaluation_is_not_repeated_at_the_end():
     listener = Listener()
-    fit(tiny_qam(), 4, [Evaluate(every_n_steps=4, episodes=1, workers=0), listener])
+    fit(tiny_qam(LONG), 4, [Evaluate(every_n_steps=4, episodes=1, workers=0), listener])
     assert [step for step, _, _ in listener.heard] == [4]
 
 
@@ -45,12 +48,12 @@ def test_an_interrupted_run_does_not_evaluate_at_the_end():
             trainer.should_stop = True
 
     listener = Listener()
-    fit(tiny_qam(), 9, [Evaluate(every_n_steps=5, episodes=1, workers=0), Stop(), listener])
+    fit(tiny_qam(LONG), 9, [Evaluate(every_n_steps=5, episodes=1, workers=0), Stop(), listener])
     assert listener.heard == []
 
 
 def test_evaluation_does_not_touch_training():
-    with_it, without = tiny_qam(), tiny_qam()
+    with_it, without = tiny_qam(LONG), tiny_qam(LONG)
     fit(with_it, 4, [Evaluate(every_n_steps=1, episodes=1, workers=0)])
     fit(without, 4, [])
     for name, weights in without.state_dict().items():
@@ -58,7 +61,7 @@ def test_evaluation_does_not_touch_training():
 
 
 def test_results_are_those_of_a_rollout():
-    method, listener = tiny_qam(), Listener()
+    method, listener = tiny_qam(LONG), Listener()
     fit(method, 2, [Evaluate(every_n_steps=2, episodes=3, workers=2, seed=7), listener])
     with RolloutPool("pointmaze-medium", 1, workers=0) as pool:
         episodes = pool.run(EpisodePolicy(method, 7), episodes=3, seed=7)

@@ -12,14 +12,12 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from qam_lightning import load_policy
 from qam_lightning.callbacks.checkpoints import Checkpoints
 from qam_lightning.cli import evaluate as command
 from qam_lightning.cli import sweep as sweeping
 from qam_lightning.core.flow import Sampler
-from qam_lightning.data.batch import Batch
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.envs.rollout import Episode
 from qam_lightning.evaluation.episode_policy import EpisodePolicy
@@ -48,15 +46,6 @@ def torch_settings() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
-class LongChunks(MazeData):
-    """Chunks of 50 steps of a point maze: few calls of the policy in an episode."""
-
-    def train_dataloader(self) -> DataLoader:
-        s, one = torch.zeros(8, 2), torch.ones(8)
-        batch: Any = Batch(s, torch.rand(8, 100) - 0.5, -one, s, one, one)
-        return DataLoader([batch], batch_size=None)
-
-
 def trained(kind: type[Method], folder: Path, **changes: Any) -> Method:
     """Train a step, and leave the checkpoint in a folder."""
     torch.manual_seed(0)
@@ -66,7 +55,7 @@ def trained(kind: type[Method], folder: Path, **changes: Any) -> Method:
         max_steps=1, callbacks=[Checkpoints(str(folder))], logger=False, accelerator="cpu",
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(method, LongChunks())
+    trainer.fit(method, MazeData(50))  # long chunks: few calls of the policy in an episode
     return method
 
 
