@@ -52,6 +52,7 @@ def settings(kind: type[Method]) -> dict[str, dataclasses.Field[Any]]:
 
 METHODS = discover()
 FAMILIES = ("BAM", "CGQL", "DAC", "IFQL", "QAM", "ReBRAC", "TRQAM")
+assert {*FAMILIES} <= {m.__name__ for m in METHODS}
 SOME_METHODS = [
     pytest.param(m, marks=() if m.__name__ in FAMILIES else pytest.mark.slow, id=m.__name__)
     for m in METHODS
