@@ -17,6 +17,8 @@ from qam_lightning.data.spaces import Spaces
 from qam_lightning.methods.qam import QAM
 from tests.conftest import SMALL
 
+CHUNK = 10  # actions of `run`'s chunks: an episode of 1,000 steps calls its policy 100 times
+
 
 class Stream(IterableDataset):
     """Endless random chunks of a point maze: O = 2, A = 2, H = ``horizon``."""
@@ -68,5 +70,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of four steps with an evaluation every two."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     evaluate = Evaluate(every_n_steps=2, episodes=2, workers=0)
-    fit(tiny_qam(), 4, [evaluate, MetricsLogger(str(folder)), Checkpoints(str(folder))])
+    callbacks = [evaluate, MetricsLogger(str(folder)), Checkpoints(str(folder))]
+    fit(tiny_qam(CHUNK), 4, callbacks)
     return folder

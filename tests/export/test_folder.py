@@ -25,6 +25,7 @@ from qam_lightning.export.folder import WEIGHTS
 from qam_lightning.runtime import CONFIG, ONNX, ExportedPolicy
 from tests.conftest import limited
 from tests.docs.pages import DOCS, ROOT, blocks
+from tests.evaluation.conftest import CHUNK
 
 STATES = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
 Copied = Callable[[], Path]
@@ -60,7 +61,7 @@ def test_its_description_and_card_tell_where_it_is_from(exported: Path) -> None:
     config = json.loads((exported / CONFIG).read_text())
     assert config["method"] == "qam_lightning.methods.qam.QAM"
     assert config["environment"]["env"] == "pointmaze-medium"
-    assert config["noise"] == {"candidates": 3, "draws": [4]}
+    assert config["noise"] == {"candidates": 3, "draws": [2 * CHUNK]}
     assert config["training"]["gradient_step"] == 4
     assert config["control_period"] == pytest.approx(0.1)
     assert {"torch", "ogbench"} <= config["versions"].keys()
@@ -142,7 +143,7 @@ def test_the_runtime_acts_as_the_policy_with_the_same_seed(exported: Path, run: 
     for _ in range(3):  # episodes
         policy.reset()
         runtime.reset()
-        for state in STATES:
+        for state in (*STATES, *STATES):  # two chunks
             action = runtime.select_action(state)
             np.testing.assert_allclose(action, policy(state), rtol=0, atol=1e-4)
     fresh = ExportedPolicy(exported, seed=5)
@@ -157,7 +158,8 @@ def test_the_runtime_executes_as_much_of_a_chunk_as_asked_for(exported: Path) ->
     again = ExportedPolicy(exported)
     chunks = [again.predict_action_chunk(state) for state in STATES[:2]]
     whole, first = ExportedPolicy(exported), ExportedPolicy(exported, execute=1)
-    np.testing.assert_array_equal([whole.select_action(s) for s in STATES[:2]], chunks[0])
+    found = [whole.select_action(STATES[0]) for _ in range(CHUNK)]
+    np.testing.assert_array_equal(found, chunks[0])
     found = [first.select_action(s) for s in STATES[:2]]
     np.testing.assert_array_equal(found, [chunk[0] for chunk in chunks])
 
@@ -166,10 +168,10 @@ def test_the_runtime_takes_a_batch_and_noise(exported: Path) -> None:
     runtime = ExportedPolicy(exported)
     noise = np.random.default_rng(1).standard_normal((8, *runtime.noise_shape))
     chunks = runtime.predict_action_chunk(STATES, noise)
-    assert chunks.shape == (8, 2, 2)
+    assert chunks.shape == (8, CHUNK, 2)
     one = runtime.predict_action_chunk(STATES[3], noise[3])
     np.testing.assert_allclose(one, chunks[3], rtol=0, atol=1e-6)
-    assert runtime.predict_action_chunk(STATES).shape == (8, 2, 2)
+    assert runtime.predict_action_chunk(STATES).shape == (8, CHUNK, 2)
 
 
 WITHOUT_TORCH = """
@@ -285,7 +287,7 @@ def test_a_pickle_is_never_read(copied: Copied) -> None:
 
 
 SETTINGS: dict[str, Any] = {
-    "spaces": {"obs_dim": 2, "action_dim": 2, "horizon": 2},
+    "spaces": {"obs_dim": 2, "action_dim": 2, "horizon": CHUNK},
     "tau": 1.0,
     "best_of_n": 3,
 }
@@ -301,8 +303,8 @@ SETTINGS: dict[str, Any] = {
         ({"settings": {**SETTINGS, "width": 16}}, "has shape .*, expected"),
         ({"settings": {**SETTINGS, "other": 1}}, "other"),
         ({"files": {"../x": "0" * 64}}, "expected the name of a file in the folder"),
-        ({"noise": {"candidates": "3", "draws": [4]}}, "noise.candidates is '3'"),
-        ({"noise": {"candidates": 10**12, "draws": [4]}}, "tell of other sizes"),
+        ({"noise": {"candidates": "3", "draws": [2 * CHUNK]}}, "noise.candidates is '3'"),
+        ({"noise": {"candidates": 10**12, "draws": [2 * CHUNK]}}, "tell of other sizes"),
         ({"spaces": {**SETTINGS["spaces"], "horizon": 4}}, "tell of other sizes"),
         ({"training": {}}, "training.gradient_step is missing"),
     ],
@@ -330,8 +332,8 @@ def test_the_runtime_refuses_other_descriptions(text: str, copied: Copied) -> No
     "changes",
     [
         {"noise": {"candidates": 3, "draws": [5]}},
-        {"spaces": {"obs_dim": 2, "action_dim": 2, "horizon": 9}},
-        {"spaces": {"obs_dim": 2, "action_dim": 1, "horizon": 2}},
+        {"spaces": {"obs_dim": 2, "action_dim": 2, "horizon": CHUNK + 1}},
+        {"spaces": {"obs_dim": 2, "action_dim": 1, "horizon": CHUNK}},
     ],
 )
 def test_a_description_of_another_size(changes: dict[str, Any], copied: Copied) -> None:
@@ -351,7 +353,7 @@ def test_arguments_of_the_runtime(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         ExportedPolicy(tmp_path)
     for wrong, reason in (
-        ({"execute": 3}, "execute is 3, expected 1 to 2"),
+        ({"execute": CHUNK + 1}, f"execute is {CHUNK + 1}, expected 1 to {CHUNK}"),
         ({"seed": -1}, "seed is -1"),
         ({"threads": 0}, "threads is 0"),
     ):
@@ -362,7 +364,7 @@ def test_arguments_of_the_runtime(exported: Path, tmp_path: Path) -> None:
         policy.predict_action_chunk(np.zeros(3))
     with pytest.raises(UserError, match=r"the shape of observation is \(1, 2\), expected \(2,\)"):
         policy.select_action(np.zeros((1, 2)))
-    with pytest.raises(UserError, match=r"the shape of noise is \(2,\), expected \(3, 4\)"):
+    with pytest.raises(UserError, match=r"the shape of noise is \(2,\), expected \(3, 20\)"):
         policy.predict_action_chunk(np.zeros(2), np.zeros(2))
     with pytest.raises(UserError, match=r"observation is \[nan  ?0\.\], expected finite numbers"):
         policy.select_action(np.array([np.nan, 0]))

@@ -12,6 +12,7 @@ from qam_lightning.export.check import verify
 from qam_lightning.export.folder import Config
 from qam_lightning.export.lerobot import PROCESSORS, TYPE
 from qam_lightning.runtime import CONFIG
+from tests.evaluation.conftest import CHUNK
 
 PLUGIN = Path(__file__).parents[2] / "integrations" / "lerobot_policy_qam_lightning"
 TINY = PLUGIN / "tests" / "tiny"
@@ -41,6 +42,6 @@ def test_lerobot_reads_an_exported_folder(exported: Path, monkeypatch: pytest.Mo
 
     importlib.import_module(PLUGIN.name)
     config = PreTrainedConfig.from_pretrained(exported)
-    assert config.type == TYPE and config.spaces["horizon"] == 2
+    assert config.type == TYPE and config.spaces["horizon"] == CHUNK
     assert config.files == json.loads((exported / CONFIG).read_text())["files"]
     assert PLUGIN.name in sys.modules
