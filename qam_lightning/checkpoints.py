@@ -26,10 +26,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from qam_lightning.online.schedule import Length
 from qam_lightning.util.errors import ArgumentError, UserError, reason_of, shown
 from qam_lightning.util.facts import ENTRY, Config, Environment, Versions
 from qam_lightning.util.files import checksum, regular
 from qam_lightning.util.memory import memory_limit
+from qam_lightning.util.run_config import configuration
 from qam_lightning.util.schema import Count, Number, Schema, Text, read_json
 
 if TYPE_CHECKING:
@@ -92,6 +94,11 @@ class CheckpointInfo(Schema):
             hardware=entry.get("hardware", ""),
             **{key: entry[key] for key in ("method", "environment", "versions")},
         )
+
+    @property
+    def length(self) -> Length:
+        """How long the run was to be; empty if its configuration is not known."""
+        return Length.of(configuration(self.config), self.offline_steps)
 
 
 def checkpoint_path(run_dir: str | Path, name: str) -> Path:
@@ -224,6 +231,26 @@ def newest(run_dir: str | Path) -> Path:
             )
         return path
     raise UserError(problems[0])
+
+
+def check_finished(run_dir: Path, path: Path) -> None:
+    """Check that a run is finished, if its length is known.
+
+    Args:
+        run_dir: folder of the run.
+        path: its newest checkpoint.
+
+    Raises:
+        UserError: it is not.
+    """
+    info, length = describe(path), describe(path).length
+    if any(length) and not length.is_reached(info.gradient_step, info.env_step):
+        done = f"it has taken {info.gradient_step:,} gradient steps"
+        done += f" and {info.env_step:,} environment steps" if length.env_steps else ""
+        raise UserError(
+            f"{run_dir}: the run is not finished ({done}); let it end, or name one of its "
+            f"checkpoint files, such as {path}"
+        )
 
 
 def check_newest(path: Path, run_dir: str | Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qam_lightning.checkpoints import fingerprint, newest, read_checkpoint
+from qam_lightning.checkpoints import check_finished, fingerprint, newest, read_checkpoint
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
 from qam_lightning.runtime import CONFIG
@@ -25,20 +25,21 @@ def load_clone(method: Method, run: str | Path) -> None:
 
     If the other run keeps no moving average of its flow, the average starts at the flow's
     weights. A full velocity (``residual: false``) starts at the average. Training then continues to
-    clone, unless ``freeze_behavior`` is set.
+    clone. With ``freeze_behavior`` it does not, and flow, average and full velocity all start at
+    the flow's weights: what never moves has one value.
 
     >>> method = QAM(data.spaces, tau=3.0, freeze_behavior=True)
     >>> load_clone(method, "runs/scene-task2-bc-seed0")
 
     Args:
         method: a method that clones the behaviour, before training.
-        run: a run folder, whose newest checkpoint is taken; a checkpoint file; an exported folder;
-            or ``hf://owner/name``, an exported folder on the Hugging Face hub. It is read now, and
-            never again.
+        run: the folder of a finished run, whose newest checkpoint is taken; a checkpoint file; an
+            exported folder; or ``hf://owner/name``, an exported folder on the Hugging Face hub. It
+            is read now, and never again.
 
     Raises:
-        UserError: the method clones no behaviour; there is no such checkpoint or folder; or it
-            holds no clone of a dataset, or one of other sizes.
+        UserError: the method clones no behaviour; there is no such checkpoint or folder; the run
+            is not finished; or it holds no clone of a dataset, or one of other sizes.
     """
     name = type(method).__name__
     if not method.clones_behavior:
@@ -48,7 +49,9 @@ def load_clone(method: Method, run: str | Path) -> None:
     path, checkpoint = _read(run)
     _check(checkpoint, method, path)
     flow = _part(checkpoint, "behavior")
-    average = _part(checkpoint, "behavior_ema") or flow
+    average = _part(checkpoint, "behavior_ema")
+    if not average or method.freeze_behavior:
+        average = flow
     parts = dict.fromkeys(method.cloned_flows, average)
     parts |= {"behavior": flow, "behavior_ema": average}
     modules = dict(method.named_children())
@@ -76,7 +79,9 @@ def _read(run: str | Path) -> tuple[Path, dict[str, Any]]:
 
     path = policy_folder(run, CONFIG, WEIGHTS)
     if not is_exported(path):
-        path = newest(path) if path.is_dir() else path
+        if path.is_dir():
+            path, folder = newest(path), path
+            check_finished(folder, path)
         return path, read_checkpoint(path)
     config, weights = read_exported(path)
     entry = config.model_dump(include={"method", "environment", "versions"})
@@ -109,6 +114,8 @@ def _check(checkpoint: dict[str, Any], method: Method, path: Path) -> None:
             f"{path}: its behaviour flow has learned from online data too; name a checkpoint of an "
             "offline phase"
         )
+    if not checkpoint["counters"]["gradient_step"] and not entry.get("pretrained"):
+        raise UserError(f"{path}: its behaviour flow has not been trained yet (gradient step 0)")
     own, theirs = _sizes(method.hparams), _sizes(entry["model"])
     if differ := [name for name in own if own[name] != theirs.get(name)]:
         both = [" and ".join(f"{name} {x.get(name)}" for name in differ) for x in (theirs, own)]

@@ -137,11 +137,11 @@ def mistyped(error: Exception, given: Composition | None = None) -> str:
     key = ".".join(parts).replace("init_args.", "")
     message = re.sub(r"<class '([\w.]+)'>", r"\1", message[len(keys) :])
     message = re.sub(r"typing\.Literal\[([^]]*)\]", r"one of \1", message)
+    message = re.sub(r"Expected an? (.*?)\. Got value:", r"expected \1, found", message)
     # A value that may also be left out is answered in other words than one that may not.
     one = re.fullmatch(r"Expected an? (one of .+|[\w.]+)", message)
     if one and (found := _GIVEN.search(text)):
         message = f"expected {one[1]}, found {found[1]}"
-    message = re.sub(r"Expected an? (.*?)\. Got value:", r"expected \1, found", message)
     if message in ("expected float, found inf", "expected float, found -inf"):  # words, to YAML
         message += "; infinity is written .inf"
     message = shown(message, 300) if not message.endswith("found") else f"{message} ''"

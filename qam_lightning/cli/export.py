@@ -125,24 +125,15 @@ def _checkpoint(source: Path, which: str) -> Path:
     Raises:
         UserError: the source is a run that is not finished, or an exported folder.
     """
-    from qam_lightning.checkpoints import checkpoint_path, last_checkpoints
+    from qam_lightning.checkpoints import check_finished, checkpoint_path, last_checkpoints
     from qam_lightning.export.folder import is_exported
-    from qam_lightning.studies.state import state_of
 
     if is_exported(source):
         raise UserError(f"{source}: is an exported folder already; --verify checks it")
     if not source.is_dir():
         return source
-    if not last_checkpoints(source):  # loading says so
-        return checkpoint_path(source, which)
-    state = state_of(source)
-    if sum(state.length) and state.kind != "finished":
-        done = f"it has taken {state.gradient_step:,} gradient steps"
-        done += f" and {state.env_step:,} environment steps" if state.length.env_steps else ""
-        raise UserError(
-            f"{source}: the run is not finished ({done}); let it end, or name one of its "
-            f"checkpoint files, such as {checkpoint_path(source, 'last')}"
-        )
+    if last := last_checkpoints(source):  # if there is none, loading says so
+        check_finished(source, last[0])
     return checkpoint_path(source, which)
 
 

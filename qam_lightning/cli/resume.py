@@ -23,8 +23,8 @@ from qam_lightning.util.provenance import mismatches
 from qam_lightning.util.run_config import configuration
 from qam_lightning.util.settings import METHOD, defaults
 
-_BEGINNING = ("pretrained: ", "model.freeze_behavior: ")
-"""Settings that decide how a run begins."""
+_FIXED = ("pretrained: ", "model.freeze_behavior: ", "model.residual: ")
+"""Settings that decide how a run begins, and what its weights mean."""
 
 
 def check_folder(wanted: str | None, run_dir: Path) -> None:
@@ -99,7 +99,7 @@ def check_resume(path: Path, model: torch.nn.Module, settings: str) -> None:
         because = "; ".join(c for c in changes if c.startswith(("model.", "data."))) or name
         raise UserError(f"{path} holds networks of other sizes ({because}); undo that to resume")
     for change in changes:
-        if change.startswith(_BEGINNING):
+        if change.startswith(_FIXED):
             raise UserError(f"{path}: its run began otherwise ({change}); undo that to resume")
     for line in [f"changed since the checkpoint: {c}" for c in changes] + [
         f"{path}: {difference}" for difference in mismatches(found.versions)

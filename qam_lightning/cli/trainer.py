@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.utilities import rank_zero_only
 
-from qam_lightning.util.devices import device_count
+from qam_lightning.util.devices import check_precision, device_count
 from qam_lightning.util.errors import require
 
 
@@ -70,10 +70,7 @@ class Trainer(pl.Trainer):
         require(num_nodes <= 10_000, Trainer, "num_nodes", num_nodes, "1 to 10,000")
         few = not str(devices).isdecimal() or int(devices) <= 1000  # type: ignore[arg-type]
         require(few, Trainer, "devices", devices, "1 to 1,000")
-        # Lightning itself would take bf16-mixed on a CPU. Scaled gradients would be clipped, scale
-        # and all, on a GPU.
-        allowed = "32-true, bf16-mixed or 64-true"
-        require(not str(precision).startswith("16"), Trainer, "precision", precision, allowed)
+        check_precision(precision)
         # They copy this process, or its objects, where ours start the program anew on every rank.
         copies = any(word in strategy for word in ("spawn", "fork", "notebook"))
         require(not copies, Trainer, "strategy", strategy, "auto or ddp")

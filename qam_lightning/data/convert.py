@@ -27,10 +27,10 @@ from rich.progress import (
 from qam_lightning.data.layout import Layout
 from qam_lightning.data.npy import npy_header
 from qam_lightning.data.npz import NpzFile
-from qam_lightning.data.source import unwritable
+from qam_lightning.data.source import making_alone
 from qam_lightning.data.store import FORMAT, MANIFEST, Manifest, OutdatedStore, Shard, Store
 from qam_lightning.util.errors import ArgumentError, UserError
-from qam_lightning.util.files import locked, save_json, sync
+from qam_lightning.util.files import save_json, sync
 from qam_lightning.util.memory import gigabytes
 from qam_lightning.util.provenance import versions
 from qam_lightning.util.schema import Count, read_json
@@ -59,15 +59,11 @@ def ensure_store(files: list[Path], folder: Path, layout: Layout) -> Store:
     """
     store = _current(files, folder)
     if store is None:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with locked(folder.with_name(f"{folder.name}.lock")):
-                store = _current(files, folder)  # unless another process made it meanwhile
-                if store is None:
-                    _convert(files, folder, layout)
-                    store = Store(folder)
-        except OSError as error:
-            raise unwritable("ChunkDataModule", "store", folder, error) from None
+        with making_alone(folder, "store"):
+            store = _current(files, folder)  # unless another process made it meanwhile
+            if store is None:
+                _convert(files, folder, layout)
+                store = Store(folder)
     store.check_layout(layout)
     return store
 

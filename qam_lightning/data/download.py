@@ -26,9 +26,9 @@ from qam_lightning.data import hub
 from qam_lightning.data.checksums import check_sum, record, recorded
 from qam_lightning.data.layout import Layout
 from qam_lightning.data.npz import check_npz
-from qam_lightning.data.source import COLLECTABLE, Source, unwritable
+from qam_lightning.data.source import COLLECTABLE, Source, making_alone
 from qam_lightning.util.errors import UserError, explaining, reason_of, shown
-from qam_lightning.util.files import locked, sha256
+from qam_lightning.util.files import sha256
 from qam_lightning.util.hub import address
 
 # Seconds without a byte after which a transfer counts as broken.
@@ -77,25 +77,21 @@ def _remedy(env: str, dataset: str, folder: Path) -> str:
 def _download(urls: list[str], folder: str, path: Path, layout: Layout, remedy: str) -> str | None:
     """Download a file from the first URL that has it; return the URL, None if the file is there."""
     problems: list[str] = []
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(f"{path.name}.lock")):
-            if path.exists():  # another process was faster
-                return None
-            recorded(path)  # a damaged record is told before the long work
-            for url in urls:
-                if problems:
-                    print(shown(f"{problems[-1]}; trying {url}", 1000), file=sys.stderr)
-                try:
-                    _get(url, folder, path, layout)
-                except UserError as error:
-                    problems.append(str(error))
-                else:
-                    for rest in path.parent.glob(f"{path.name}*.part"):
-                        _remove(rest)
-                    return url
-    except OSError as error:
-        raise unwritable("ChunkDataModule", "directory", path, error) from None
+    with making_alone(path, "directory"):
+        if path.exists():  # another process was faster
+            return None
+        recorded(path)  # a damaged record is told before the long work
+        for url in urls:
+            if problems:
+                print(shown(f"{problems[-1]}; trying {url}", 1000), file=sys.stderr)
+            try:
+                _get(url, folder, path, layout)
+            except UserError as error:
+                problems.append(str(error))
+            else:
+                for rest in path.parent.glob(f"{path.name}*.part"):
+                    _remove(rest)
+                return url
     raise UserError("; ".join([*problems, remedy]))
 
 
@@ -118,7 +114,8 @@ def _get(url: str, folder: str, path: Path, layout: Layout) -> None:
             check_sum(digest := sha256(found), path)
         except UserError as error:
             _remove(partial)  # resuming could never mend a complete file
-            raise UserError(f"{path.name} from {url} is not usable: {error}") from None
+            problem = str(error).removeprefix(f"{found}: ")
+            raise UserError(f"{path.name} from {url} is not usable: {problem}") from None
         record(path, digest)
         found.replace(path)
     finally:

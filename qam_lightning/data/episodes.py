@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qam_lightning.data.source import unwritable
-from qam_lightning.util.files import replacing
+from qam_lightning.data.source import making
+from qam_lightning.util.files import atomically
 
 
 class Episode(NamedTuple):
@@ -30,7 +30,7 @@ def save_episodes(file: Path, episodes: Iterable[Episode], argument: str) -> Non
     """Write episodes into an npz file, which is either whole or absent.
 
     Args:
-        file: The file; its folder is made if need be.
+        file: The file; no other process writes it.
         episodes: One or more.
         argument: The argument of `ChunkDataModule` that chooses another folder.
 
@@ -48,12 +48,9 @@ def save_episodes(file: Path, episodes: Iterable[Episode], argument: str) -> Non
             pieces.setdefault(key, []).append(rows.astype(np.uint8 if key == "masks" else "f4"))
         pieces.setdefault("terminals", []).append(np.arange(len(rows)) == len(rows) - 1)
     arrays = {key: np.concatenate(rows) for key, rows in pieces.items()}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary, temporary.open("wb") as output:
+    with making(file, argument), atomically(file, alone=True) as temporary:
+        with temporary.open("wb") as output:
             np.savez_compressed(output, **arrays)  # type: ignore[arg-type]
-    except OSError as error:
-        raise unwritable("ChunkDataModule", argument, file, error) from None
 
 
 def _padded(values: np.ndarray) -> np.ndarray:

@@ -23,8 +23,8 @@ from qam_lightning.data.source import (
     POINT_MAZES,
     base_urls,
     dataset_name,
+    making,
     place,
-    unwritable,
 )
 from qam_lightning.data.workers import steps_bar, work_off
 from qam_lightning.envs.make import make_env, parts_of
@@ -198,15 +198,13 @@ def _claim(parts: Path, settings: dict[str, Any]) -> None:
     engines = {key: versions()[key] for key in ("mujoco", "ogbench", "qam_lightning")}
     expected = settings | engines
     record = parts / "settings.json"
-    try:
+    with making(parts, "directory", "generate"):
         parts.mkdir(parents=True, exist_ok=True)
         if not record.exists():
             if any(not path.name.startswith(".") for path in parts.iterdir()):
                 problem = "holds parts, but no settings.json that says of which collection"
                 raise UserError(f"{parts}: {problem}; delete it to start afresh")
             save_json(record, expected)
-    except OSError as error:
-        raise unwritable("generate", "directory", parts, error) from None
     found = read_json(_Collection, record, "a collection", f"delete {parts} to start afresh")
     for key, value in expected.items():
         if getattr(found, key) != value:

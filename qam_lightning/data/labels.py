@@ -9,10 +9,10 @@ import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 
 from qam_lightning.data.npy import map_npy, npy_header
-from qam_lightning.data.source import unwritable
+from qam_lightning.data.source import making_alone
 from qam_lightning.data.store import Store
 from qam_lightning.util.errors import UserError
-from qam_lightning.util.files import checksum, locked, save_json, sync
+from qam_lightning.util.files import checksum, save_json, sync
 from qam_lightning.util.provenance import versions
 from qam_lightning.util.schema import Count, Schema, Text, read_json
 
@@ -43,14 +43,11 @@ def task_labels(store: Store, env: str, task: int, task_env: gymnasium.Env) -> L
     folder = store.folder / f"task{task}"
     labels = _load(folder, store.transitions)
     if labels is None:
-        try:
-            with locked(folder.with_name(f"{folder.name}.lock")):
-                labels = _load(folder, store.transitions)  # unless another process was faster
-                if labels is None:
-                    _make(store, folder, f"{env}-singletask-task{task}-v0", task_env)
-                    labels = _load(folder, store.transitions)
-        except OSError as error:
-            raise unwritable("ChunkDataModule", "store", folder, error) from None
+        with making_alone(folder, "store"):
+            labels = _load(folder, store.transitions)  # unless another process was faster
+            if labels is None:
+                _make(store, folder, f"{env}-singletask-task{task}-v0", task_env)
+                labels = _load(folder, store.transitions)
     assert labels is not None
     return labels
 

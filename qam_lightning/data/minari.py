@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from qam_lightning.data.episodes import Episode, save_episodes
-from qam_lightning.data.source import place
+from qam_lightning.data.source import making_alone, place
 from qam_lightning.envs.make import made_of_vectors
 from qam_lightning.util.errors import ArgumentError, UserError, explaining, shown
 
@@ -43,9 +43,12 @@ def import_minari(path: str, directory: str, store: str | None = None) -> str:
     stem = f"minari-{name.replace('/', '.')}"  # no dot is part of an id
     file = place("ChunkDataModule", "directory", directory) / f"{stem}.npz"
     stores = place("ChunkDataModule", "store", store) if store else file.parent
-    if not file.exists() and not (stores / f"{stem}.store").exists():
-        with explaining(f"Minari cannot load {name}", _ADVICE):  # it reads meanwhile
-            save_episodes(file, _episodes(name), "directory")
+    made = (file, stores / f"{stem}.store")
+    if not any(path.exists() for path in made):
+        with making_alone(file, "directory"):
+            if not any(path.exists() for path in made):  # else another process was faster
+                with explaining(f"Minari cannot load {name}", _ADVICE):  # it reads meanwhile
+                    save_episodes(file, _episodes(name), "directory")
     return str(file)
 
 

@@ -252,16 +252,17 @@ class NpzFile:
             yield
         except _DAMAGE as error:
             reason = shown(" ".join(str(getattr(error, "strerror", None) or error).split()), 400)
-            raise UserError(f"{self.path}: cannot be read: {reason}; {self._advice}") from None
+            end = f"; {self._advice}" if self._advice else ""
+            raise UserError(f"{self.path}: cannot be read: {reason}{end}") from None
 
 
 def check_npz(path: Path, layout: Layout) -> None:
-    """Read and check a whole file, keeping nothing.
+    """Read and check a whole file that is not kept if it is damaged.
 
     Raises:
         UserError: The file is damaged, of another environment, or holds impossible values.
     """
-    with NpzFile(path) as file:
+    with NpzFile(path, advice="") as file:
         ends = file.ends(layout)
         for key, column in layout.items():
             for _ in file.columns(key, column, ends):

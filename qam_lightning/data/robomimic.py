@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qam_lightning.data.episodes import Episode, save_episodes
-from qam_lightning.data.source import place
+from qam_lightning.data.source import making_alone, place
 from qam_lightning.util.errors import ArgumentError, UserError, explaining, shown
 
 SUFFIXES = (".hdf5", ".h5")
@@ -24,8 +24,8 @@ def import_robomimic(path: str, store: str | None = None) -> str:
 
     Args:
         path: An HDF5 file, by its name; anything else is returned unchanged.
-        store: Folder of stores; the file's own folder if not given. Once a store is there, the
-            files are not needed.
+        store: Folder of the npz file and of stores; the HDF5 file's own if not given. Once a store
+            is there, the files are not needed.
 
     Raises:
         UserError: h5py is not installed, or this is no such file.
@@ -36,24 +36,27 @@ def import_robomimic(path: str, store: str | None = None) -> str:
     if given.is_dir():  # a folder of npz files, whatever its name
         return path
     stores = place("ChunkDataModule", "store", store) if store else given.parent
-    made = given.with_name(f"{given.name}.npz")
-    done = [found for found in (made, stores / f"{given.name}.store") if found.exists()]
+    made = stores / f"{given.name}.npz"
     if given.is_file():
-        if not done or _changed(given, done[0]):
-            _convert(given, made, stores)
-    elif not done:
+        if not _is_done(given, made):
+            with making_alone(made, "store"):
+                if not _is_done(given, made):  # else another process was faster
+                    _convert(given, made)
+    elif not (made.exists() or made.with_suffix(".store").exists()):
         problem = f"is {shown(given)}, which {'is no file' if given.exists() else 'does not exist'}"
         raise ArgumentError("ChunkDataModule", "path", problem)
     return str(made)
 
 
-def _changed(given: Path, made: Path) -> bool:
-    """Whether a file has changed since the npz or, where that was deleted, the store was made."""
-    then, now = (path.stat().st_mtime_ns for path in (made, given))
-    return now > then if made.is_dir() else now != then  # the npz got the file's time
+def _is_done(given: Path, made: Path) -> bool:
+    """Whether a file's npz or, where that was deleted, its store is there, and not outdated."""
+    now, store = given.stat().st_mtime_ns, made.with_suffix(".store")
+    if made.exists():
+        return made.stat().st_mtime_ns == now  # it got the file's time
+    return store.exists() and store.stat().st_mtime_ns >= now
 
 
-def _convert(given: Path, made: Path, stores: Path) -> None:
+def _convert(given: Path, made: Path) -> None:
     try:
         import h5py
     except ImportError:
@@ -72,10 +75,10 @@ def _convert(given: Path, made: Path, stores: Path) -> None:
         for part, chosen in parts.items():
             if chosen:
                 episodes = (_episode(given, file, name) for name in chosen)
-                save_episodes(part, episodes, "path")
+                save_episodes(part, episodes, "store")
             else:  # an earlier state of the file had some
                 part.unlink(missing_ok=True)
-                shutil.rmtree(stores / f"{part.stem}.store", ignore_errors=True)
+                shutil.rmtree(part.with_suffix(".store"), ignore_errors=True)
     os.utime(made, ns=(time, time))
 
 

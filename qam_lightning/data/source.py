@@ -1,15 +1,17 @@
 """Where a dataset's files are and come from: OGBench's files and folders of shards, or your own."""
 
+import contextlib
 import errno
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import ogbench.utils
 
 from qam_lightning.util.errors import ArgumentError, UserError, shown
+from qam_lightning.util.files import locked
 from qam_lightning.util.hub import FORM, address
 
 URL_VARIABLE = "QAM_DATA_URL"
@@ -89,11 +91,14 @@ def base_urls(given: str | Sequence[str] | None) -> tuple[str, ...]:
     from_variable = given is None
     if given is None:
         given = os.environ.get(URL_VARIABLE) or ogbench.utils.DATASET_URL
+    texts = [given] if isinstance(given, str) else given
     # A comma may be part of a URL, so only one before another URL divides.
-    urls = re.split(r",\s*(?=[\w+.-]+://)", given) if isinstance(given, str) else list(given)
-    wrong = [url for url in urls if not _is_url(str(url))]
+    urls = [url.strip() for text in texts for url in re.split(r",(?=\s*[\w+.-]+://)", str(text))]
+    wrong = [url for url in urls if not _is_url(url)]
     if wrong or not urls:
-        found = f"is '{shown(wrong[0])}'" if wrong else "is empty"
+        named, users = re.subn(r"(?<=://)[^/@]*@", "…@", wrong[0] if wrong else "")
+        found = f"is '{shown(named)}'" if wrong else "is empty"
+        found += ", which names a user" if users else ""
         problem = f"{found}, expected a URL with http, https, ftp or file, or {FORM}"
         if from_variable:
             raise UserError(f"{URL_VARIABLE} {problem}")
@@ -102,7 +107,8 @@ def base_urls(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _is_url(text: str) -> bool:
-    return bool(address(text, "datasets") or re.match(r"(https?|ftp|file)://\S", text))
+    known = re.match(r"(https?|ftp)://[^\s/@]+(/\S*)?$|file://.", text)
+    return bool(address(text, "datasets") or known)
 
 
 def official(
@@ -228,22 +234,44 @@ def place(owner: str, argument: str, text: str) -> Path:
     return path
 
 
-def unwritable(owner: str, argument: str, path: Path, error: OSError) -> ArgumentError:
-    """Return the error for data that cannot be written: why, and what to do.
+@contextlib.contextmanager
+def making(path: Path, argument: str, owner: str = "ChunkDataModule") -> Iterator[None]:
+    """Tell why data cannot be written, and what to do.
 
     Args:
-        owner: The class or function that takes the argument.
-        argument: The argument that chooses another folder.
         path: The file or folder.
-        error: What the system answered.
+        argument: The argument that chooses another folder.
+        owner: The class or function that takes the argument.
+
+    Raises:
+        ArgumentError: In place of an `OSError`.
     """
-    advice = f"choose another {argument}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        advice = f"free some space and repeat, the work done so far is kept; or {advice}"
-    reason = error.strerror or error
-    return ArgumentError(
-        owner, argument, f"leads to {path}, which cannot be written: {reason}; {advice}"
-    )
+    try:
+        yield
+    except OSError as error:
+        advice = f"choose another {argument}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = f"free some space and repeat, the work done so far is kept; or {advice}"
+        reason = error.strerror or error
+        problem = f"leads to {path}, which cannot be written: {reason}; {advice}"
+        raise ArgumentError(owner, argument, problem) from None
+
+
+@contextlib.contextmanager
+def making_alone(path: Path, argument: str) -> Iterator[None]:
+    """Let one process at a time make a file or folder, in a folder that is made if need be.
+
+    Args:
+        path: The file or folder; whoever had to wait should look whether it is there now.
+        argument: The argument of `ChunkDataModule` that chooses another folder.
+
+    Raises:
+        ArgumentError: It cannot be written.
+    """
+    with making(path, argument):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(f"{path.name}.lock")):
+            yield
 
 
 def _check_numbers(folder: Path, files: list[Path]) -> None:

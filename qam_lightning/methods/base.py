@@ -49,6 +49,7 @@ from qam_lightning.nets.frozen import ema_copy
 from qam_lightning.nets.standardize import Standardize
 from qam_lightning.nets.velocity_field import VelocityField
 from qam_lightning.util.checkpoint import ENTRY, FORMAT, Clone, check_content
+from qam_lightning.util.devices import check_precision
 from qam_lightning.util.errors import ArgumentError, UserError, require, shown
 from qam_lightning.util.memory import check_memory
 from qam_lightning.util.provenance import hardware, versions
@@ -448,10 +449,7 @@ class Method(Configurable):
                 raise ArgumentError(type(data), name, f"{problem} {shown(theirs[name])}")
 
     def _check_trainer(self) -> None:
-        precision = str(self.trainer.precision)
-        if precision.startswith("16"):  # its scaled gradients would be clipped, scale and all
-            problem = f"is {precision}, expected 32-true, bf16-mixed or 64-true"
-            raise ArgumentError(L.Trainer, "precision", problem)
+        check_precision(self.trainer.precision)
         with naming_the_setting(type(self)):
             check_compiler(cast(Kind, self.compile), self.device, self.trainer.world_size)
         self._targets()

@@ -9,7 +9,6 @@ from qam_lightning.online.schedule import Length
 from qam_lightning.run_folder import contents, holder
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.metrics_csv import last_row
-from qam_lightning.util.run_config import configuration
 from qam_lightning.util.schema import Schema, Text, read_json
 
 EXIT = "exit.json"
@@ -76,7 +75,7 @@ def state_of(run_dir: Path, wanted: Length | None = None) -> State:
             )
         return _after(end, State("stopped" if end.code else "new", length=wanted or Length()))
     info = describe(found[0])
-    goal = wanted or Length.of(configuration(info.config), info.offline_steps)
+    goal = wanted or info.length
     steps = State("stopped", info.gradient_step, info.env_step, goal, info=info)
     if (who := holder(run_dir)) is not None:
         return _newest(run_dir, steps)._replace(kind="running", line=who)

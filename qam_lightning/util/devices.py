@@ -1,6 +1,10 @@
-"""The cores of this machine, and what ``trainer.devices`` asks for."""
+"""The cores of this machine, what ``trainer.devices`` asks for, and formats of numbers."""
 
 import os
+
+from qam_lightning.util.errors import require
+
+_PRECISIONS = ("32-true", "bf16-mixed", "64-true", "32", "bf16", "64")
 
 
 def available_cores() -> int:
@@ -31,3 +35,16 @@ def device_count(devices: object) -> int | None:
         devices = named if "," in devices else int("".join(named) or 0)
     count = len(devices) if isinstance(devices, list | tuple) else devices
     return count if type(count) is int and count >= 1 else None
+
+
+def check_precision(precision: object) -> None:
+    """Check that training works in a number format of Lightning's.
+
+    Weights in bfloat16 (bf16-true) are too coarse for the small steps of target networks, Adam and
+    TRQAM's λ. In float16, scaled gradients would be clipped, scale and all.
+
+    Raises:
+        ArgumentError: it does not.
+    """
+    expected = "32-true, bf16-mixed or 64-true"
+    require(str(precision) in _PRECISIONS, "Trainer", "precision", precision, expected)

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +44,14 @@ def replacing(path: Path, alone: bool = False) -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written.
     """
-    with writing(path), contextlib.ExitStack() as stack:
+    with writing(path), atomically(path, alone) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def atomically(path: Path, alone: bool = False) -> Iterator[Path]:
+    """Do what `replacing` does, but let the system's errors pass."""
+    with contextlib.ExitStack() as stack:
         if alone:
             temporary = path.with_name(f".{path.name}.tmp")
         else:
@@ -158,12 +167,24 @@ def is_at(file: IO, path: Path) -> bool:
         return False
 
 
+def _lock(file: IO, path: Path) -> None:
+    for _ in range(20):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.05)
+    print(f"waiting for another process, which holds {shown(path, 300)}", file=sys.stderr)
+    fcntl.flock(file, fcntl.LOCK_EX)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for appending under an exclusive lock; delete it if nothing was written."""
+    """Open a file for appending under an exclusive lock; delete it if nothing was written.
+
+    If another process holds the lock for more than a second, a line says so.
+    """
     while True:
         with path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file, path)
             if not is_at(file, path):
                 continue
             try:

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from qam_lightning import ChunkDataModule, load_clone, load_policy
-from qam_lightning.checkpoints import fingerprint, load_method
+from qam_lightning.checkpoints import describe, fingerprint, last_checkpoints, load_method
 from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
 from qam_lightning.methods.fql import FQL
@@ -98,7 +98,9 @@ def test_a_frozen_clone_stays_and_costs_nothing(
     clone, run = sources("bc"), tmp_path / "run"
     flags = ("--model.tau=1", "--model.freeze_behavior=true")
     assert main(started(tiny_data, run, clone, *flags)) == 0
-    assert equal(weights(run), weights(clone))
+    flow = weights(clone, parts=("behavior.",))  # the average of what never moves
+    average = {name.replace("behavior.", "behavior_ema."): x for name, x in flow.items()}
+    assert equal(weights(run), flow | average | weights(clone, parts=("obs_norm.",)))
     before = weights(run, "last-1", ("fine_tuned.", "critic."))
     assert not equal(weights(run, parts=("fine_tuned.", "critic.")), before)
     assert "actor/flow_loss" not in table(run)[0]
@@ -138,6 +140,27 @@ def test_a_run_that_goes_on_does_not_start_from_another_clone(
     assert f"its run began otherwise (pretrained: {sources('bc')} -> {tmp_path / 'other'})" in line
     frozen = started(tiny_data, run, sources("bc"), *resume, "--model.freeze_behavior=true")
     assert "(model.freeze_behavior: False -> True); undo that" in refused(*frozen)
+    full = started(tiny_data, run, sources("bc"), *resume, "--model.residual=false")
+    assert "(model.residual: True -> False); undo that" in refused(*full)
+
+
+def test_a_clone_that_is_not_trained_to_its_end_is_not_taken_unasked(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    clone, run = tmp_path / "clone", tmp_path / "run"
+    flags = ("--method=bc", "--model.standardize=true", "--checkpoints.every_n_steps=1")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        kill_at(patch, 4)
+        main(small_run(tiny_data, clone, *flags, "--checkpoints.keep_last=9", **OFFLINE))
+    last, *_, first = last_checkpoints(clone)
+    line = refused(*started(tiny_data, run, clone, "--model.tau=1"))
+    steps = describe(last).gradient_step
+    assert f"{clone}: the run is not finished (it has taken {steps} gradient steps); let it" in line
+    assert f"name one of its checkpoint files, such as {last}" in line
+    line = refused(*started(tiny_data, run, first, "--model.tau=1"))
+    assert f"{first}: its behaviour flow has not been trained yet (gradient step 0)" in line
+    assert not run.exists()
+    assert main(started(tiny_data, run, last, "--model.tau=1")) == 0
 
 
 def test_a_checkpoint_of_a_version_without_the_settings_goes_on(

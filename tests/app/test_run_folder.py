@@ -239,7 +239,7 @@ def test_strategies_that_copy_the_process_are_refused(strategy, small_run, refus
     assert f"trainer.strategy is {strategy}, expected auto or ddp" in message
 
 
-@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16", "bf16-true"])
 def test_half_precision_is_refused_on_every_device(precision, small_run, refused) -> None:
     message = refused(*small_run(1, f"--trainer.precision={precision}"))
     assert "trainer.precision" in message and "bf16-mixed" in message

@@ -302,8 +302,8 @@ def test_runs_started_at_once_label_once(scene, monkeypatch):
 
 def test_a_finished_store_is_never_written_to(scene, monkeypatch):
     data = load("scene", scene)
-    monkeypatch.setattr(convert, "locked", None)
-    monkeypatch.setattr(labels, "locked", None)
+    monkeypatch.setattr(convert, "making_alone", None)
+    monkeypatch.setattr(labels, "making_alone", None)
     before = {path: path.stat() for path in [scene, *scene.rglob("*")]}
     assert_same(load("scene", scene).batch_at(0), data.batch_at(0))
     for path, stat in before.items():

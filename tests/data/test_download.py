@@ -311,6 +311,9 @@ def test_no_collection_is_offered_where_there_is_none(tmp_path):
         ("gopher://127.0.0.1/x", "'gopher://127.0.0.1/x'"),
         (["http://127.0.0.1:9", "/home/me/data"], "'/home/me/data'"),
         ("http://127.0.0.1:9,s3://bucket", "'s3://bucket'"),
+        (["http://127.0.0.1:9,s3://bucket"], "'s3://bucket'"),
+        ("http://127.0.0.1:9/a b", "'http://127.0.0.1:9/a b'"),
+        ("http://me:secret@127.0.0.1:9/x", "'http://…@127.0.0.1:9/x', which names a user"),
         ("hf://owner", "'hf://owner'"),
         ("hf://", "'hf://'"),
         ("hf://owner/name@", "'hf://owner/name@'"),
@@ -328,6 +331,10 @@ def test_the_hosts_can_be_set_by_environment_variable(server, tmp_path, monkeypa
     monkeypatch.setenv(source.URL_VARIABLE, f"{server.url}, https://b/c,d/")
     assert source.official("scene", "play", "x").urls == (server.url, "https://b/c,d")
     assert source.official("scene", "play", "x", base_url="http://other/").urls == ("http://other",)
+    several = source.official(
+        "scene", "play", "x", base_url=[" http://a , file:///my data", "ftp://c"]
+    )
+    assert several.urls == ("http://a", "file:///my data", "ftp://c")
     monkeypatch.setenv(source.URL_VARIABLE, "nonsense")
     with pytest.raises(UserError, match="^QAM_DATA_URL is 'nonsense', expected a URL"):
         source.official("scene", "play", "x")
@@ -387,7 +394,8 @@ def test_where_all_mirrors_fail_the_error_names_each(server, contents, tmp_path)
     train = TRAIN.removeprefix("/sets/")
     assert "\n" not in message
     assert parts[0].startswith(f"cannot download {NOWHERE.url}/{train}: ")
-    assert f"{train} from {server.url} is not usable: " in parts[1] and "not an npz" in parts[1]
+    unusable = f"{train} from {server.url} is not usable: cannot be read: it is not an npz file"
+    assert parts[1].startswith(unusable)
     assert f"cannot download {server.url}/old/{train}: HTTP 404 Not Found" in parts
     assert parts[-1].startswith("choose another base_url")
 

@@ -1,6 +1,8 @@
 """D4RL's datasets of Minari's, whose observations are dictionaries, made here in their format."""
 
 import shlex
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
@@ -10,7 +12,9 @@ from gymnasium.spaces import Box, Dict
 
 from qam_lightning.cli import main
 from qam_lightning.data.datamodule import ChunkDataModule
+from qam_lightning.data.minari import import_minari
 from qam_lightning.util.errors import UserError
+from qam_lightning.util.files import locked
 from tests.app.conftest import read_csv
 from tests.data.test_guide import SMALL, blocks
 
@@ -93,6 +97,23 @@ def load(env, name, folder):
     data.prepare_data()
     data.setup("fit")
     return data
+
+
+@pytest.mark.filterwarnings("ignore:.*is set to None")
+def test_of_two_processes_one_waits_for_the_other(folder, monkeypatch, capsys):
+    name = "D4RL/pointmaze/umaze-v2"
+    save(name, MAZE, [play(MAZE, 0, 7)[0]])
+    file = Path(import_minari(f"minari:{name}", str(folder)))
+    content = file.read_bytes()
+    file.unlink()
+    monkeypatch.setattr(minari, "load_dataset", None)
+    with ThreadPoolExecutor(1) as pool, locked(file.with_name(f"{file.name}.lock")):
+        waiting = pool.submit(import_minari, f"minari:{name}", str(folder))
+        while "waiting for another process" not in capsys.readouterr().err:
+            assert not waiting.done()
+            time.sleep(0.05)
+        file.write_bytes(content)
+    assert waiting.result() == str(file)
 
 
 @pytest.mark.filterwarnings("ignore:.*is set to None")

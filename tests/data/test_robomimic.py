@@ -155,6 +155,21 @@ def test_a_changed_file_is_read_again_and_a_store_needs_no_file(tmp_path, demos)
     assert load(path).num_transitions == 4 + 5 + 6 + 7 + 8
 
 
+def test_a_file_in_a_folder_that_cannot_be_written(tmp_path, demos, monkeypatch):
+    path = save(tmp_path / "low_dim.hdf5", demos)
+    (tmp_path / "low_dim.hdf5.npz.lock").mkdir()  # to be a folder without permission, also to root
+    with pytest.raises(
+        UserError, match=r"store leads to .*low_dim.hdf5.npz, which cannot .*another"
+    ):
+        load(path)
+    made = tmp_path / "made"
+    load(path, store=str(made))
+    names = {"low_dim.hdf5.npz", "low_dim.hdf5.store"}
+    assert {file.name for file in made.iterdir()} == names
+    monkeypatch.setattr(robomimic, "save_episodes", None)  # nor is it read again
+    load(path, store=str(made))
+
+
 def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, demos, monkeypatch):
     path = save(tmp_path / "low_dim.hdf5", demos)
 
