@@ -84,6 +84,7 @@ def quotable(folder: Path) -> set[str]:
         (README, "quickstart_seeds"),
         (DOCS / "results.md", "quickstart_seeds"),
         (DOCS / "results.md", "comparison"),
+        (DOCS / "integrators.md", "integrator"),
     ],
 )
 def test_pages_quote_reports_whole(page: Path, study: str) -> None:
