@@ -243,7 +243,8 @@ def check_finished(run_dir: Path, path: Path) -> None:
     Raises:
         UserError: it is not.
     """
-    info, length = describe(path), describe(path).length
+    info = describe(path)
+    length = info.length
     if any(length) and not length.is_reached(info.gradient_step, info.env_step):
         done = f"it has taken {info.gradient_step:,} gradient steps"
         done += f" and {info.env_step:,} environment steps" if length.env_steps else ""
