@@ -139,7 +139,7 @@ def test_a_method_starts_from_a_clone_on_the_hub(
     server: Hub, tmp_path: Path, build: Callable[..., Method]
 ) -> None:
     clone, method = build(BC), build(QAM, tau=1.0)
-    facts = {"gradient_step": 0, "env_step": 0, "phase": "offline"}
+    facts = {"gradient_step": 1, "env_step": 0, "phase": "offline"}
     facts |= {"environment": {}, "versions": {}}
     export(clone, facts, tmp_path / "clone", formats=())
     push(tmp_path / "clone", "hf://me/clone@v1")
