@@ -85,6 +85,7 @@ def quotable(folder: Path) -> set[str]:
         (DOCS / "results.md", "quickstart_seeds"),
         (DOCS / "results.md", "comparison"),
         (DOCS / "integrators.md", "integrator"),
+        (DOCS / "methods/bc.md", "clone_once"),
     ],
 )
 def test_pages_quote_reports_whole(page: Path, study: str) -> None:
