@@ -204,6 +204,8 @@ class FitCLI(LightningCLI):
                 check_resume(checkpoint, self.model, settings)
             else:
                 self.start_from_clone()
+                if (clone := self.model.pretrained) and self.trainer.is_global_zero:
+                    print(f"starts from {clone.path}, of gradient step {clone.gradient_step:,}")
             with self._plain_errors():
                 self.trainer.fit(
                     self.model,

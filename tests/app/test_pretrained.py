@@ -72,11 +72,13 @@ def started(data: Path, run: Path, clone: Path, *flags: str, **changes: Any) -> 
 
 
 def test_a_run_starts_from_the_clone_to_the_bit_and_goes_on_cloning(
-    tiny_data: Path, sources: Sources, tmp_path: Path
+    tiny_data: Path, sources: Sources, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clone, run = sources("bc"), tmp_path / "run"
     path = clone / "checkpoints/last.ckpt"
+    capsys.readouterr()
     assert main(started(tiny_data, run, clone, "--model.tau=1")) == 0
+    assert f"starts from {path}, of gradient step 4\n" in capsys.readouterr().out
     origin = last(run)["qam_lightning"]["pretrained"]
     assert (origin["path"], origin["fingerprint"]) == (str(path), fingerprint(path))
     assert (origin["method"], origin["gradient_step"]) == ("qam_lightning.methods.bc.BC", 4)
