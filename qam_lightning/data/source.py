@@ -211,17 +211,18 @@ def _instead(given: Path) -> tuple[str, str]:
     return f"{found}, but {shown(others[0].name)}, {FORMATS[others[0].suffix.lower()]}", advice
 
 
-def place(owner: str, argument: str, text: str) -> Path:
-    """Return the path that a user's text names, its ``~`` expanded.
+def place(owner: str, argument: str, given: str | Path) -> Path:
+    """Return the path that a user names, its ``~`` expanded.
 
     Args:
         owner: The class or function that takes the argument.
         argument: The argument.
-        text: Its value.
+        given: Its value.
 
     Raises:
         ArgumentError: It can be no path.
     """
+    text = str(given)
     try:
         if not text.strip() or "\0" in text:
             raise ValueError("no path")
