@@ -96,9 +96,10 @@ def base_urls(given: str | Sequence[str] | None) -> tuple[str, ...]:
     urls = [url.strip() for text in texts for url in re.split(r",(?=\s*[\w+.-]+://)", str(text))]
     wrong = [url for url in urls if not _is_url(url)]
     if wrong or not urls:
-        named, users = re.subn(r"(?<=://)[^/@]*@", "…@", wrong[0] if wrong else "")
-        found = f"is '{shown(named)}'" if wrong else "is empty"
-        found += ", which names a user" if users else ""
+        found = "is empty"
+        if wrong:
+            named, users = re.subn(r"(?<=://)[^/@]*@", "…@", wrong[0])
+            found = f"is '{shown(named)}'" + (", which names a user" if users else "")
         problem = f"{found}, expected a URL with http, https, ftp or file, or {FORM}"
         if from_variable:
             raise UserError(f"{URL_VARIABLE} {problem}")
