@@ -198,7 +198,7 @@ class ChunkDataModule(L.LightningDataModule):
             UserError: There is nothing at ``path``, or no OGBench data of this environment.
         """
         if self.path is not None:
-            path = import_minari(self.path, self.directory, self.store)
+            path = import_minari(str(self.path), self.directory, self.store)
             return own(import_robomimic(path, self.store), self.store, validation)
         if not is_ogbench(self.env):
             problem = f"is not set, expected your own data, as OGBench has none for {self.env}"

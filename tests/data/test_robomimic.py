@@ -164,6 +164,7 @@ def test_a_file_in_a_folder_that_cannot_be_written(tmp_path, demos, monkeypatch)
         load(path)
     made = tmp_path / "made"
     load(path, store=str(made))
+    assert ChunkDataModule("RobomimicLift-v0", path=path, store=made).source().files  # as `Path`s
     names = {"low_dim.hdf5.npz", "low_dim.hdf5.store"}
     assert {file.name for file in made.iterdir()} == names
     monkeypatch.setattr(robomimic, "save_episodes", None)  # nor is it read again
