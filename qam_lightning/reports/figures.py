@@ -246,8 +246,8 @@ def profiles(named: Sequence[tuple[Variant, estimates.Scores | None]]) -> Figure
                       label=variant.label)  # fmt: skip
             axes.fill_between(thresholds, low, high, step="post", color=colour, alpha=0.15, lw=0)
     axes.set(xlim=(0, 1), ylim=(0, 1.03))
-    axes.set_ylabel("share of runs above τ", fontsize=8, color=_INK)
-    _name_x([axes], "success τ")
+    axes.set_ylabel("share of runs with more success", fontsize=8, color=_INK)
+    _name_x([axes], "success")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     _finish(axes, "y")
     _legend(figure, [axes])

@@ -195,8 +195,8 @@ def _aggregates(found: Comparison, drawn: dict[str, Drawing]) -> Section:
     if len(tasks) > 1 and min(len(x) for own in scores for x in own) > 1:
         drawn["profile"] = figures.profiles(list(zip(found.variants, scores, strict=True)))
         caption = (
-            "Performance profile: the share of runs, mean over tasks, whose success is above τ. "
-            f"Bands: 95% bootstrap, pointwise, from {MIN_SEEDS} seeds up."
+            "Performance profile: at every success, the share of runs, mean over tasks, that score "
+            f"more. Bands: 95% bootstrap, pointwise, from {MIN_SEEDS} seeds up."
         )
         blocks.append(_figure("profile", caption, drawn))
     return Section("Aggregates", blocks)
