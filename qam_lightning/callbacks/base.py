@@ -103,7 +103,10 @@ class Callback(pl.Callback):
             raise UserError(problem)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Release the claims. An override must call ``super().teardown(...)``, last."""
+        """Clean up after a fit, also after one that failed, and release the claims.
+
+        An override must call ``super().teardown(...)``, last.
+        """
         for claim in self._claims:
             claim.release()
         self._claims = ()
@@ -111,8 +114,11 @@ class Callback(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Release the claims. An override must call ``super().on_exception(...)``, last."""
-        Callback.teardown(self, trainer, pl_module, "fit")
+        """Tear down, which Lightning leaves out after a failure.
+
+        An override must call ``super().on_exception(...)``, last.
+        """
+        self.teardown(trainer, pl_module, "fit")
 
     @property
     def mid_step(self) -> bool:

@@ -117,7 +117,6 @@ class Evaluate(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """End the worker processes."""
-        self._evaluated = None
         if self._pool is not None:
             self._pool.close()
             self._pool = None

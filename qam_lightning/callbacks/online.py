@@ -34,8 +34,8 @@ class Online(Callback):
     """Collects in the environment once the offline phase is over, while updates go on.
 
     It comes last among the callbacks. Its ``on_train_batch_end`` begins the environment steps that
-    the next update may see, so logs and checkpoints of this update come before them; and its
-    ``on_exception`` ends the environments, which a checkpoint written on a failure still needs.
+    the next update may see, so logs and checkpoints of this update come before them; and after a
+    failure it ends the environments, which the checkpoint of this failure still needs.
     Other callbacks of this project hear ``on_collection`` after every step that no update follows.
     """
 
@@ -168,24 +168,11 @@ class Online(Callback):
             self.collector.close()
             self.collector = None
             _data(trainer).use_sampler(None)
-        self._restore(trainer)
-        super().teardown(trainer, pl_module, stage)
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """End the environments; the replay's file keeps its rows."""
-        if self.collector is not None:
-            for actor in self.collector.actors.values():
-                actor.close()
-        self._restore(trainer)
-        super().on_exception(trainer, pl_module, exception)
-
-    def _restore(self, trainer: pl.Trainer) -> None:
         self._loaded = None
         if self._max_steps is not None:
             trainer.fit_loop.epoch_loop.max_steps = self._max_steps
             self._max_steps = None
+        super().teardown(trainer, pl_module, stage)
 
     def _environments(self, trainer: pl.Trainer) -> int:
         """The number of environments: as set, else the checkpoint's, else one per process."""

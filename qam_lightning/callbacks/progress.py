@@ -93,19 +93,13 @@ class Progress(Callback, ProgressBar):
         """Show the final state."""
         if self._enabled:
             self._show(trainer, cast(Method, pl_module))
-        self._stop()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Free the terminal for the error message."""
-        self._stop()
-        super().on_exception(trainer, pl_module, exception)
-
-    def _stop(self) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Free the terminal, after a failure for the error message."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+        super().teardown(trainer, pl_module, stage)
 
     def _show(self, trainer: pl.Trainer, method: Method) -> None:
         text = status(method, trainer.max_steps, self._row, self._success)

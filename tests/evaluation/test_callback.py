@@ -52,6 +52,18 @@ def test_an_interrupted_run_does_not_evaluate_at_the_end():
     assert listener.heard == []
 
 
+def test_a_failed_fit_ends_the_worker_processes():
+    class Fail(Callback):
+        def on_evaluation(self, trainer, pl_module, results):
+            processes.extend(worker.process for worker in evaluate._pool.workers)
+            raise RuntimeError("failed")
+
+    processes, evaluate = [], Evaluate(every_n_steps=1, episodes=1, workers=1)
+    with pytest.raises(RuntimeError, match="failed"):
+        fit(tiny_qam(LONG), 2, [evaluate, Fail()])
+    assert [process.returncode for process in processes] == [0]
+
+
 def test_evaluation_does_not_touch_training():
     with_it, without = tiny_qam(LONG), tiny_qam(LONG)
     fit(with_it, 4, [Evaluate(every_n_steps=1, episodes=1, workers=0)])

@@ -129,7 +129,8 @@ def test_an_environment_that_runs_ahead_changes_nothing(whole, arguments, tmp_pa
     assert_same_runs(whole, ahead)
 
 
-def test_it_works_without_the_command_line(data, tmp_path):
+@pytest.mark.parametrize("fails", [False, True])
+def test_it_works_without_the_command_line(fails, data, tmp_path, monkeypatch):
     settings = {"horizon": CHUNK, "batch_size": 8}
     method = QAM(Spaces(3, 2, CHUNK), tau=1.0, width=8, depth=1, flow_steps=2)
     collect = Online(str(tmp_path), STEPS, START, async_env=False)
@@ -143,10 +144,15 @@ def test_it_works_without_the_command_line(data, tmp_path):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(method, chunks)
-    counters = (method.gradient_step, method.env_step, method.phase)
-    assert counters == (OFFLINE + STEPS - START, STEPS, "online")
-    repeats(rows_of(tmp_path), 0)
+    if fails:
+        kill_at(monkeypatch, OFFLINE + 2)
+        with pytest.raises(RuntimeError, match="killed"):
+            trainer.fit(method, chunks)
+    else:
+        trainer.fit(method, chunks)
+        counters = (method.gradient_step, method.env_step, method.phase)
+        assert counters == (OFFLINE + STEPS - START, STEPS, "online")
+        repeats(rows_of(tmp_path), 0)
     assert isinstance(chunks.sampler, OfflineSampler)  # the replay is closed
 
 
