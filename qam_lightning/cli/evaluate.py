@@ -4,7 +4,6 @@ import argparse
 import importlib
 import math
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -22,7 +21,6 @@ ACTING = ("best_of_n", "flow_steps", "sampler", "temperature", "vartheta")
 """Settings of acting that may have several values."""
 SEVERAL = {*(f"--{name}" for name in ACTING), "--guidance"}
 SAMPLERS = ("euler", "ab2", "etd2")
-NUMBER = re.compile(r"[+-]?(\d|\.\d|inf|nan).*", re.IGNORECASE)
 FRAMES_IN_PICTURE = 6
 FRAMES_IN_VIDEO = 250  # a frame costs a software renderer 0.2 s, more than the physics
 
@@ -156,6 +154,15 @@ def number(text: str) -> float:
     return value
 
 
+def is_number(text: str) -> bool:
+    """Whether an argument is a number, though perhaps none that the setting takes."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def one_by_one(arguments: Sequence[str]) -> list[str]:
     """Spell ``--best_of_n 1 4`` as ``--best_of_n 1 --best_of_n 4``.
 
@@ -163,7 +170,7 @@ def one_by_one(arguments: Sequence[str]) -> list[str]:
     """
     found, flag = list[str](), ""
     for argument in arguments:
-        value = argument in SAMPLERS if flag == "--sampler" else NUMBER.fullmatch(argument)
+        value = argument in SAMPLERS if flag == "--sampler" else is_number(argument)
         if flag and found[-1] != flag and value:
             found.append(flag)
         elif argument.startswith("-"):

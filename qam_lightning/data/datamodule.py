@@ -7,7 +7,6 @@ from typing import Any, Literal
 import gymnasium
 import lightning as L
 import numpy as np
-import ogbench.utils
 import torch
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -62,7 +61,7 @@ class ChunkDataModule(L.LightningDataModule):
         sparse: bool = False,
         batch_size: int = 256,
         fraction: float = 1.0,
-        directory: str = ogbench.utils.DEFAULT_DATASET_DIR,
+        directory: str = "~/.ogbench/data",
         base_url: list[str] | str | None = None,
         path: str | None = None,
         store: str | None = None,
@@ -274,10 +273,11 @@ class ChunkDataModule(L.LightningDataModule):
         arrays = (store.arrays["actions"], *self.labels(store))
         actions, rewards, masks = (array[:transitions] for array in arrays)
         observations = store.arrays["observations"][:rows]
-        size = sum(array.nbytes for array in (observations, *arrays))
-        self._check_memory(store.layout, size)
+        used = (observations, actions, rewards, masks)
+        size = sum(array.nbytes for array in used)
+        self._check_batches(store.layout)
         if self.storage == "disk" and size > PHYSICAL_MEMORY / 2:
-            read_singly((observations, *arrays))
+            read_singly(used)
         made = ChunkStorage(
             observations,
             actions,
@@ -295,19 +295,16 @@ class ChunkDataModule(L.LightningDataModule):
             raise ArgumentError(type(self), "horizon", problem)
         return made
 
-    def _check_memory(self, layout: Layout, size: int) -> None:
-        """Compare a batch, and arrays that are copied, with the memory that there is."""
+    def _check_batches(self, layout: Layout) -> None:
+        """Compare batches with the memory that there is."""
         row = 2 * layout["observations"].columns + self.horizon * layout["actions"].columns + 3
         # Steps are drawn as indices and doubles of 8 bytes, three to a step of a chunk.
         batch = self.batch_size * (4 * row + 24 * self.horizon)
         problem = f"is {shown(self.batch_size)}: {self.prefetch + 1} batches"
         check_memory(batch * (self.prefetch + 1), type(self), "batch_size", problem)
-        if self.storage == "memory":
-            problem = "is memory: the dataset"
-            check_memory(size, type(self), "storage", problem)
 
     def _device(self, size: int) -> torch.device | None:
-        """The device to copy the arrays to; None leaves them mapped."""
+        """The device to copy the arrays to, which has the memory; None leaves them mapped."""
         if self.storage == "disk":
             return None
         device = torch.device("cpu")
@@ -316,7 +313,9 @@ class ChunkDataModule(L.LightningDataModule):
         if device.type not in ("cpu", "cuda"):
             problem = f"is device, but training runs on {device.type}; use disk or memory"
             raise ArgumentError(type(self), "storage", problem)
-        if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
+        if device.type == "cpu":
+            check_memory(size, type(self), "storage", f"is {self.storage}: the dataset")
+        elif size > (free := torch.cuda.mem_get_info(device)[0]):
             problem = (
                 f"is device, but the dataset takes {gigabytes(size)} and {gigabytes(free)} are "
                 "free there; use disk"

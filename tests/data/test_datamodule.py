@@ -3,6 +3,7 @@
 import errno
 import functools
 import gc
+import inspect
 import json
 import math
 import sys
@@ -195,6 +196,12 @@ def test_a_resumed_run_gets_the_batches_it_would_have_got(collected, tmp_path):
         assert_same(batch, data.batch_at(step))
     assert batch.observations.shape == (8, 40)
     assert batch.actions.shape == (8, 25)
+
+
+def test_data_lie_where_ogbench_looks_for_them():
+    for takes in (ChunkDataModule, generate):
+        default = inspect.signature(takes).parameters["directory"].default
+        assert default == ogbench.utils.DEFAULT_DATASET_DIR
 
 
 def test_processes_share_a_batch(collected):

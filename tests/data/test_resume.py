@@ -90,10 +90,12 @@ def test_the_smallest_fraction_is_one_trajectory(tmp_path):
     assert data.num_transitions == 20
 
 
-def test_copies_beyond_memory_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("storage", ["memory", "device"])
+def test_copies_beyond_memory_are_refused(storage, tmp_path, monkeypatch):
     own_file(tmp_path / "x.npz")
     monkeypatch.setattr("qam_lightning.util.memory.memory_limit", lambda: 1000)
     settings = {"path": str(tmp_path / "x.npz"), "batch_size": 1, "prefetch": 0, "horizon": 1}
     load("Pendulum-v1", tmp_path, **settings)
-    with pytest.raises(UserError, match="storage is memory: the dataset would take"):
-        load("Pendulum-v1", tmp_path, **settings, storage="memory")
+    load("Pendulum-v1", tmp_path, **settings, storage=storage, fraction=1e-300)
+    with pytest.raises(UserError, match=f"storage is {storage}: the dataset would take"):
+        load("Pendulum-v1", tmp_path, **settings, storage=storage)

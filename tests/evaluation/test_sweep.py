@@ -248,6 +248,8 @@ def test_a_value_may_stand_before_the_run() -> None:
     options = command.parse(["--best_of_n", "4", "runs/x", "--guidance=1", "2.5", "--seed", "3"])
     assert (str(options.source), options.seed, options.sweep) == ("runs/x", 3, True)
     assert options.grid == [{"best_of_n": 4, "vartheta": x} for x in (1.0, 2.5)]
+    for run in ("4-seeds", "infant", "1e5x"):
+        assert str(command.parse(["--best_of_n", "1", "4", run]).source) == run
     assert command.parse(["runs/x"]).grid == [{}] and not command.parse(["runs/x"]).sweep
 
 
