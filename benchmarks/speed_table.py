@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-import matplotlib
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.console import Console
@@ -15,8 +14,6 @@ from rich.table import Table
 
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.files import replacing
-
-matplotlib.use("Agg")  # files only; needs no display
 
 JAX = "JAX release"
 COLORS = {

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
@@ -25,7 +24,6 @@ def draw_dataset(
         returns: Returns of all trajectories by task.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)  # files only; needs no display
     above, sums = figure.subplots(1, 2)
     figure.suptitle(title, fontsize="medium")
     if walls is not None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,8 +12,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from qam_lightning.evaluation.statistics import MIN_SEEDS, t_interval
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.metrics_csv import read_metrics
-
-matplotlib.use("Agg")  # files only; needs no display
 
 _LINE, _FAINT, _INK = "#2a6fbb", "#9db8d6", "#333333"
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,8 +17,6 @@ from rich.table import Table
 from qam_lightning.evaluation.statistics import wilson_interval
 from qam_lightning.util.arguments import spelled
 from qam_lightning.util.files import replacing
-
-matplotlib.use("Agg")  # files only; needs no display
 
 MEAN = "mean"
 """What stands for the task in a row over all tasks."""

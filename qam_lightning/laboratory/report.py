@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -26,8 +25,6 @@ from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import locked, regular, replacing, writing
 from qam_lightning.util.provenance import versions_line
 from qam_lightning.util.rng import Stream, torch_generator
-
-matplotlib.use("Agg")  # files only; needs no display
 
 SAMPLES = "samples.npz"
 REPETITIONS = 40

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,8 +16,6 @@ from qam_lightning.reports.comparison import Comparison, Task, Variant
 from qam_lightning.reports.published import EVERY, published, published_step, tasks_of, title, unit
 from qam_lightning.reports.results import Result
 from qam_lightning.util.files import replacing
-
-matplotlib.use("Agg")  # files only; needs no display
 
 PLAIN: Any = {"text.parse_math": False}
 """matplotlib's settings for figures whose labels may hold a dollar sign."""
