@@ -406,7 +406,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint file") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except _UNREADABLE as error:
         raise UserError(
             f"{path}: not a readable checkpoint; it is damaged, cut short or another kind of file"

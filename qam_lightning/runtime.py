@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qam_lightning.util.errors import UserError, require, shown
+from qam_lightning.util.errors import UserError, reading, require, shown
 from qam_lightning.util.hub import policy_folder
 from qam_lightning.util.normal import Normal
 from qam_lightning.util.rng import Stream, seed_of
@@ -141,8 +141,10 @@ class ExportedPolicy:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
+    with reading(path, "is it an exported folder?"):
+        content = path.read_bytes()
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(content)
         if config["format"] != FORMAT:
             found = shown(config["format"])
             raise UserError(f"{path}: is of format {found}, expected {FORMAT}; {_ADVICE}")
@@ -153,20 +155,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ):
             raise ValueError
         return config
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror}; is it an exported folder?"
-        ) from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: is no description of an exported policy; {_ADVICE}") from None
 
 
 def _content(folder: Path, name: str, config: dict[str, Any]) -> bytes:
     """Read a file, if it is the one that the configuration was written with."""
-    try:
+    with reading(folder / name):
         content = (folder / name).read_bytes()
-    except OSError as error:
-        raise UserError(f"{folder / name}: cannot be read: {error.strerror}") from None
     if hashlib.sha256(content).hexdigest() != config["files"].get(name):
         raise UserError(f"{folder / name}: is not the file that {CONFIG} names; {_ADVICE}")
     return content

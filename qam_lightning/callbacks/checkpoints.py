@@ -249,9 +249,8 @@ class Checkpoints(Callback):
                 move(temporary, path)
                 sync(path.parent)
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written: {error.strerror}; older checkpoints are intact"
-            ) from error
+            problem = f"cannot be written: {error.strerror or error}"
+            raise UserError(f"{path}: {problem}; older checkpoints are intact") from error
         finally:
             trainer.strategy.remove_checkpoint(temporary)
         self._losses = None

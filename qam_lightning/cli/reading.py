@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from qam_lightning.cli.values import fits, writable
-from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.errors import UserError, reading, shown
 from qam_lightning.util.files import regular
 from qam_lightning.util.settings import GROUPS
 
@@ -182,11 +182,8 @@ def read_text(path: Path, what: str) -> str:
     Raises:
         UserError: it cannot be read, is larger than 1 MiB, or is not text in UTF-8.
     """
-    try:
-        with regular(path).open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    with reading(path), regular(path).open("rb") as file:
+        content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise UserError(f"{path}: is larger than 1 MiB, expected {what}")
     try:

@@ -79,7 +79,7 @@ def write_report(report: Mapping[str, Any], path: Path, numbered: bool = True) -
             target = path.with_name(f"{path.stem}-{count}{path.suffix}")
             continue
         except OSError as error:
-            raise UserError(f"{target}: cannot be written: {error.strerror}") from None
+            raise UserError(f"{target}: cannot be written: {error.strerror or error}") from None
         try:
             with writing(target), file:
                 file.write(text)

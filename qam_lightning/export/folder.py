@@ -18,7 +18,7 @@ from qam_lightning.methods.base import Method
 from qam_lightning.methods.restore import check_weights
 from qam_lightning.runtime import CONFIG, FORMAT
 from qam_lightning.util.checkpoint import Environment, Identity, Versions
-from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.errors import UserError, reading, shown
 from qam_lightning.util.files import sha256
 from qam_lightning.util.schema import Checked, Count, Number, Schema, Sha256, Text, read_json
 
@@ -138,10 +138,8 @@ def check_files(folder: Path, config: Config, *names: str) -> None:
     """
     for name in names or config.files:
         path = folder / name
-        try:
+        with reading(path):
             found = sha256(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         if found != config.files.get(name):
             raise UserError(
                 f"{path}: is not the file that {CONFIG} names, so the files do not belong "

@@ -6,6 +6,7 @@ Library code speaks of arguments; the command line translates them to its keys.
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -81,6 +82,16 @@ def explaining(problem: str, advice: str = "") -> Iterator[None]:
     except Exception as error:
         end = f"; {advice}" if advice else ""
         raise UserError(f"{problem}: {reason_of(error)}{end}") from None
+
+
+@contextlib.contextmanager
+def reading(path: Path, advice: str = "") -> Iterator[None]:
+    """Turn an `OSError` into a `UserError` that names ``path``, and ends with ``advice``."""
+    try:
+        yield
+    except OSError as error:
+        end = f"; {advice}" if advice else ""
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}{end}") from None
 
 
 def require(holds: bool, owner: type | str, name: str, value: object, expected: str) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.errors import UserError, reading, shown
 from qam_lightning.util.files import regular
 
 Row = dict[str, str]
@@ -30,10 +30,8 @@ def read_metrics(
     Raises:
         UserError: it cannot be read or is no such file; the message names the line.
     """
-    try:
+    with reading(path, _ADVICE):
         content = regular(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {_ADVICE}") from None
     content = content[: content.rfind(b"\n") + 1]
     try:
         text = content.decode("utf-8")

@@ -18,7 +18,7 @@ from pydantic import AfterValidator as Checked
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from qam_lightning.util.errors import UserError, shown
+from qam_lightning.util.errors import UserError, reading, shown
 from qam_lightning.util.files import regular
 
 Kind = TypeVar("Kind")
@@ -104,10 +104,8 @@ def read_json(kind: Any, path: Path, what: str, advice: str) -> Any:
     Raises:
         UserError: it cannot be read, is no JSON, or does not fit.
     """
-    try:
+    with reading(path):
         text = regular(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     try:
         return _adapter(kind).validate_json(text)
     except ValidationError as error:
@@ -127,15 +125,15 @@ def _problem(errors: list[ErrorDetails], content: object, what: str) -> str:
     """Say what is wrong at the first place that is: where, what was found, what was expected."""
     first = errors[0]
     where = _place(content, first["loc"])
-    name = "".join(where) or what
+    name = "".join(where).removeprefix(".") or what
     if first["type"] == "missing":
-        return f"{name.removeprefix('.')} is missing"
+        return f"{name} is missing"
     if first["type"] == "extra_forbidden":
-        return f"{name.removeprefix('.')} is unknown"
+        return f"{name} is unknown"
     # A union has one error for each of its types.
     here = [error for error in errors if _place(content, error["loc"]) == where]
     expected = " or ".join(dict.fromkeys(_expected(error) for error in here))
-    return f"{name.removeprefix('.')} is {_found(first['input'])}, expected {expected}"
+    return f"{name} is {_found(first['input'])}, expected {expected}"
 
 
 def _place(content: Any, loc: tuple[int | str, ...]) -> list[str]:
