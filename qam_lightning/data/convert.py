@@ -15,19 +15,12 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from qam_lightning.data.layout import Layout
+from qam_lightning.data.bars import bytes_bar
+from qam_lightning.data.layout import Layout, Shapes
 from qam_lightning.data.npy import npy_header
 from qam_lightning.data.npz import NpzFile
-from qam_lightning.data.source import making_alone
+from qam_lightning.data.source import made_once
 from qam_lightning.data.store import FORMAT, MANIFEST, Manifest, OutdatedStore, Shard, Store
 from qam_lightning.util.errors import ArgumentError, UserError
 from qam_lightning.util.files import save_json, sync
@@ -36,8 +29,6 @@ from qam_lightning.util.provenance import versions
 from qam_lightning.util.schema import Count, read_json
 
 PROGRESS = "progress.json"
-Shapes = dict[str, tuple[tuple[int, ...], str]]
-"""Shape and type of every array, by key."""
 
 
 class _Progress(Manifest):
@@ -57,13 +48,12 @@ def ensure_store(files: list[Path], folder: Path, layout: Layout) -> Store:
     Raises:
         UserError: The source or the store is damaged, or the store cannot be written.
     """
-    store = _current(files, folder)
-    if store is None:
-        with making_alone(folder, "store"):
-            store = _current(files, folder)  # unless another process made it meanwhile
-            if store is None:
-                _convert(files, folder, layout)
-                store = Store(folder)
+    store = made_once(
+        folder,
+        "store",
+        found=lambda: _current(files, folder),
+        make=lambda: _convert(files, folder, layout),
+    )
     store.check_layout(layout)
     return store
 
@@ -91,7 +81,7 @@ def _beside(folder: Path, file: Path) -> bool:
     return folder.parent.absolute() in file.absolute().parents
 
 
-def _convert(files: list[Path], folder: Path, layout: Layout) -> None:
+def _convert(files: list[Path], folder: Path, layout: Layout) -> Store:
     """Convert into a temporary folder, then put it in place of the old one."""
     temporary = folder.with_name(f"{folder.name}.tmp")
     source, ends = _survey(files, layout)
@@ -109,7 +99,7 @@ def _convert(files: list[Path], folder: Path, layout: Layout) -> None:
     total = sum(_sizes(headers, source, layout).values())
     _check_space(temporary, total - sum(good.values()))
     with ExitStack() as stack:
-        bar = stack.enter_context(_progress_bar())
+        bar = stack.enter_context(bytes_bar())
         task = bar.add_task(f"converting {folder.stem}", total=total)
         outputs = {
             key: stack.enter_context(_Output(temporary / f"{key}.npy", good[key]))
@@ -129,6 +119,7 @@ def _convert(files: list[Path], folder: Path, layout: Layout) -> None:
     manifest["crc32"] = {key: output.crc32 for key, output in outputs.items()}
     save_json(temporary / MANIFEST, manifest)
     _put_in_place(temporary, folder)
+    return Store(folder)
 
 
 def _survey(files: list[Path], layout: Layout) -> tuple[list[Shard], list[np.ndarray]]:
@@ -262,8 +253,3 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
     temporary.rename(folder)
     shutil.rmtree(outdated, ignore_errors=True)
     sync(folder.parent)
-
-
-def _progress_bar() -> Progress:
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), *columns)

@@ -90,14 +90,13 @@ def describe(data: ChunkDataModule) -> Description:
         UserError: See `ChunkDataModule.open_store`.
     """
     store = data.open_store()
-    stops = np.asarray(store.ends) - np.arange(len(store.ends))
-    starts = np.concatenate([[0], stops[:-1]])
+    starts = np.concatenate([[0], store.stops[:-1]])
     low, high = _ranges(store.arrays["actions"])
     rows = np.unique(np.linspace(0, store.transitions - 1, SHOWN, dtype=np.int64))
     positions, walls = _seen_from_above(data, store, rows)
     return Description(
         name=store.folder.stem,
-        lengths=stops - starts,
+        lengths=store.stops - starts,
         obs_dim=store.arrays["observations"].shape[1],
         action_low=low,
         action_high=high,
@@ -144,9 +143,7 @@ def _seen_from_above(
         first = [CUBES + CUBE * i for i in range(cubes)]
         return {f"cube {i + 1}": qpos[:, at : at + 2] for i, at in enumerate(first)}, None
     observations = store.arrays["observations"]
-    row_of = rows + np.searchsorted(
-        np.asarray(store.ends) - np.arange(len(store.ends)), rows, "right"
-    )
+    row_of = rows + np.searchsorted(store.stops, rows, "right")
     if is_ogbench(data.env):
         hand = observations[row_of, HAND : HAND + 2] / HAND_SCALE + HAND_CENTRE
         return {"hand": hand}, None

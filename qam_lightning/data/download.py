@@ -13,16 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 from qam_lightning.data import hub
+from qam_lightning.data.bars import bytes_bar
 from qam_lightning.data.checksums import check_sum, record, recorded
 from qam_lightning.data.layout import Layout
 from qam_lightning.data.npz import check_npz
@@ -181,8 +173,7 @@ def _transfer_either(url: str, name: str, file: IO[bytes]) -> None:
 
 def _transfer(url: str, file: IO[bytes], name: str) -> None:
     """Append the rest of the file, reconnecting as long as something arrives."""
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns) as progress:
+    with bytes_bar() as progress:
         task = progress.add_task(name, total=None)
 
         def report(received: int, total: int | None) -> None:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qam_lightning.data.layout import file_layout
+from qam_lightning.data.bars import steps_bar
+from qam_lightning.data.layout import Shapes, file_layout
 from qam_lightning.data.manipulation import Arrays, ManipulationCollector
 from qam_lightning.data.mazes import MazeCollector
 from qam_lightning.data.npz import NpzFile
@@ -26,7 +27,7 @@ from qam_lightning.data.source import (
     making,
     place,
 )
-from qam_lightning.data.workers import steps_bar, work_off
+from qam_lightning.data.workers import work_off
 from qam_lightning.envs.make import make_env, parts_of
 from qam_lightning.envs.worker import PROCESS_BYTES, WorkerError
 from qam_lightning.util.devices import available_cores
@@ -54,12 +55,10 @@ OFFICIAL = {
     ("pointmaze-giant", "navigate"): (500, 2001),
 }
 
-Collector = ManipulationCollector | MazeCollector
-Shapes = dict[str, tuple[tuple[int, ...], str]]
-"""Shape and type of every array, by key."""
+EpisodeCollector = ManipulationCollector | MazeCollector
 
 
-def make_collector(env: str, dataset: str, episode_steps: int) -> Collector:
+def make_collector(env: str, dataset: str, episode_steps: int) -> EpisodeCollector:
     """Make the collector of an environment's episodes."""
     kind = MazeCollector if env in POINT_MAZES else ManipulationCollector
     return kind(env, dataset, episode_steps)
@@ -222,7 +221,7 @@ class CollectorSettings(NamedTuple):
     dataset: str
     episode_steps: int
 
-    def make(self) -> Collector:
+    def make(self) -> EpisodeCollector:
         """Make the collector."""
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")
         return make_collector(*self)
@@ -236,7 +235,7 @@ class CollectPart(NamedTuple):
     number: int
     slot: int = 0
 
-    def answers(self, collector: Collector) -> Iterator[None]:
+    def answers(self, collector: EpisodeCollector) -> Iterator[None]:
         """Collect the episode."""
         _save_npz(_part(self.parts, self.number), collector.episode(self.seed, self.number))
         yield

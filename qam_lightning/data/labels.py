@@ -9,7 +9,7 @@ import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 
 from qam_lightning.data.npy import map_npy, npy_header
-from qam_lightning.data.source import making_alone
+from qam_lightning.data.source import made_once
 from qam_lightning.data.store import Store
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import checksum, save_json, sync
@@ -41,15 +41,12 @@ def task_labels(store: Store, env: str, task: int, task_env: gymnasium.Env) -> L
         UserError: They cannot be written.
     """
     folder = store.folder / f"task{task}"
-    labels = _load(folder, store.transitions)
-    if labels is None:
-        with making_alone(folder, "store"):
-            labels = _load(folder, store.transitions)  # unless another process was faster
-            if labels is None:
-                _make(store, folder, f"{env}-singletask-task{task}-v0", task_env)
-                labels = _load(folder, store.transitions)
-    assert labels is not None
-    return labels
+    return made_once(
+        folder,
+        "store",
+        found=lambda: _load(folder, store.transitions),
+        make=lambda: _make(store, folder, f"{env}-singletask-task{task}-v0", task_env),
+    )
 
 
 def damaged_labels(store: Store) -> list[str]:
@@ -83,7 +80,7 @@ def _load(folder: Path, transitions: int) -> Labels | None:
     return (rewards, masks) if current and fits and types else None
 
 
-def _make(store: Store, folder: Path, name: str, task_env: gymnasium.Env) -> None:
+def _make(store: Store, folder: Path, name: str, task_env: gymnasium.Env) -> Labels:
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
@@ -92,6 +89,9 @@ def _make(store: Store, folder: Path, name: str, task_env: gymnasium.Env) -> Non
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    labels = _load(folder, store.transitions)
+    assert labels is not None
+    return labels
 
 
 def _compute(store: Store, folder: Path, name: str, task_env: gymnasium.Env) -> None:

@@ -27,6 +27,9 @@ class Column(NamedTuple):
 Layout = dict[str, Column]
 """Arrays besides ``terminals``, by key."""
 
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+"""Shape and type of every array, by key."""
+
 
 def file_layout(env: gymnasium.Env) -> Layout:
     """Return the arrays that an environment's files must hold besides ``terminals``.

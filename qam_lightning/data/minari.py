@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from qam_lightning.data.episodes import Episode, save_episodes
-from qam_lightning.data.source import making_alone, place
+from qam_lightning.data.source import made_once, place
 from qam_lightning.envs.make import made_of_vectors
 from qam_lightning.util.errors import ArgumentError, UserError, explaining, shown
 
@@ -44,12 +45,18 @@ def import_minari(path: str, directory: str, store: str | None = None) -> str:
     file = place("ChunkDataModule", "directory", directory) / f"{stem}.npz"
     stores = place("ChunkDataModule", "store", store) if store else file.parent
     made = (file, stores / f"{stem}.store")
-    if not any(path.exists() for path in made):
-        with making_alone(file, "directory"):
-            if not any(path.exists() for path in made):  # else another process was faster
-                with explaining(f"Minari cannot load {name}", _ADVICE):  # it reads meanwhile
-                    save_episodes(file, _episodes(name), "directory")
+    made_once(
+        file,
+        "directory",
+        found=lambda: any(path.exists() for path in made),
+        make=lambda: _import(name, file),
+    )
     return str(file)
+
+
+def _import(name: str, file: Path) -> None:
+    with explaining(f"Minari cannot load {name}", _ADVICE):  # it reads meanwhile
+        save_episodes(file, _episodes(name), "directory")
 
 
 def _episodes(name: str) -> Iterator[Episode]:

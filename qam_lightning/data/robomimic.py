@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qam_lightning.data.episodes import Episode, save_episodes
-from qam_lightning.data.source import making_alone, place
+from qam_lightning.data.source import made_once, place
 from qam_lightning.util.errors import ArgumentError, UserError, explaining, shown
 
 SUFFIXES = (".hdf5", ".h5")
@@ -38,10 +38,7 @@ def import_robomimic(path: str, store: str | None = None) -> str:
     stores = place("ChunkDataModule", "store", store) if store else given.parent
     made = stores / f"{given.name}.npz"
     if given.is_file():
-        if not _is_done(given, made):
-            with making_alone(made, "store"):
-                if not _is_done(given, made):  # else another process was faster
-                    _convert(given, made)
+        made_once(made, "store", lambda: _is_done(given, made), lambda: _convert(given, made))
     elif not (made.exists() or made.with_suffix(".store").exists()):
         problem = f"is {shown(given)}, which {'is no file' if given.exists() else 'does not exist'}"
         raise ArgumentError("ChunkDataModule", "path", problem)

@@ -4,15 +4,17 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import ogbench.utils
 
 from qam_lightning.util.errors import ArgumentError, UserError, shown
 from qam_lightning.util.files import locked
 from qam_lightning.util.hub import FORM, address
+
+T = TypeVar("T")
 
 URL_VARIABLE = "QAM_DATA_URL"
 SHARDS = 100
@@ -274,6 +276,24 @@ def making_alone(path: Path, argument: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_name(f"{path.name}.lock")):
             yield
+
+
+def made_once(path: Path, argument: str, found: Callable[[], T | None], make: Callable[[], T]) -> T:
+    """Return what ``found`` returns; where that is false, make it first, in one process at a time.
+
+    Args:
+        path: The file or folder; see `making_alone`.
+        argument: The argument of `ChunkDataModule` that chooses another folder.
+        found: Looks for it; also after another process has made it meanwhile.
+        make: Makes and returns it.
+
+    Raises:
+        ArgumentError: It cannot be written.
+    """
+    if there := found():
+        return there
+    with making_alone(path, argument):
+        return found() or make()
 
 
 def _check_numbers(folder: Path, files: list[Path]) -> None:

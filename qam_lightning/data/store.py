@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from qam_lightning.data.layout import Column, Layout
 from qam_lightning.data.npy import map_npy
 from qam_lightning.data.npz import NpzFile
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.files import checksum
-from qam_lightning.util.schema import Count, Schema, Text, read_json
+from qam_lightning.util.schema import Checked, Count, Crc32, Schema, Text, read_json
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -38,17 +38,14 @@ def _plain(text: str) -> str:
     return text
 
 
-Key = Annotated[Text, AfterValidator(_plain)]
+ArrayName = Annotated[Text, Checked(_plain)]
 """An array's name, which is also its file's."""
-
-
-Checksum = Annotated[Count, Field(lt=1 << 32)]
 
 
 class Shard(Schema):
     """A source file: the trajectories and rows taken from it."""
 
-    name: Annotated[Text, AfterValidator(_file_name)]
+    name: Annotated[Text, Checked(_file_name)]
     fingerprint: Text
     rows: Count
     trajectories: Count
@@ -60,15 +57,15 @@ class Manifest(Schema):
     Attributes:
         format: `FORMAT`.
         layout: Columns, type and whether last rows are kept of every array but ``ends``.
-        crc32: Checksum of every array's file.
+        crc32: checksum of every array's file.
         versions: The software that made the store.
         source: The source files, in order.
         folder: Where they were then.
     """
 
     format: Count
-    layout: dict[Key, tuple[Count, Literal["float32", "int8", "uint8"], bool]]
-    crc32: dict[Key, Checksum]
+    layout: dict[ArrayName, tuple[Count, Literal["float32", "int8", "uint8"], bool]]
+    crc32: dict[ArrayName, Crc32]
     versions: dict[str, str] = {}
     source: Annotated[list[Shard], Field(min_length=1)]
     folder: Text = ""
@@ -151,6 +148,11 @@ class Store:
     def shards(self) -> dict[str, str]:
         """Fingerprint of every source file, by name."""
         return {shard.name: shard.fingerprint for shard in self.manifest.source}
+
+    @property
+    def stops(self) -> np.ndarray:
+        """For each trajectory, the number of the first transition behind it."""
+        return np.asarray(self.ends) - np.arange(len(self.ends))
 
     @property
     def fingerprint(self) -> str:

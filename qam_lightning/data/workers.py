@@ -1,38 +1,10 @@
-"""Worker processes that collect episodes, and their progress bar."""
+"""Worker processes that collect episodes."""
 
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import wait
 from typing import cast
 
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
-
 from qam_lightning.envs.worker import ProcessWorker, Request, Settings
-
-
-def steps_bar() -> Progress:
-    """A progress bar that counts environment steps."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.1f}%"),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-        _SpeedColumn(),
-        TimeRemainingColumn(),
-        speed_estimate_period=300,
-    )
-
-
-class _SpeedColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} steps/s" if task.speed else "")
 
 
 def work_off(settings: Settings, requests: Iterable[Request], workers: int) -> Iterator[None]:

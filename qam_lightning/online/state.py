@@ -6,11 +6,11 @@ from typing import Annotated, Any
 from qam_lightning.util.checkpoint import DAMAGED
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.schema import (
-    AtMost,
     Checked,
     Count,
+    Crc32,
+    Field,
     Key,
-    Length,
     Number,
     Schema,
     Text,
@@ -42,7 +42,7 @@ class ActorState(Schema):
 
     episode: Count
     length: Count
-    discarded: Annotated[Count, AtMost(2**16 - 1)]
+    discarded: Annotated[Count, Field(le=2**16 - 1)]
     executed: Count
     chunk: Annotated[list[list[Number]], Checked(_chunk)] | None
 
@@ -53,8 +53,8 @@ class StatisticsState(Schema):
     rows: Count
     episodes: Count
     discarded: Count
-    recent: list[Annotated[list[Number], Length(3)]]
-    running: dict[Count, Annotated[list[Number], Length(2)]]
+    recent: list[Annotated[list[Number], Field(min_length=3, max_length=3)]]
+    running: dict[Count, Annotated[list[Number], Field(min_length=2, max_length=2)]]
 
 
 class OnlineState(Schema):
@@ -62,7 +62,7 @@ class OnlineState(Schema):
 
     settings: Settings
     rows: Count
-    crc32: Annotated[Count, AtMost(2**32 - 1)]
+    crc32: Crc32
     actors: list[ActorState]
     statistics: StatisticsState
 

@@ -27,6 +27,10 @@ Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 """An integer of at least 0, and of at most 63 bits."""
 
 
+Crc32 = Annotated[Count, Field(le=2**32 - 1)]
+"""A checksum, see `qam_lightning.util.files.checksum`."""
+
+
 def _plain(value: Any) -> Any:
     if not isinstance(value, int | float):  # what pydantic would convert: a tensor, for example
         raise ValueError("a number")
@@ -63,17 +67,7 @@ class Schema(BaseModel):
     )
 
 
-def AtMost(bound: float) -> Any:  # noqa: N802  (words of the declarations)
-    """Give a number an upper bound, for ``Annotated``."""
-    return Field(le=bound)
-
-
-def Length(count: int) -> Any:  # noqa: N802
-    """Fix the length of a list, for ``Annotated``."""
-    return Field(min_length=count, max_length=count)
-
-
-def Key(name: str) -> Any:  # noqa: N802
+def Key(name: str) -> Any:  # noqa: N802  (a word of the declarations)
     """Declare that a field of a `Schema` has another name in the file."""
     return Field(alias=name)
 
