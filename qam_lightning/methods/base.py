@@ -167,10 +167,10 @@ class Method(Configurable):
             self.get_submodule("behavior").requires_grad_(False)
 
     def _check_settings(self) -> None:
-        """Check that the networks fit into memory: critics, their targets and an actor at least.
+        """Check ``best_of_n``, and that critics, their targets and an actor fit into memory.
 
         Raises:
-            ArgumentError: they do not.
+            ArgumentError: they do not, or nothing can choose the best of N.
         """
         single = self.has_critic or self.best_of_n == 1
         expected = "1, as there is no critic to choose by"
@@ -262,7 +262,7 @@ class Method(Configurable):
 
     @property
     def cloned_flows(self) -> tuple[str, ...]:
-        """The flows that start from a pretrained clone, by name; all but this from its average."""
+        """Names of flows that a pretrained clone starts: all but ``behavior`` from its average."""
         return ("behavior",)
 
     def make_critic(self) -> CriticEnsemble:

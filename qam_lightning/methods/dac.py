@@ -21,39 +21,21 @@ Differences from the paper's text
     Steps are counted 1..T where Eq. 49 and 54 count 0..T-1; ε_θ reads that number.
 """
 
-from torch import Tensor
-
 from qam_lightning.core.adjoint import action_gradient
 from qam_lightning.core.diffusion import ascent_loss, diffuse, posterior_sample, prediction_loss
 from qam_lightning.data.batch import Batch
-from qam_lightning.methods.base import Losses, Method, Metrics
-from qam_lightning.methods.noise import DiffusionNoise, NoiseSource, PolicyNoise
-from qam_lightning.methods.settings import setting
-from qam_lightning.nets.diffusion import DiffusionPolicy
+from qam_lightning.methods.base import Losses, Metrics
+from qam_lightning.methods.diffusion import DiffusionMethod
+from qam_lightning.methods.noise import DiffusionNoise
 
 
-class DAC(Method):
+class DAC(DiffusionMethod):
     """A diffusion policy that denoises the data and ascends the critic.
 
-    The policy tends to π_β exp(τ Q) with τ = 1 / (2η). ``flow_steps`` counts diffusion steps.
+    The policy tends to π_β exp(τ Q) with τ = 1 / (2η).
     """
 
-    eta: float = setting(at_least=0)
-    """Weight η of denoising dataset actions."""
-    grad_clip: float = setting(default=1.0, at_least=0)
-    """Bound on the gradient; 0 switches clipping off."""
-
-    def build(self) -> None:
-        super().build()
-        sizes = self.spaces.obs_dim, self.dim, self.width, self.depth
-        self.actor = DiffusionPolicy(*sizes, steps=self.flow_steps, sampler=posterior_sample)
-
-    def policy_noise(self, draw: NoiseSource) -> PolicyNoise:
-        """Draw z (B, T, D): a^T and the noise of all steps but the last."""
-        return PolicyNoise(z=draw.normal(self.flow_steps, self.dim))
-
-    def actor_noise(self, draw: NoiseSource) -> DiffusionNoise:
-        return DiffusionNoise(epsilon=draw.normal(self.dim), u=draw.uniform(1))
+    sampler = staticmethod(posterior_sample)
 
     def actor_losses(self, batch: Batch, noise: DiffusionNoise) -> tuple[Losses, Metrics]:
         s, epsilon = batch.observations, noise.epsilon
@@ -67,6 +49,3 @@ class DAC(Method):
             "actor/denoising_loss": self.eta * prediction_loss(predicted, epsilon, batch.valid),
         }
         return losses, {"actor/q_grad_rms": dq_da.square().mean().sqrt()}
-
-    def policy(self, s: Tensor, noise: PolicyNoise) -> Tensor:
-        return self.actor.sample(s, noise.z)

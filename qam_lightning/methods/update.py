@@ -62,12 +62,13 @@ class State(NamedTuple):
     Attributes:
         parts: the critics, which some steps train alone, and all else.
         learning_rate: scalar, Adam's step size.
-        constants: the method's other tensors by name; a training step only reads them.
+        others: the method's other tensors by name; a training step changes those of
+            `Method.adapted` alone.
     """
 
     parts: tuple[Part, ...]
     learning_rate: Tensor
-    constants: dict[str, Tensor]
+    others: dict[str, Tensor]
 
 
 class Layout:
@@ -102,13 +103,13 @@ class Layout:
             part = {name: tensors[name] for name in order}, {n: tensors[n] for n in targets}
             self.parts += [part] if own else []
         moved = {name for part in self.parts for named in part for name in named}
-        self.constants = {name: x for name, x in tensors.items() if name not in moved}
+        self.others = {name: x for name, x in tensors.items() if name not in moved}
 
     def gather(self) -> State:
         """Copy parameters and moments into new vectors, and make them views of these."""
         parts = tuple(self._gather(*part) for part in self.parts)
         rate = torch.zeros((), dtype=torch.float32, device=parts[0].weights.device)
-        return State(parts, rate, self.constants)
+        return State(parts, rate, self.others)
 
     def _gather(self, trained: dict[str, Tensor], targets: dict[str, Tensor]) -> Part:
         parameters = list(trained.values())
@@ -193,7 +194,7 @@ def update(
     Returns:
         The step's metrics, scalars without gradient.
     """
-    tensors, learned = dict(state.constants), list[list[Tensor]]()
+    tensors, learned = dict(state.others), list[list[Tensor]]()
     for i, (part, named) in enumerate(zip(state.parts, layout.parts, strict=True)):
         weights, followers = (views(v, x) for v, x in zip(part[:2], named, strict=True))
         tensors |= weights | followers
@@ -213,7 +214,7 @@ def update(
                 [part.weights[: len(part.targets)] for part in stepped],
             )
         if actor_step:
-            method.adapt(metrics, state.constants)
+            method.adapt(metrics, state.others)
         _adam_step(layout.optimizer.param_groups[0], stepped, gradients, state.learning_rate)
     single = {name: value.detach() for name, value in losses.items()}
     return {"loss": loss.detach(), **single, **metrics, "grad_norm": norm}
