@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
 _Z95 = 1.959963984540054  # the 97.5% quantile of the standard normal
 
@@ -81,7 +82,8 @@ def stratified_interval(tasks: Sequence[Any] | np.ndarray) -> Interval:
     if total == 0:
         return Interval(mean, mean, mean)
     parts = sum(v**2 / (len(x) - 1) for v, x in zip(variances, scores, strict=True))
-    half = _t_quantile(int(total**2 / parts + 1e-9)) * math.sqrt(total) / len(scores)
+    quantile = float(special.stdtrit(int(total**2 / parts + 1e-9), 0.975))
+    half = quantile * math.sqrt(total) / len(scores)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -139,27 +141,6 @@ def _table(scores: Sequence[Any] | np.ndarray, fewest: int) -> np.ndarray:
     if not np.isfinite(table).all():
         raise ValueError(f"expected finite numbers, got {array.tolist()}")
     return table
-
-
-def _t_quantile(freedom: int) -> float:
-    """The 97.5% quantile of Student's t, by bisection of P(-t < T < t)."""
-    low, high = 0.0, 13.0  # 12.7 with one degree of freedom
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, freedom) < 0.95 else (low, middle)
-    return high
-
-
-def _t_within(t: float, freedom: int) -> float:
-    """P(-t < T < t) of Student's t, a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan2(t, math.sqrt(freedom))
-    odd = freedom % 2
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for power in range(1 if odd else 0, freedom - 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
 
 
 def summarize(episodes: Sequence[Any]) -> Mapping[str, float]:
