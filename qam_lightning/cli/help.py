@@ -1,4 +1,4 @@
-"""``--help`` without importing what is described; see `settings`."""
+"""``--help`` without importing what is described; see `util.settings`."""
 
 import argparse
 import textwrap

@@ -12,7 +12,7 @@ from qam_lightning.checkpoints import check_env, load_method
 from qam_lightning.envs.make import control_period
 from qam_lightning.evaluation.limits import check_candidates
 from qam_lightning.export.card import with_latency
-from qam_lightning.export.folder import is_exported, read_config
+from qam_lightning.export.folder import CARD, is_exported, read_config
 from qam_lightning.export.latency import latency_table, measure
 from qam_lightning.export.write import export
 from qam_lightning.runtime import ONNX
@@ -35,7 +35,7 @@ def latency(options: argparse.Namespace, checkpoint: Path, run: Path) -> int:
     print(table)
     if is_exported(run) and not acting:
         with_latency(run, table)
-        print(f"wrote it into {run}/README.md")
+        print(f"wrote it into {run / CARD}")
         return 0
     target = run / "eval" / "latency.md"
     target.parent.mkdir(parents=True, exist_ok=True)

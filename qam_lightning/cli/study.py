@@ -35,11 +35,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(prog=called("study"), description=__doc__.partition(": ")[2])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    which = "STUDY", "file, or the name of a shipped study"
+    study: dict[str, Any] = {"metavar": "STUDY", "help": "file, or the name of a shipped study"}
 
-    add = commands.add_parser("list", help="the studies that ship").add_argument
+    commands.add_parser("list", help="the studies that ship")
     add = commands.add_parser("status", help="how far the runs of a study are").add_argument
-    add("study", metavar=which[0], help=which[1])
+    add("study", **study)
     add(
         "--all",
         action="store_true",
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = commands.add_parser(
         "run", help="check every configuration, then run what is not finished"
     ).add_argument
-    add("study", metavar=which[0], help=which[1])
+    add("study", **study)
     add("--jobs", type=at_least(1), metavar="N", help="runs at a time; default: what fits")
     add("--dry_run", action="store_true", help="check, and print what would run")
     add(

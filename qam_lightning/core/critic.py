@@ -33,8 +33,8 @@ def td_loss(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Return the mean over K and B of valid · (Q_k - y)², a scalar (Eq. 26).
 
     Args:
-        q: (K, B) member values.
-        target: (B,), held constant.
+        q: (K, B) values of members, or (B,) of a state's single value.
+        target: held constant, (B,) for all members, or (K, B) one for each.
         valid: (B,) chunk weights.
     """
     return (valid * (q - target.detach()).square()).mean()
@@ -54,6 +54,6 @@ def expectile_loss(value: Tensor, target: Tensor, kappa: float) -> Tensor:
     return (torch.where(delta < 0, 1.0 - kappa, kappa) * delta.square()).mean()
 
 
-def advantage_weight(advantage: Tensor, tau: float, most: float = 100.0) -> Tensor:
-    """Return min(exp(τ · advantage), most), (B,), for advantages Q(s, a) - V(s) (Eq. 73)."""
-    return (tau * advantage).exp().clamp(max=most)
+def advantage_weight(advantage: Tensor, tau: float) -> Tensor:
+    """Return min(exp(τ · advantage), 100), (B,), for advantages Q(s, a) - V(s) (Eq. 73)."""
+    return (tau * advantage).exp().clamp(max=100.0)

@@ -112,10 +112,12 @@ class Denoiser(NamedTuple):
     def lean_adjoint(self, behavior_vjp: VJP, terminal: Tensor) -> Tensor:
         """Return the lean adjoint states g_0..g_{T-1}, (T, B, D).
 
-        In w = g / u: w_i = r² w_{i+1} + (toward · u_{i+1} / u_i) D'ᵀ w_{i+1}, where
-        D'ᵀ w = w + (1 - u_i) (∂f_β/∂a)ᵀ w at (a_i, u_i). Of g this is the derivative of the mean of
-        a_{i+1}, without the term of `Step.bend`. At u = 0 the state says nothing about the action:
-        D' = 0. If Q is linear, w_i is exact for i >= 1 and Gaussian behaviours, however narrow.
+        From w_T = g_T: w_i = r² w_{i+1} + (toward · u_{i+1} / u_i) D'ᵀ w_{i+1}, where
+        D'ᵀ w = w + (1 - u_i) (∂f_β/∂a)ᵀ w at (a_i, u_i). Of u w this is the derivative of the mean
+        of a_{i+1}, without the term of `Step.bend`. At u = 0 the state says nothing about the
+        action: D' = 0. If Q is linear, w_i is exact for i >= 1 and Gaussian behaviours, however
+        narrow. Then g_i = T h_i u_{i+1} w_i = 2 (1 - u_i) w_i / σ_i², with which the regression's
+        minimiser -σ_i² g_i / 2 is -(1 - u_i) w_i.
 
         Args:
             behavior_vjp: product with the Jacobian of f_β(., u_i) at a_i.
@@ -128,7 +130,6 @@ class Denoiser(NamedTuple):
                 passed = step.toward * self.grid.time(i + 1) / step.u
                 kept = kept + passed * (w + step.rest * behavior_vjp(i, w))
             w = kept
-            # The control whose minimiser is -(1 - u) w, as -σ² g / 2.
             adjoints.append(2.0 * step.rest / step.sigma**2 * w)
         return torch.stack(adjoints[::-1])
 

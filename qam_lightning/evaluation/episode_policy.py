@@ -28,7 +28,6 @@ class EpisodePolicy:
         method: the method, on any device.
         seed: seed of the policy's noise.
         behavior: act with the cloned behaviour instead of the learned policy.
-        stream: the random stream of the noise.
         compiled: act through one compiled graph for each number of states. It is compiled when it
             is first called with that number, and once for all policies of a method.
         temperature: standard deviation of the noise that the flow starts from, at least 0; None
@@ -44,7 +43,6 @@ class EpisodePolicy:
         method: Method,
         seed: int,
         behavior: bool = False,
-        stream: Stream = Stream.EVALUATION_NOISE,
         compiled: bool = False,
         temperature: float | None = None,
     ) -> None:
@@ -53,7 +51,7 @@ class EpisodePolicy:
             fine = temperature >= 0 and math.isfinite(temperature)
             require(fine, type(method), "temperature", temperature, "at least 0 and finite")
         self._temperature = temperature
-        self._method, self._seed, self._stream = method, seed, stream
+        self._method, self._seed = method, seed
         with naming_the_setting("acting"):
             make = _compiled_acting if compiled else ActingModule
             self._act: Callable[[Tensor, Any], Tensor] = make(method, behavior)
@@ -78,7 +76,7 @@ class EpisodePolicy:
 
     def _generator(self, episode: int) -> torch.Generator:
         if episode not in self._generators:
-            made = torch_generator(self._seed, self._stream, episode)
+            made = torch_generator(self._seed, Stream.EVALUATION_NOISE, episode)
             self._generators[episode] = made
         return self._generators[episode]
 

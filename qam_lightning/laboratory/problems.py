@@ -128,9 +128,9 @@ def _row(*values: float) -> Tensor:
     return torch.tensor(values)
 
 
-def _two_moons(per_moon: int = 24) -> Mixture:
-    """Return two half circles, facing each other, as chains of Gaussians."""
-    angles = torch.linspace(0.0, math.pi, per_moon)
+def _two_moons() -> Mixture:
+    """Return two half circles, facing each other, as chains of 24 Gaussians."""
+    angles = torch.linspace(0.0, math.pi, 24)
     upper = torch.stack([angles.cos(), angles.sin()], -1)
     both = torch.cat([upper, _row(1.0, 0.5) - upper])
     count = len(both)

@@ -235,8 +235,6 @@ def fit(method: Method, problem: Problem, steps: int) -> None:
             return  # it acts by Q and the behaviour's flow alone
         optimizer.zero_grad()
         loss.backward()
-        if method.grad_clip > 0:
-            nn.utils.clip_grad_norm_(trained, method.grad_clip)
         targets.move(followers, leaders)
         method.adapt(metrics)
         optimizer.step()

@@ -76,7 +76,9 @@ class MixedSampler:
         if not online.any():
             return known
         own = self.replay.gather(indices[online] - storage.num_chunks)
-        order = torch.from_numpy(np.argsort(np.argsort(online, kind="stable"), kind="stable"))
+        # Where each drawn chunk lies in (known, own).
+        places = np.concatenate([np.flatnonzero(~online), np.flatnonzero(online)]).argsort()
+        order = torch.from_numpy(places)
         return Batch(
             *(
                 torch.cat((a, b.to(a.device)))[order.to(a.device)]

@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from qam_lightning.checkpoints import CheckpointInfo, describe, last_checkpoints
 from qam_lightning.online.schedule import Length
@@ -14,7 +14,8 @@ from qam_lightning.util.schema import Schema, Text, read_json
 EXIT = "exit.json"
 """The file in a run's folder that says how its last process ended, see `launch.finish`."""
 
-KINDS = ("finished", "running", "stopped", "failed", "pruned", "new")
+Kind = Literal["finished", "running", "stopped", "failed", "pruned", "new"]
+KINDS = get_args(Kind)
 
 _FAILURES = (1, 2)  # exit codes of `fit`: an unforeseen exception, a user's mistake
 
@@ -33,7 +34,7 @@ class State(NamedTuple):
         info: facts of the last checkpoint, None without one.
     """
 
-    kind: Literal["finished", "running", "stopped", "failed", "pruned", "new"]
+    kind: Kind
     gradient_step: int = 0
     env_step: int = 0
     length: Length = Length()

@@ -47,7 +47,7 @@ DERIVED = {
     "online": {"run_dir", "seed"},
     "model": {"spaces", "discount", "seed"},
 }
-"""Arguments that the command line fills in from other settings, see `fit.FitCLI`."""
+"""Arguments that the command line fills in from other settings, see `cli.training.FitCLI`."""
 
 
 class Setting(NamedTuple):
