@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import yaml
 
-from qam_lightning.cli.reading import Config, Dumper, leaves, merge, read_config, read_yaml
-from qam_lightning.cli.values import PATHS, at_home, expand_homes, joined, plain, round_floats
+from qam_lightning.cli.reading import Config, Dumper, flat, merge, read_config, read_yaml
+from qam_lightning.cli.values import PATHS, at_home, expand_homes, joined, plain, whole_numbers
 from qam_lightning.util.arguments import closest
 from qam_lightning.util.configs import CONFIGS, METHODS
 from qam_lightning.util.errors import UserError, shown
@@ -101,7 +101,7 @@ def compose(argv: Sequence[str]) -> Composition:
     own = [
         layer
         for layer in layers
-        if layer.path.parent not in (CONFIGS, METHODS) or not _shipped(layer)
+        if layer.path.parent not in (CONFIGS, METHODS) or not _is_own_file(layer)
     ]
     method, domain = _choice(layers, labels, flags)
     own = [_without_domain(_without_method(layer, method), method, domain) for layer in own]
@@ -113,10 +113,10 @@ def compose(argv: Sequence[str]) -> Composition:
     places: dict[str, Path] = {}
     for layer in stack:
         merge(config, copy.deepcopy(layer.config))
-        places |= dict.fromkeys(leaves(layer.config), layer.path)
+        places |= dict.fromkeys(flat(layer.config), layer.path)
     composition = Composition(config, flags, places)
     types = known(composition.class_path)
-    round_floats(config, types)
+    whole_numbers(config, types)
     expand_homes(config)
     for flag in flags:
         _check_collection(flag, types)
@@ -143,7 +143,7 @@ def _split(argv: Sequence[str]) -> tuple[list[Path], dict[str, str], list[str]]:
             path = find_config(value)
             files.append(path)
             kind = "method" if path.parent == METHODS else "domain"
-            if kind in labels and _shipped(Layer(path, read_config(path))):
+            if kind in labels and _is_own_file(Layer(path, read_config(path))):
                 labels[kind] = path.stem  # the same as a later flag
         else:
             labels[flag.removeprefix("--")] = value
@@ -208,7 +208,7 @@ def _check_labels(layer: Layer) -> None:
                 raise UserError(f"{error} (in {path})") from None
     method = config.get("method")
     if method and layer.class_path and _is_shipped(method, "method"):
-        meant = read_config(find_config(method, "method"))["model"]["class_path"]
+        meant = _file("method", method)["model"]["class_path"]
         if layer.class_path != meant:
             other = f"model.class_path is {layer.class_path}"
             raise UserError(f"{path}: method is {method}, but {other}; remove one")
@@ -226,10 +226,10 @@ def _is_shipped(name: object, kind: str) -> bool:
     path = folder / f"{_stem(str(name))}.yaml"
     if not path.is_file():
         return False
-    return kind == "method" or _shipped(Layer(path, read_config(path)))
+    return kind == "method" or _is_own_file(Layer(path, read_config(path)))
 
 
-def _shipped(layer: Layer) -> bool:
+def _is_own_file(layer: Layer) -> bool:
     """Whether a file is a shipped method's or domain's own, not a recipe that uses one."""
     if layer.path.parent == METHODS:
         return True
@@ -259,7 +259,7 @@ def _without_method(layer: Layer, method: str | None) -> Layer:
         wanted = _file("method", method)["model"]["class_path"]
     config = {k: v for k, v in layer.config.items() if k not in ("method", "tuned", "run_dir")}
     before, after = _file("method", other), _file("method", method)
-    for path in {*leaves(before), *leaves(after)}:
+    for path in {*flat(before), *flat(after)}:
         _drop(config, path)
     theirs = settings_of(layer.class_path or before.get("model", {}).get("class_path", METHOD))
     settings = config.get("model", {}).get("init_args", {})
@@ -286,7 +286,7 @@ def _without_domain(layer: Layer, method: str | None, domain: str | None) -> Lay
     settings = _file("method", method).get("model", {}).get("init_args", {})
     tuned = {f"model.init_args.{key}" for key, value in settings.items() if "${tuned" in str(value)}
     dropped = {"run_dir", "domain", "tuned_as", "data.env", "data.path", *tuned}
-    for path in dropped | {*leaves(before), *leaves(_file("domain", domain))}:
+    for path in dropped | {*flat(before), *flat(_file("domain", domain))}:
         _drop(config, path)
     return Layer(layer.path, config)
 
@@ -318,7 +318,7 @@ def find_config(name: str, kind: str = "config", beside: Path = Path()) -> Path:
         candidates = [folder / f"{_stem(name)}.yaml"] if _LABEL.fullmatch(name) else []
     for candidate in candidates:
         if os.path.isfile(candidate) and (
-            kind != "domain" or _shipped(Layer(candidate, read_config(candidate)))
+            kind != "domain" or _is_own_file(Layer(candidate, read_config(candidate)))
         ):
             return candidate.resolve()
         if kind == "config" and os.path.exists(candidate) and not os.path.isdir(candidate):
@@ -333,7 +333,7 @@ def find_config(name: str, kind: str = "config", beside: Path = Path()) -> Path:
 
 def domains() -> list[str]:
     """Return the names of the shipped domains."""
-    return sorted(p.stem for p in CONFIGS.glob("*.yaml") if _shipped(Layer(p, read_config(p))))
+    return sorted(p.stem for p in CONFIGS.glob("*.yaml") if _is_own_file(Layer(p, read_config(p))))
 
 
 def _layers(files: list[Path]) -> list[Layer]:
@@ -364,7 +364,7 @@ def _with_includes(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Layer]:
 
 
 def _drop(config: Config, path: str) -> None:
-    """Remove a key, and sections that it leaves empty; copies what it changes."""
+    """Remove a key, and sections that it flat empty; copies what it changes."""
     key, _, rest = path.partition(".")
     if not rest:
         config.pop(key, None)

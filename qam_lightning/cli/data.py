@@ -1,10 +1,8 @@
 """``data info`` and ``data verify``: what a dataset holds, and whether its store is sound."""
 
-from argparse import ArgumentError as ParserError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qam_lightning.cli.compose import Composition
 from qam_lightning.cli.dispatch import called
 from qam_lightning.cli.help import page
 from qam_lightning.cli.values import PATHS, joined, plain
@@ -36,7 +34,7 @@ def main(argv: list[str]) -> int:
     with uncollected():
         from jsonargparse import ArgumentParser
 
-        from qam_lightning.cli.explain import explain
+        from qam_lightning.cli.explain import parsed
         from qam_lightning.data.datamodule import ChunkDataModule
 
     parser = ArgumentParser(prog=called(f"data {argv[0]}"), exit_on_error=False)
@@ -46,13 +44,9 @@ def main(argv: list[str]) -> int:
     # The settings are those of a training run, so their prefix may be left out.
     given = [_with_prefix(argument, set(settings)) for argument in joined(argv[1:])]
     given = [plain(flag, known(), [*PATHS, "picture"]) for flag in given]
-    try:
-        parsed = parser.parse_args(given)
-    except ParserError as error:
-        flags = {option.lstrip("-") for option in parser._option_string_actions}
-        raise UserError(explain(error, Composition({}, given, {}), flags)) from error
-    data = ChunkDataModule(**parsed.pop("data").as_dict())
-    return actions[argv[0]](data, **parsed.as_dict())
+    options = parsed(parser, given)
+    data = ChunkDataModule(**options.pop("data").as_dict())
+    return actions[argv[0]](data, **options.as_dict())
 
 
 def _with_prefix(argument: str, settings: set[str]) -> str:

@@ -3,16 +3,21 @@
 import difflib
 import re
 import traceback
+from argparse import ArgumentError as ParserError
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf.errors import OmegaConfBaseException
 
 from qam_lightning.cli.compose import Composition, domains
-from qam_lightning.cli.reading import leaves
+from qam_lightning.cli.reading import flat
 from qam_lightning.cli.values import joined
 from qam_lightning.util.errors import ArgumentError, UserError, shown
 from qam_lightning.util.settings import GROUPS
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
 
 RENAMED = {
     # Before version 0.2.
@@ -107,6 +112,19 @@ def _flags(parts: str, prefix: str) -> Iterator[str]:
                 yield f"--task {value}"
         else:
             yield f"--{prefix}{name} {value}"
+
+
+def parsed(parser: "ArgumentParser", given: Sequence[str]) -> "Namespace":
+    """Parse the flags of a command that reads no configuration file.
+
+    Raises:
+        UserError: in the words of `explain`.
+    """
+    try:
+        return parser.parse_args(list(given))
+    except ParserError as error:
+        flags = {option.lstrip("-") for option in parser._option_string_actions}
+        raise UserError(explain(error, Composition({}, list(given), {}), flags)) from error
 
 
 def explain(error: Exception, given: Composition, options: Iterable[str]) -> str:
@@ -212,7 +230,7 @@ def _unknown_key(given: Composition, options: Iterable[str]) -> str | None:
     sections = {key[:i] for key in keys for i, sign in enumerate(key) if sign == "."}
     values = keys - sections  # some hold mappings, whose keys are not known here
     given = given._replace(flags=joined(given.flags))
-    for argument in (*(f"--{key}=" for key in leaves(given.config)), *given.flags):
+    for argument in (*(f"--{key}=" for key in flat(given.config)), *given.flags):
         name, equals, _ = argument.partition("=")
         key = name.lstrip("-").removesuffix("+")
         if not argument.startswith("-") or not key:

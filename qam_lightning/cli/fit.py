@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qam_lightning.cli.compose import Composition, compose
 from qam_lightning.cli.dispatch import called
 from qam_lightning.cli.help import page
-from qam_lightning.cli.reading import leaves
+from qam_lightning.cli.reading import flat
 from qam_lightning.util.errors import UserError, shown
 from qam_lightning.util.imports import uncollected
 from qam_lightning.util.settings import DERIVED, GROUPS, Setting, settings_of
@@ -129,7 +129,7 @@ def _group(group: str, name: str, given: Composition) -> dict[str, Setting]:
         if argument in DERIVED.get(group, ()):
             continue
         key = f"{group}.init_args.{argument}" if group == "model" else f"{group}.{argument}"
-        if key in set(leaves(given.config)):
+        if key in flat(given.config):
             try:
                 setting = setting._replace(default=repr(OmegaConf.select(config, key)))
             except OmegaConfBaseException:  # it depends on the domain, and none is chosen

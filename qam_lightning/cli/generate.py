@@ -1,10 +1,7 @@
 """``generate``: collect a dataset with OGBench's scripted oracles."""
 
-from argparse import ArgumentError as ParserError
-
 from qam_lightning.cli.dispatch import called
 from qam_lightning.cli.help import page
-from qam_lightning.util.errors import UserError
 from qam_lightning.util.settings import settings_of
 
 
@@ -18,19 +15,14 @@ def main(argv: list[str]) -> int:
         raise SystemExit(0)
     from jsonargparse import ArgumentParser
 
-    from qam_lightning.cli.compose import Composition
-    from qam_lightning.cli.explain import explain
+    from qam_lightning.cli.explain import parsed
     from qam_lightning.cli.values import joined, plain
     from qam_lightning.data.generate import generate
 
     parser = ArgumentParser(prog=called("generate"), exit_on_error=False)
     parser.add_function_arguments(generate)
     given = [plain(flag, settings, ["directory"]) for flag in joined(argv)]
-    try:
-        parsed = parser.parse_args(given)
-    except ParserError as error:
-        flags = {option.lstrip("-") for option in parser._option_string_actions}
-        raise UserError(explain(error, Composition({}, given, {}), flags)) from error
-    for path in generate(**parsed.as_dict()):
+    options = parsed(parser, given)
+    for path in generate(**options.as_dict()):
         print(path)
     return 0

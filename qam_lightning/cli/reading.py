@@ -2,7 +2,7 @@
 
 import enum
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ _FLAGS_ONLY = {
 }
 
 
-def leaves(config: Config, prefix: str = "") -> Iterator[str]:
-    """Yield the keys of all values, e.g. ``data.task``."""
+def flat(config: Mapping[str, Any], prefix: str = "") -> Config:
+    """Return all values by their whole keys, e.g. ``data.task``."""
+    found: Config = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def merge(below: Config, above: Config) -> None:

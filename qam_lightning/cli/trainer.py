@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.utilities import rank_zero_only
 
-from qam_lightning.util.devices import check_precision, device_count
+from qam_lightning.util.devices import check_precision, device_count, is_counted
 from qam_lightning.util.errors import require
 
 
@@ -68,7 +68,7 @@ class Trainer(pl.Trainer):
         require(max_steps >= 1, Trainer, "max_steps", max_steps, "at least 1")
         # PyTorch would run out of memory, or end the process.
         require(num_nodes <= 10_000, Trainer, "num_nodes", num_nodes, "1 to 10,000")
-        few = not str(devices).isdecimal() or int(devices) <= 1000  # type: ignore[arg-type]
+        few = not is_counted(devices) or int(devices) <= 1000  # type: ignore[arg-type]
         require(few, Trainer, "devices", devices, "1 to 1,000")
         check_precision(precision)
         # They copy this process, or its objects, where ours start the program anew on every rank.

@@ -69,11 +69,11 @@ def is_integer(key: str, types: dict[str, Any]) -> bool:
     return setting is not None and bool(re.search(r"\bint\b", setting.type))
 
 
-def round_floats(config: dict[str, Any], types: dict[str, Any], prefix: str = "") -> None:
-    """Write the integers that a configuration gives with an exponent as integers."""
+def whole_numbers(config: dict[str, Any], types: dict[str, Any], prefix: str = "") -> None:
+    """Write 1e6 as 1000000 where a setting takes integers, and refuse null there."""
     for key, value in config.items():
         if isinstance(value, dict):
-            round_floats(value, types, f"{prefix}{key}.")
+            whole_numbers(value, types, f"{prefix}{key}.")
         elif isinstance(value, float) and is_integer(prefix + key, types):
             config[key] = _whole(value, f"{prefix}{key}".replace("init_args.", ""))
         elif value is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,8 @@ from qam_lightning.evaluation.statistics import MIN_SEEDS, t_interval
 from qam_lightning.util.errors import UserError
 from qam_lightning.util.metrics_csv import read_metrics
 
-_LINE, _FAINT, _INK = "#2a6fbb", "#9db8d6", "#333333"
+INK = "#333333"
+_LINE, _FAINT = "#2a6fbb", "#9db8d6"
 
 
 class Curve(NamedTuple):
@@ -91,12 +92,12 @@ def draw_picture(
         2 if len(frames) else 1, max(1, len(frames)), height_ratios=[3, 1.3] if len(frames) else [1]
     )
     axes = figure.add_subplot(grid[0, :])
-    axes.set_title(title, loc="left", fontsize=12, color=_INK, fontweight="bold")
+    axes.set_title(title, loc="left", fontsize=12, color=INK, fontweight="bold")
     _draw_curves(axes, curves)
     for column, (frame, step) in enumerate(zip(frames, frame_steps, strict=True)):
         cell = figure.add_subplot(grid[1, column])
         cell.imshow(frame, interpolation="antialiased")
-        cell.set_xlabel(f"step {step}", fontsize=8, color=_INK, labelpad=3)
+        cell.set_xlabel(f"step {step}", fontsize=8, color=INK, labelpad=3)
         cell.set(xticks=[], yticks=[])
         cell.spines[:].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,8 +112,8 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     else:
         steps, success = _draw_mean(axes, curves)
     for start in {curve.online_from for curve in curves if curve.online_from is not None}:
-        axes.axvline(start, color=_INK, lw=0.8, ls=":")
-        axes.annotate(" online", (start, 1.0), color=_INK, fontsize=8, va="top")
+        axes.axvline(start, color=INK, lw=0.8, ls=":")
+        axes.annotate(" online", (start, 1.0), color=INK, fontsize=8, va="top")
     both = any(curve.online_from is not None for curve in curves)
     axes.annotate(
         f"{success[-1]:.0%}",
@@ -127,13 +128,19 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     label = "gradient steps offline, then environment steps" if both else "gradient steps"
     axes.set(xlabel=label, ylabel="success", ylim=(0, 1))
     axes.set_xlim(left=0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: short(step)))
-    axes.grid(axis="y", color="#e6e6e6", lw=0.8)
+    dress(axes)
+
+
+def dress(axes: Axes, percent: Literal["x", "y"] = "y", labelsize: int = 9) -> None:
+    """Give axes the look of all figures here: one axis in percent with a grid, and two spines."""
+    axis = axes.yaxis if percent == "y" else axes.xaxis
+    axis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(axis=percent, color="#e6e6e6", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK, labelsize=9)
+    axes.tick_params(colors=INK, labelsize=labelsize)
 
 
 def _draw_mean(axes: Axes, curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +163,7 @@ def _draw_mean(axes: Axes, curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndar
     axes.plot(common, mean, "-o", color=_LINE, lw=2, ms=4, zorder=3, clip_on=False)
     axes.text(
         0.01, 0.97, f"mean of {len(curves)} runs; band: {band}", transform=axes.transAxes,
-        fontsize=8, color=_INK, va="top",
+        fontsize=8, color=INK, va="top",
     )  # fmt: skip
     return np.array(common), mean
 

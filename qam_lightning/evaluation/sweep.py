@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator
 from matplotlib.transforms import ScaledTranslation
 from rich.table import Table
 
+from qam_lightning.evaluation.plots import INK, dress
 from qam_lightning.evaluation.statistics import wilson_interval
 from qam_lightning.util.arguments import spelled
 from qam_lightning.util.files import replacing
@@ -21,7 +22,7 @@ from qam_lightning.util.files import replacing
 MEAN = "mean"
 """What stands for the task in a row over all tasks."""
 
-_INK, _FAINT = "#333333", "#b8b8b8"
+_FAINT = "#b8b8b8"
 _COLOURS = ("#2a6fbb", "#e08a2e", "#2b8a4b", "#7b4fa3", "#c0392b", "#5f6a72")
 _MARKERS = "osD^vP"
 
@@ -213,7 +214,7 @@ def draw_sweep(rows: Sequence[Row], path: Path) -> Path | None:
     method, tasks = str(report["method"]).rsplit(".", 1)[-1], len({row.task for row in rows})
     what = f"mean of {tasks - 1} tasks" if tasks > 1 else f"task {report['task']}"
     title = f"{method} on {report['env']}, {what}"
-    axes.set_title(title, loc="left", fontsize=12, color=_INK, fontweight="bold")
+    axes.set_title(title, loc="left", fontsize=12, color=INK, fontweight="bold")
     if tasks > 1 and not beside:
         for task in sorted({row.task for row in rows} - {MEAN}, key=str):
             x, y = _points([row for row in rows if row.task == task], along, places)[:2]
@@ -235,7 +236,7 @@ def draw_sweep(rows: Sequence[Row], path: Path) -> Path | None:
             loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False,
             title=beside[0] if beside else None,
         )  # fmt: skip
-    _dress(axes, along, places, whole[0].episodes)
+    _name_axes(axes, along, places, whole[0].episodes)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
@@ -251,7 +252,7 @@ def _points(
     return [places[row.acting[along]] for row in rows], success, np.abs(bounds - success)
 
 
-def _dress(axes: Axes, along: str, places: Mapping[Any, float], episodes: int) -> None:
+def _name_axes(axes: Axes, along: str, places: Mapping[Any, float], episodes: int) -> None:
     values = list(places.values())
     if min(values) > 0 and max(values) / min(values) >= 8:
         axes.set_xscale("log")
@@ -260,8 +261,4 @@ def _dress(axes: Axes, along: str, places: Mapping[Any, float], episodes: int) -
     axes.xaxis.set_minor_locator(NullLocator())
     about = f"bars: 95% Wilson interval of {episodes} episodes"
     axes.set(xlabel=f"{along}\n{about}", ylabel="success", ylim=(0, 1))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(axis="y", color="#e6e6e6", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK, labelsize=9)
+    dress(axes)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from qam_lightning.evaluation.plots import short
+from qam_lightning.evaluation.plots import INK, dress, short
 from qam_lightning.evaluation.statistics import Estimate
 from qam_lightning.reports import estimates
 from qam_lightning.reports.comparison import Comparison, Task, Variant
@@ -20,7 +20,6 @@ from qam_lightning.util.files import replacing
 PLAIN: Any = {"text.parse_math": False}
 """matplotlib's settings for figures whose labels may hold a dollar sign."""
 
-_INK, _GRID = "#333333", "#e6e6e6"
 # Okabe and Ito's colours for the colour-blind, without yellow, which is faint on white.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _MARKERS = "os^Dv"
@@ -74,17 +73,17 @@ def bars(found: Comparison, means: Mapping[str | None, Sequence[Estimate | None]
         for place, i in enumerate(order):
             value = values[i]
             if value is None:
-                axes.text(0.01, place, "–", va="center", fontsize=8, color=_INK)
+                axes.text(0.01, place, "–", va="center", fontsize=8, color=INK)
                 continue
             low, high = max(0.0, value.low), min(1.0, value.high)
             axes.barh(place, value.mean, 0.7, color=_style(numbers[i])["color"], alpha=0.55)
-            axes.plot([low, high], [place, place], color=_INK, lw=1.2, solid_capstyle="butt")
+            axes.plot([low, high], [place, place], color=INK, lw=1.2, solid_capstyle="butt")
             axes.text(max(high, value.mean) + 0.02, place, f"{100 * value.mean:.0f}",
-                      va="center", fontsize=8, color=_INK)  # fmt: skip
-        axes.set_title(domain or "all tasks", loc="left", fontsize=9, color=_INK)
+                      va="center", fontsize=8, color=INK)  # fmt: skip
+        axes.set_title(domain or "all tasks", loc="left", fontsize=9, color=INK)
         axes.set(xlim=(0, 1.12), ylim=(-0.6, len(order) - 0.4), xticks=[0, 0.5, 1])
         axes.set_yticks(range(len(order)), [found.variants[i].label for i in order])
-        _finish(axes, "x")
+        dress(axes, "x", 8)
     return figure
 
 
@@ -118,14 +117,14 @@ def curves(found: Comparison, with_published: bool) -> Figure:
                 colour = _style(number)["color"]
                 axes.plot(steps + shift, means, color=colour, ls=(0, (4, 2)), lw=1.2)
         for start in starts:
-            axes.axvline(start, color=_INK, lw=0.8, ls=":")
-            axes.text(start, 0.02, " online", color=_INK, fontsize=7)
-        axes.set_title(f"{domain}{kind and f', {kind}'}", loc="left", fontsize=9, color=_INK)
+            axes.axvline(start, color=INK, lw=0.8, ls=":")
+            axes.text(start, 0.02, " online", color=INK, fontsize=7)
+        axes.set_title(f"{domain}{kind and f', {kind}'}", loc="left", fontsize=9, color=INK)
         axes.set(ylim=(0, 1.03))
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: short(step)))
-        _finish(axes, "y")
+        dress(axes, "y", 8)
     online = ", then environment steps" if found.has_online else ""
     _name_x(panels, f"gradient steps{online}")
     _legend(figure, panels)
@@ -219,9 +218,9 @@ def sensitivity(
             axes.set_xscale("log")
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
         axes.minorticks_off()
-        axes.set_title(domain or "all tasks", loc="left", fontsize=9, color=_INK)
+        axes.set_title(domain or "all tasks", loc="left", fontsize=9, color=INK)
         axes.set(ylim=(0, 1.03))
-        _finish(axes, "y")
+        dress(axes, "y", 8)
     _name_x(panels, key)
     _legend(figure, panels)
     return figure
@@ -243,10 +242,10 @@ def profiles(named: Sequence[tuple[Variant, estimates.Scores | None]]) -> Figure
                       label=variant.label)  # fmt: skip
             axes.fill_between(thresholds, low, high, step="post", color=colour, alpha=0.15, lw=0)
     axes.set(xlim=(0, 1), ylim=(0, 1.03))
-    axes.set_ylabel("share of runs with more success", fontsize=8, color=_INK)
+    axes.set_ylabel("share of runs with more success", fontsize=8, color=INK)
     _name_x([axes], "success")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    _finish(axes, "y")
+    dress(axes, "y", 8)
     _legend(figure, [axes])
     return figure
 
@@ -283,20 +282,10 @@ def _draw(axes: Axes, line: Line, number: int, label: str, band: bool = True) ->
         axes.fill_between(line.x, low, high, color=style["color"], alpha=0.15, lw=0)
 
 
-def _finish(axes: Axes, grid: str) -> None:
-    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
-        if name == grid:
-            axis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(axis=grid, color=_GRID, lw=0.8)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK, labelsize=8)
-
-
 def _name_x(panels: Sequence[Axes], name: str) -> None:
     """Name the x axis of the panels that have none below them."""
     for axes in panels[-_ACROSS:]:
-        axes.set_xlabel(name, fontsize=8, color=_INK)
+        axes.set_xlabel(name, fontsize=8, color=INK)
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:

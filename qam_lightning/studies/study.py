@@ -36,7 +36,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qam_lightning.cli.reading import read_text, read_yaml
+from qam_lightning.cli.reading import flat, read_text, read_yaml
 from qam_lightning.util.arguments import closest
 from qam_lightning.util.arguments import path as at_home
 from qam_lightning.util.configs import CONFIGS
@@ -250,7 +250,7 @@ def _part(content: Mapping[str, Any], path: Path, prefix: str) -> _Part:
 
 def _settings(content: object, path: Path, where: str) -> dict[str, Any]:
     """Return settings by their dotted keys."""
-    found = dict(_flat(_mapping(content, path, where)))
+    found = flat(_mapping(content, path, where))
     spelled: dict[str, str] = {}
     for key, value in found.items():
         if (other := spelled.setdefault(canonical(key), key)) != key:
@@ -268,14 +268,6 @@ def _mapping(content: object, path: Path, where: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not content and where == "groups":
         raise UserError(f"{path}: {where} is {shown(content)}, expected keys with values")
     return content
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _values(key: str, value: Any, path: Path, where: str) -> list[Any]:

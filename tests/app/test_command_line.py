@@ -10,7 +10,7 @@ import yaml
 
 from qam_lightning.cli import main
 from qam_lightning.cli.compose import compose
-from qam_lightning.cli.reading import leaves
+from qam_lightning.cli.reading import flat
 from qam_lightning.methods.base import Method
 from qam_lightning.util import arguments
 from qam_lightning.util.settings import DERIVED
@@ -561,7 +561,7 @@ sys.exit(str(slow & set(sys.modules)) if slow & set(sys.modules) else 0)
 
 def test_help_names_every_setting_that_the_parser_takes(capsys):
     cli = Parsing(["--domain=scene"])
-    keys = set(leaves(yaml.safe_load(cli.settings())))
+    keys = set(flat(yaml.safe_load(cli.settings())))
     with pytest.raises(SystemExit):
         main(["fit", "--domain=scene", "--help"])
     shown = set(re.findall(r"^  --([\w.]+) ", capsys.readouterr().out, re.MULTILINE))
