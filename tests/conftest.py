@@ -6,6 +6,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pytest
@@ -17,6 +18,7 @@ with uncollected():  # every process of the tests imports these
     import torch
 
     from qam_lightning.data.batch import Batch
+    from qam_lightning.data.generate import generate
     from qam_lightning.data.spaces import Spaces
     from qam_lightning.methods.base import Method
     from qam_lightning.util import arguments
@@ -75,6 +77,14 @@ def limited(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real cube-single dataset of a few short episodes."""
+    folder = tmp_path_factory.mktemp("dataset")
+    generate("cube-single", "play", str(folder), episodes=3, workers=1, episode_steps=30)
+    return folder
 
 
 @pytest.fixture

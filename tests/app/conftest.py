@@ -8,7 +8,6 @@ import yaml
 
 from qam_lightning.cli import main
 from qam_lightning.cli.training import FitCLI
-from qam_lightning.data.generate import generate
 from tests.online.conftest import ENV
 from tests.online.conftest import data as tiny_data  # noqa: F401  (a fixture)
 
@@ -19,14 +18,6 @@ class Parsing(FitCLI):
     def before_instantiate_classes(self) -> None: ...
 
     def instantiate_classes(self) -> None: ...
-
-
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a real cube-single dataset of a few short episodes."""
-    folder = tmp_path_factory.mktemp("dataset")
-    generate("cube-single", "play", str(folder), episodes=3, workers=1, episode_steps=30)
-    return folder
 
 
 def small(run_dir: Path, steps: int, **data: object) -> list[str]:

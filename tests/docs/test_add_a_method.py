@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from qam_lightning.cli import main
-from qam_lightning.data.generate import generate
 from qam_lightning.data.spaces import Spaces
 from qam_lightning.util.errors import ArgumentError
 from tests.app.conftest import read_csv
@@ -55,15 +54,14 @@ def call(*arguments: object, cwd: Path, path: Path) -> str:
 
 
 def test_the_method_trains_and_is_scored_from_a_folder_of_ones_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "crr.py").write_text(CODE)
     (tmp_path / "crr.yaml").write_text(OWN_CONFIG)
-    generate("cube-single", "play", str(tmp_path), episodes=3, workers=1, episode_steps=30)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     flags = [f"--{key}={value}" for key, value in TINY.items()]
-    fit = ("fit", "--config=crr.yaml", f"--data.directory={tmp_path}", "--log.every_n_steps=1")
+    fit = ("fit", "--config=crr.yaml", f"--data.directory={dataset}", "--log.every_n_steps=1")
     assert main([*fit, *flags]) == 0
     ((_, _, run_dir, *named),) = (words for words in commands(PAGE) if words[:2] == ["qam", "eval"])
     rows = read_csv(Path(run_dir) / "metrics" / "train.csv")

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from qam_lightning.cli import main
-from qam_lightning.data.generate import generate
 from tests.docs.pages import DOCS, blocks
 
 ACT, TRAIN, CLONE, MATHEMATICS = blocks(DOCS / "library.md", "python")
@@ -27,11 +26,12 @@ def execute(code: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a few episodes, and a run of two steps on them."""
     folder = tmp_path_factory.mktemp("library")
     data = folder / "datasets" / "quickstart"
-    generate("cube-single", "play", str(data), episodes=3, workers=1, episode_steps=30)
+    data.parent.mkdir()
+    data.symlink_to(dataset)
     run = (f"--run_dir={folder / 'runs' / 'quickstart'}", f"--data.directory={data}")
     assert main(["fit", "--config=quickstart.yaml", *run, *TINY]) == 0
     return folder

@@ -8,11 +8,10 @@ import yaml
 
 from qam_lightning.cli import main
 from qam_lightning.studies.study import STUDIES
-from tests.app.conftest import dataset  # noqa: F401  (a fixture)
 
 
 def test_the_smoke_study_runs_and_is_reported(
-    dataset: Path,  # noqa: F811
+    dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

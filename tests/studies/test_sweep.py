@@ -10,7 +10,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps import utils
 
-from tests.app.conftest import dataset, read_csv  # noqa: F401  (the first is a fixture)
+from tests.app.conftest import read_csv
 from tests.app.wandb_server import WandbServer
 from tests.docs.pages import DOCS, ROOT, blocks
 
@@ -47,7 +47,7 @@ def test_the_command_of_a_sweep_is_a_run_of_its_own() -> None:
 
 @pytest.mark.slow
 def test_the_agent_of_a_sweep_trains_each_choice_in_a_folder_of_its_own(
-    dataset: Path,  # noqa: F811
+    dataset: Path,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(shown())
