@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,20 +41,23 @@ def ends_well() -> Iterator[Callable[[str, int], None]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test with the arguments ``group`` and ``number`` all inputs of its file's group."""
+    """Give a test with the arguments ``group`` and ``number`` all inputs of all groups."""
     if "number" in metafunc.fixturenames:
-        name = metafunc.module.__name__.rpartition("test_")[2]
-        group = group_of(name)
-        numbers = range(ROUND[name])
-        kinds = [group.kind_of(SEED, number) for number in numbers]
-        assert {*kinds} == {*group.kinds}
-        some = group.kinds[::SHARE]
-        cases = [
-            pytest.param(
-                number,
-                id=f"{number}-{kind}",
-                marks=[] if kind in some and kind not in kinds[:number] else [pytest.mark.slow],
-            )
-            for number, kind in enumerate(kinds)
-        ]
-        metafunc.parametrize("number", cases)
+        metafunc.parametrize(("group", "number"), [case for name in ROUND for case in cases(name)])
+
+
+def cases(name: str) -> list[Any]:
+    """Return the inputs of a group, all but a few for the long suite alone."""
+    group = group_of(name)
+    kinds = [group.kind_of(SEED, number) for number in range(ROUND[name])]
+    assert {*kinds} == {*group.kinds}
+    some = group.kinds[::SHARE]
+    return [
+        pytest.param(
+            name,
+            number,
+            id=f"{name}-{number}-{kind}",
+            marks=[] if kind in some and kind not in kinds[:number] else [pytest.mark.slow],
+        )
+        for number, kind in enumerate(kinds)
+    ]

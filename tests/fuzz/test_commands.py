@@ -1,2 +1,0 @@
-def test_input(ends_well, number):
-    ends_well("commands", number)
