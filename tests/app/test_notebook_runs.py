@@ -1,7 +1,6 @@
 """Lightning's own trainer with parts of this project, as in a notebook: what is saved and kept."""
 
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,18 +168,13 @@ def test_a_run_folder_is_never_overwritten(
 
 
 def test_a_loaded_method_overwrites_no_run(chunks: ChunkDataModule, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    trainer(tmp_path, Checkpoints(str(run))).fit(tiny(), chunks)
+    """In a folder that this process did not begin."""
+    trainer(tmp_path, Checkpoints(str(tmp_path / "begun"))).fit(tiny(), chunks)
+    run = shutil.copytree(tmp_path / "begun", tmp_path / "run")
     before = contents(run)
-    code = f"""if True:
-        from tests.app.test_notebook_runs import *
-        method = QAM.load_from_checkpoint({str(run / "checkpoints/last.ckpt")!r}, weights_only=True)
-        chunks = ChunkDataModule(ENV, "none", path={chunks.path!r}, horizon=3, batch_size=8)
-        folder = Path({str(run)!r})
-        with pytest.raises(UserError, match="already holds a run"):
-            trainer(folder, Checkpoints(str(folder)), steps=4).fit(method, chunks)
-        """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    method = QAM.load_from_checkpoint(run / "checkpoints/last.ckpt", weights_only=True)
+    with pytest.raises(UserError, match="already holds a run"):
+        trainer(run, Checkpoints(str(run)), steps=4).fit(method, chunks)
     assert contents(run) == before
 
 
