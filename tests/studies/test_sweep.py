@@ -10,6 +10,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps import utils
 
+from qam_lightning.cli import main
 from tests.app.conftest import read_csv
 from tests.app.wandb_server import WandbServer
 from tests.docs.pages import DOCS, ROOT, blocks
@@ -27,20 +28,26 @@ def shown() -> str:
     return text
 
 
-def test_the_command_of_a_sweep_is_a_run_of_its_own() -> None:
-    """As the agent puts it together."""
+def test_the_command_of_a_sweep_is_a_run_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the agent puts it together, and a shell reads it."""
     sweep = yaml.safe_load(shown())
     chosen = {"args": {key: {"value": 2.5} for key in sweep["parameters"]}}
     words: dict[str, Any] = utils.create_sweep_command_args(chosen)
     command: list[str] = []
     for word in utils.create_sweep_command(sweep["command"]):
         command += words[word[2:-1]] if word.startswith("${") else [word]
-    folder = Path(sys.executable).parent
-    environment = os.environ | {"WANDB_RUN_ID": "abc123", "PATH": f"{folder}:{os.environ['PATH']}"}
-    command.append("--print_config")
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    config = yaml.safe_load(done.stdout)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    environment = {"WANDB_RUN_ID": "abc123", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    program, *arguments = done.stdout.splitlines()
+    assert program == "train.py"
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
     assert config["run_dir"] == "runs/abc123" and config["log"]["wandb"] == "online"
     assert config["model"]["init_args"]["tau"] == 2.5
 
