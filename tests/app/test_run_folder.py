@@ -132,20 +132,6 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(holder, small_run, ru
     assert not (run / ".lock").exists()
 
 
-def test_two_runs_in_one_folder_do_not_mix(small_run, run, refused) -> None:
-    arguments = small_run(3, "--seed=1")
-    process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT)
-    try:
-        wait_until((run / ".lock").exists, process)
-        process.send_signal(signal.SIGSTOP)
-        assert "is in use" in refused(*small_run(3, "--seed=5"))
-    finally:
-        process.send_signal(signal.SIGCONT)
-    assert process.wait() == 0
-    assert "seed: 1\n" in (run / "config.yaml").read_text()
-    assert [row["gradient_step"] for row in read_csv(run / "metrics/train.csv")] == ["1", "2", "3"]
-
-
 def test_a_process_may_claim_a_folder_several_times(run: Path) -> None:
     first, second = Claim(run), Claim(run)
     first.release()
@@ -278,8 +264,10 @@ def test_an_evaluation_at_the_start_stays_after_a_resume(small_run, run, monkeyp
     assert [row["gradient_step"] for row in read_csv(run / "metrics/eval.csv")] == ["0", "2"]
 
 
-def test_a_closed_terminal_saves_the_run(small_run, run) -> None:
-    arguments = small_run(100_000, "--checkpoints.every_n_steps=100000")
+def test_a_second_run_does_not_mix_with_the_first_which_a_closed_terminal_saves(
+    small_run, run, refused
+) -> None:
+    arguments = small_run(100_000, "--checkpoints.every_n_steps=100000", "--seed=1")
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "train.py", *arguments],
@@ -291,11 +279,19 @@ def test_a_closed_terminal_saves_the_run(small_run, run) -> None:
         preexec_fn=_take_terminal,
     )
     os.close(theirs)
+    wait_until((run / ".lock").exists, process)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        assert "is in use" in refused(*small_run(3, "--seed=5"))
+    finally:
+        process.send_signal(signal.SIGCONT)
     table = run / "metrics/train.csv"
     wait_until(lambda: table.exists() and len(table.read_text().splitlines()) > 3, process)
     os.close(ours)
     assert process.wait(60) == 128 + signal.SIGHUP
-    assert step_of(run) == len(table.read_text().splitlines()) - 1
+    assert "seed: 1\n" in (run / "config.yaml").read_text()
+    steps = [int(row["gradient_step"]) for row in read_csv(table)]
+    assert steps == list(range(1, step_of(run) + 1))
 
 
 def _take_terminal() -> None:
