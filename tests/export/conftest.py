@@ -1,21 +1,31 @@
 """A tiny run, exported once."""
 
+import contextlib
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from qam_lightning import load_policy
+from qam_lightning.cli import main
 from tests.evaluation.conftest import run as run  # noqa: F401  (a fixture)
 
 
 @pytest.fixture(scope="session")
-def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """Return the exported folder of the tiny run, acting with the best of three; leave it as is."""
+def export(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:  # noqa: F811
+    """Export the tiny run, acting with the best of three; return the folder and what was said."""
     folder = tmp_path_factory.mktemp("exports") / "tiny"
-    load_policy(run, best_of_n=3).export(folder, formats=("onnx", "pt2"), episodes=1)
-    return folder
+    options = [f"--output={folder}", "--best_of_n=3", "--formats", "onnx", "pt2", "--episodes=1"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["export", str(run / "checkpoints" / "last.ckpt"), *options]) == 0
+    return folder, said.getvalue()
+
+
+@pytest.fixture(scope="session")
+def exported(export: tuple[Path, str]) -> Path:
+    """Return the exported folder; leave it as is."""
+    return export[0]
 
 
 @pytest.fixture

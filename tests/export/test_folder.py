@@ -225,14 +225,12 @@ def test_the_program_of_torch_acts_alike(exported: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_the_command_exports_and_verifies(run: Path, tmp_path: Path, capsys: Any) -> None:
-    folder = tmp_path / "export"
-    source = str(run / "checkpoints" / "last.ckpt")
-    assert main(["export", source, f"--output={folder}", "--episodes=1"]) == 0
-    assert "success is equal in each of 1 episodes" in capsys.readouterr().out
+def test_the_command_exports_and_verifies(export: tuple[Path, str], run: Path, capsys: Any) -> None:
+    folder, said = export
+    assert "success is equal in each of 1 episodes" in said
     assert main(["export", f"--verify={folder}", "--episodes=0"]) == 0
     assert re.match(r"actions differ by at most [\d.e-]+; no episodes", capsys.readouterr().out)
-    assert main(["export", source, f"--output={folder}"]) == 2
+    assert main(["export", str(run), f"--output={folder}"]) == 2
     assert f"--output is {folder}, which exists" in capsys.readouterr().err
 
 
