@@ -123,13 +123,18 @@ def test_unusable_sources_are_answered_with_one_line(tmp_path, capsys, content):
     assert err.startswith(f"error: {path}: ") and err.count("\n") == 1
 
 
-def test_as_a_script(tmp_path):
-    root = Path(__file__).parents[2]
-    script = [sys.executable, root / "eval.py", str(tmp_path / "none")]
+def test_as_a_script():
+    script = [sys.executable, Path(__file__).parents[2] / "eval.py", "run", "--episodes=0"]
     result = subprocess.run(script, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: argument --episodes: expected at least 1, found 0;")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_source_that_is_not_there_is_answered_with_one_line(tmp_path, capsys):
+    assert command.main([str(tmp_path / "none")]) == 2
     expected = f"error: {tmp_path / 'none'}: no such run folder or checkpoint file\n"
-    assert result.stderr == expected
+    assert capsys.readouterr().err == expected
 
 
 def test_an_empty_run_folder_is_answered_with_one_line(tmp_path, capsys):
