@@ -19,6 +19,7 @@ from qam_lightning.cli import main
 from qam_lightning.methods.base import Method
 from qam_lightning.util.errors import UserError
 from tests.app.conftest import read_csv
+from tests.online.conftest import ENV
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,14 +72,14 @@ def test_a_run_leaves_everything_in_its_folder(small_run, run, capsys, monkeypat
     assert "offline 4/4" in output.out.splitlines()[-1]
 
 
-def test_checkpoints_say_how_to_rebuild_the_method(cube_run, run):
-    assert main(cube_run(2)) == 0
+def test_checkpoints_say_how_to_rebuild_the_method(small_run, run):
+    assert main(small_run(2)) == 0
     for name in ("last", "best"):
         checkpoint = read_checkpoint(run / "checkpoints" / f"{name}.ckpt")
         entry = checkpoint["qam_lightning"]
         assert entry["method"] == "qam_lightning.methods.qam.QAM"
         assert entry["model"]["width"] == 8 and entry["model"]["tau"] == 1.0
-        environment = {"env": "cube-single", "dataset": "play", "task": 2, "sparse": False}
+        environment = {"env": ENV, "dataset": "play", "task": 1, "sparse": False}
         assert entry["environment"] == environment
         assert entry["config"] == (run / "config.yaml").read_text()
         assert len(entry["config_hash"]) == 16
@@ -89,12 +90,12 @@ def test_checkpoints_say_how_to_rebuild_the_method(cube_run, run):
         assert entry["run_dir"] == str(run)
 
 
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(cube_run, run, tmp_path):
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(small_run, run, tmp_path):
     whole = tmp_path / "whole"
-    assert main(cube_run(6, run_dir=whole)) == 0
-    assert main(cube_run(3)) == 0
+    assert main(small_run(6, run_dir=whole)) == 0
+    assert main(small_run(3)) == 0
     half = last(run)
-    assert main(cube_run(6, "--ckpt_path=last")) == 0
+    assert main(small_run(6, "--ckpt_path=last")) == 0
     one, two = last(whole), last(run)
     for key in ("state_dict", "optimizer_states", "counters", "global_step"):
         assert_same(one[key], two[key], key)
@@ -323,16 +324,16 @@ def test_the_step_size_decays_along_half_a_cosine_also_through_a_resume(small_ru
     assert step_size(run) == pytest.approx(0.005)
 
 
-def test_statistics_of_the_observations_are_the_datasets_and_stay(cube_run, run, dataset):
-    assert main(cube_run(1, "--model.standardize=true")) == 0
+def test_statistics_of_the_observations_are_the_datasets_and_stay(small_run, run, tiny_data):
+    assert main(small_run(1, "--model.standardize=true")) == 0
     first = last(run)["state_dict"]
-    with np.load(dataset / "cube-single-play-v0.npz") as data:
+    with np.load(tiny_data) as data:
         observations = data["observations"].astype(np.float64)
     mean, std = observations.mean(0), observations.std(0).clip(0.01)
     np.testing.assert_allclose(first["obs_norm.mean"], mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(first["obs_norm.std"], std, rtol=1e-5, atol=1e-6)
     half = ("--model.standardize=true", "--data.fraction=0.4", "--ckpt_path=last")
-    assert main(cube_run(2, *half)) == 0
+    assert main(small_run(2, *half)) == 0
     assert torch.equal(last(run)["state_dict"]["obs_norm.mean"], first["obs_norm.mean"])
 
 
