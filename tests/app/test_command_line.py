@@ -14,7 +14,7 @@ from qam_lightning.cli.reading import flat
 from qam_lightning.methods.base import Method
 from qam_lightning.util import arguments
 from qam_lightning.util.settings import DERIVED
-from tests.app.conftest import Parsing
+from tests.app.conftest import Parsing, small
 from tests.thinning import thinned
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -490,17 +490,18 @@ def test_a_trainers_setting_that_a_method_refuses_is_named(small_run, refused):
     )
 
 
-def test_a_missing_dataset_is_answered_in_one_line(cube_run, refused, tmp_path):
-    url = "http://127.0.0.1:9"  # nothing listens there
-    nowhere = [f"--data.directory={tmp_path / 'none'}", f"--data.base_url={url}"]
-    assert "generate" in refused(*cube_run(1, *nowhere))
+def test_a_missing_dataset_is_answered_in_one_line(refused, tmp_path):
+    nowhere = {"directory": tmp_path / "none", "base_url": "http://127.0.0.1:9"}  # nobody listens
+    assert "generate" in refused(*small(tmp_path / "run", 1, **nowhere))
 
 
 def test_generate_collects_and_refuses_to_overwrite(refused, tmp_path, capsys):
     size = ("--episodes=1", "--episode_steps=10", "--workers=1", f"--directory={tmp_path}")
-    assert main(["generate", "--env=cube-single", *size]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path / 'cube-single-play-v0-val.npz'}"
-    assert "exists already" in refused("generate", "--env=cube-single", *size)
+    command = ["generate", "--env=pointmaze-medium", "--dataset=navigate", *size]
+    assert main(command) == 0
+    written = tmp_path / "pointmaze-medium-navigate-v0-val.npz"
+    assert capsys.readouterr().out.splitlines()[-1] == str(written)
+    assert "exists already" in refused(*command)
 
 
 def test_a_method_without_an_offline_phase_is_refused_a_dataset(refused, small_run, tmp_path):
