@@ -48,6 +48,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
         running.shutdown()
 
 
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of a user, who need not log in."""
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+
+
 def log_in() -> None:
     """What a user does once, in a process of its own."""
     command = [sys.executable, "-m", "wandb", "login", "--no-verify", KEY]
@@ -116,8 +122,8 @@ def test_wandb_is_asked_for_its_key(found: str, monkeypatch: pytest.MonkeyPatch)
     assert _logged_in() == (found in ("login", "WANDB_API_KEY"))
 
 
+@pytest.mark.usefixtures("key")
 def test_an_online_run_that_resumes_is_one_run(server: WandbServer, tmp_path: Path) -> None:
-    log_in()
     log_steps(tmp_path, 100, 200, 300, mode="online")
     log_steps(tmp_path, 200, 300, 400, mode="online")  # killed after a checkpoint at step 100
     ((_, run),) = server.runs.items()
@@ -261,10 +267,10 @@ def sync(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
 # -- group, tags, and the artifact of a report ---------------------------------------------------
 
 
+@pytest.mark.usefixtures("key")
 def test_group_tags_and_name_reach_every_logger(
     small_run: Callable[..., list[str]], server: WandbServer, tmp_path: Path
 ) -> None:
-    log_in()
     labels = ("--log.group=smoke", "--log.tags=[qam, seed 0]", "--log.name=qam-0")
     theirs = (
         "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
@@ -317,10 +323,10 @@ def report(tmp_path: Path) -> Path:
     return tmp_path / "report"
 
 
+@pytest.mark.usefixtures("key")
 def test_a_report_is_uploaded_as_an_artifact(
     server: WandbServer, report: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log_in()
     monkeypatch.setenv("WANDB_RUN_ID", "training")
     address = upload_report(report, project="p", name="my study")
     ((identity, run),) = server.runs.items()
@@ -331,13 +337,13 @@ def test_a_report_is_uploaded_as_an_artifact(
     assert sorted(path.name for path in report.iterdir()) == ["figures", "index.html"]
 
 
+@pytest.mark.usefixtures("key")
 def test_a_study_labels_its_runs_and_uploads_its_report(
     small_run: Callable[..., list[str]],
     server: WandbServer,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    log_in()
     flags = small_run(2, "--method=fql", "--log.wandb=online")[1:]
     settings = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
     del settings["run_dir"]
