@@ -85,6 +85,7 @@ def quotable(folder: Path) -> set[str]:
         (DOCS / "results.md", "quickstart_seeds"),
         (DOCS / "results.md", "comparison"),
         (DOCS / "integrators.md", "integrator"),
+        (DOCS / "integrators.md", "integrator_t10"),
         (DOCS / "methods/bc.md", "clone_once"),
     ],
 )
