@@ -264,6 +264,7 @@ def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere(terminal, a_run):
         progress.on_train_batch_end(*a_run)
     assert ("━" in output.getvalue()) == terminal
     progress.on_train_end(*a_run)
+    progress.teardown(*a_run, "fit")
     assert "loss 0.5" in output.getvalue() and "success 35%" in output.getvalue()
     if not terminal:
         assert output.getvalue().count("\n") == 1

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from qam_lightning.cli.data import verify
-from qam_lightning.data import convert, datamodule, labels
+from qam_lightning.data import datamodule, labels, source
 from qam_lightning.data.batch import Batch
 from qam_lightning.data.chunks import ACTION_LIMIT
 from qam_lightning.data.datamodule import ChunkDataModule
@@ -309,8 +309,7 @@ def test_runs_started_at_once_label_once(scene, monkeypatch):
 
 def test_a_finished_store_is_never_written_to(scene, monkeypatch):
     data = load("scene", scene)
-    monkeypatch.setattr(convert, "making_alone", None)
-    monkeypatch.setattr(labels, "making_alone", None)
+    monkeypatch.setattr(source, "making_alone", None)
     before = {path: path.stat() for path in [scene, *scene.rglob("*")]}
     assert_same(load("scene", scene).batch_at(0), data.batch_at(0))
     for path, stat in before.items():
