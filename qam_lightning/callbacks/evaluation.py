@@ -83,7 +83,7 @@ class Evaluate(Callback):
             ArgumentError: an evaluation needs more memory than there is.
         """
         super().setup(trainer, pl_module, stage)
-        self._evaluated = None  # a fit that was interrupted left it
+        self._evaluated = None  # the fit before left it
         data = trainer.datamodule  # type: ignore[attr-defined]
         if stage != "fit":
             return

@@ -114,17 +114,17 @@ def _flags(parts: str, prefix: str) -> Iterator[str]:
             yield f"--{prefix}{name} {value}"
 
 
-def parsed(parser: "ArgumentParser", given: Sequence[str]) -> "Namespace":
+def parsed(parser: "ArgumentParser", given: list[str]) -> "Namespace":
     """Parse the flags of a command that reads no configuration file.
 
     Raises:
         UserError: in the words of `explain`.
     """
     try:
-        return parser.parse_args(list(given))
+        return parser.parse_args(given)
     except ParserError as error:
         flags = {option.lstrip("-") for option in parser._option_string_actions}
-        raise UserError(explain(error, Composition({}, list(given), {}), flags)) from error
+        raise UserError(explain(error, Composition({}, given, {}), flags)) from error
 
 
 def explain(error: Exception, given: Composition, options: Iterable[str]) -> str:

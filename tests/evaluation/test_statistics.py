@@ -8,6 +8,7 @@ import pytest
 
 from qam_lightning.evaluation.statistics import (
     over_seeds,
+    stratified_interval,
     summarize,
     t_interval,
     wilson_interval,
@@ -36,6 +37,18 @@ def test_wilson_bounds_solve_the_score_equation(successes, episodes):
 def test_wilson_refuses_impossible_counts(successes, episodes):
     with pytest.raises(ValueError, match="successes <= episodes"):
         wilson_interval(successes, episodes)
+
+
+QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 9: 2.262, 10: 2.228}
+QUANTILES |= {15: 2.131, 20: 2.086, 29: 2.045, 30: 2.042, 60: 2.000, 120: 1.980}
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), QUANTILES.items())
+def test_quantiles_of_students_t_are_those_of_tables(freedom, quantile):
+    values = np.arange(freedom + 1)
+    mean, _, high = stratified_interval([values])
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    assert (high - mean) / error == pytest.approx(quantile, abs=6e-4)
 
 
 def test_t_interval_is_mean_plus_minus_quantile_standard_errors():
