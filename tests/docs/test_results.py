@@ -86,6 +86,7 @@ def quotable(folder: Path) -> set[str]:
         (DOCS / "results.md", "comparison"),
         (DOCS / "integrators.md", "integrator"),
         (DOCS / "integrators.md", "integrator_t10"),
+        (DOCS / "integrators.md", "integrator_t10_same_tau"),
         (DOCS / "methods/bc.md", "clone_once"),
     ],
 )
