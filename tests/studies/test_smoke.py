@@ -22,7 +22,7 @@ def test_the_smoke_study_runs_and_is_reported(
     study = yaml.safe_load((STUDIES / "smoke.yaml").read_text())
     study["settings"]["trainer.max_steps"] = 6
     study["grid"]["seed"] = [0]
-    study["settings"]["evaluation"] |= {"every_n_steps": 3, "episodes": 1, "num_envs": 1}
+    study["settings"]["evaluation"] |= dict(every_n_steps=3, episodes=1, num_envs=1, workers=0)
     Path("smoke.yaml").write_text(yaml.safe_dump(study))
     assert main(["study", "run", "smoke.yaml", "--jobs", "2"]) == 0
     assert main(["study", "report", "smoke.yaml"]) == 0
