@@ -28,7 +28,7 @@ $(VENV)/.installed: $(VENV)/.runtime
 # In the order of the folders, else the files with few but long tests would come last.
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-test: install  ## run the tests, 8 to 9 minutes on two cores
+test: install  ## run the tests, 8 to 11 minutes on two cores
 	$(PYTEST)
 
 # make test-slow SHARDS=4 SHARD=1 runs the first quarter of them.
