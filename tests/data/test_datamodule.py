@@ -357,7 +357,9 @@ def test_the_store_can_be_elsewhere(scene):
 @pytest.mark.parametrize("memory", [1, 1 << 40])
 def test_of_a_set_larger_than_memory_only_what_is_needed_is_read(scene, monkeypatch, memory):
     monkeypatch.setattr(datamodule, "PHYSICAL_MEMORY", memory)
-    train = load("scene", scene).train
+    data = load("scene", scene)
+    assert data.batch_at(0).observations.shape == (256, 40)
+    train = data.train
     for array in (train._observations, train._actions, train._rewards, train._masks):
         # The system's word for random access.
         assert ("rr" in flags_of_mapping(array.data_ptr())) == (memory == 1)
